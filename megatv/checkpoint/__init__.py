@@ -1,0 +1,1 @@
+"""Checkpoints: atomic, verified state; conversion to and from other formats."""

@@ -1,0 +1,1 @@
+"""Data: videos become clips, clips become shards, shards become sequences and batches."""

@@ -1,0 +1,1 @@
+"""Evaluation: losses by source, video metrics, controllability."""

@@ -1,0 +1,1 @@
+"""Model: codec, U-Net and Mixture-of-Transformers; it knows no ranks."""

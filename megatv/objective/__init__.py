@@ -1,0 +1,1 @@
+"""Objectives: losses by training stage, returned as sums and counts."""

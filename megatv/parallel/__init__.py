@@ -1,0 +1,1 @@
+"""Parallelism: the process grid, tensor-parallel layers, pipeline stages."""

@@ -1,0 +1,1 @@
+"""Sampling: KV cache, sampler and the command line `python -m megatv.sample`."""
