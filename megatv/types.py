@@ -65,7 +65,8 @@ class Sequence:
         text_sees_chunks         int32 [T_i]: token j sees the first n clean chunks
     Chunks (N_i of them):
         chunk_sees_text          int32 [N_i]: chunk i sees the first n text tokens (its BOF included)
-        chunk_positions          int32 [N_i]: RoPE position of its first token; clean and noisy share it
+        clean_positions          int32 [N_i, P]: RoPE positions of the clean copy's tokens
+        noisy_positions          int32 [N_i, P]: of the noisy copy's (the same ones when `noisy_pos: shared`)
         clean, noisy, velocity   float32 [N_i, C, h, w]: clean input (noisy where flipped), x_t, x - eps
         clean_t, noisy_t         float32 [N_i]: the time that the U-Net is told for each copy
         chunk_loss               bool [N_i]: the flow loss counts here
@@ -78,7 +79,8 @@ class Sequence:
     text_positions: np.ndarray
     text_sees_chunks: np.ndarray
     chunk_sees_text: np.ndarray
-    chunk_positions: np.ndarray
+    clean_positions: np.ndarray
+    noisy_positions: np.ndarray
     clean: np.ndarray
     noisy: np.ndarray
     velocity: np.ndarray
