@@ -1,0 +1,70 @@
+"""A checkpoint as a model: what the sampler, the converter and the evaluation read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from megatv.checkpoint.store import CHECKPOINTS, Tensors, latest, verify
+from megatv.config import Config, config_from_dict
+from megatv.model.mot import MoT
+
+
+def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint directory and its meta record, from a checkpoint or from a run (its newest whole one).
+
+    Raises ValueError when there is none or the one named is damaged.
+    """
+    path = Path(path)
+    if (path / CHECKPOINTS).is_dir():
+        newest, skipped = latest(path)
+        if newest is None:
+            why = f" ({'; '.join(skipped)})" if skipped else ""
+            raise ValueError(f"{path}: no whole checkpoint in {CHECKPOINTS}/{why}; train first")
+        path = newest
+    return path, verify(path)
+
+
+def load_model(
+    path: str | Path,
+    weights: Literal["ema", "model", "auto"] = "auto",
+    device: torch.device | str = "cpu",
+) -> tuple[MoT, Config, dict[str, Any]]:
+    """Load a checkpoint (or a run's newest) as an fp32 MoT in eval mode, with its config and meta record.
+
+    weights  `ema` for the averaged weights, `model` for the trained ones, `auto`: averaged if saved.
+    Raises ValueError when the checkpoint is damaged or its tensors do not fit its config.
+    """
+    path, meta = find_checkpoint(path)
+    config = config_from_dict(meta["config"])
+    if weights == "auto":
+        weights = "ema" if any(name.startswith("ema") for name in meta["files"]) else "model"
+    tensors = Tensors(path, weights)
+    with torch.device("meta"):
+        model = MoT(config)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    check_shapes(tensors, shapes, path)
+    model = model.to_empty(device=device)
+    model.tie_embeddings()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
+    return model.eval(), config, meta
+
+
+def check_shapes(tensors: Tensors, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+    """Refuse a checkpoint that is not of this model; `shapes` holds the full shape of every parameter."""
+    missing = sorted(shapes.keys() - tensors.names())
+    if missing:
+        raise ValueError(
+            f"{path}: tensor {missing[0]} (and {len(missing) - 1} more) is missing; "
+            "the checkpoint is of another model: use the config beside it"
+        )
+    for name, shape in shapes.items():
+        if tensors.shape(name) != shape:
+            raise ValueError(
+                f"{path}: {name} has shape {list(tensors.shape(name))}, the model needs {list(shape)}; "
+                "the checkpoint is of another model: use the config beside it"
+            )

@@ -1,0 +1,202 @@
+"""Checkpoints on disk: atomic, verified, plain safetensors of full named tensors.
+
+RUN/checkpoints/step_00000200/
+    model, exp_avg, exp_avg_sq and (with EMA) ema .safetensors   full float32 tensors by global name
+    meta.json                                                    written last: step, config, file hashes
+
+A file may be split as NAME-00001-of-0000K.safetensors with NAME.safetensors.index.json (one part for each
+pipeline stage), as Hugging Face does. Everything is written into a temporary sibling, synced and renamed:
+a directory without the suffix `.tmp` is whole, or was damaged later, which `verify` finds by its hashes.
+This module knows no ranks: callers decide who writes which part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+FORMAT = 1
+META = "meta.json"
+CHECKPOINTS = "checkpoints"
+TEMPORARY = ".tmp"
+
+
+def checkpoint_dir(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies in a run directory."""
+    return run_dir / CHECKPOINTS / f"step_{step:08d}"
+
+
+def begin(final: Path) -> Path:
+    """Make the temporary sibling that will be renamed to `final`, clearing what a killed save left behind."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in final.parent.glob(f"*{TEMPORARY}"):
+        shutil.rmtree(leftover)
+    temporary = final.with_name(final.name + TEMPORARY)
+    temporary.mkdir()
+    return temporary
+
+
+def write_tensors(
+    path: Path, shapes: Mapping[str, Sequence[int]], tensors: Iterable[Tensor]
+) -> dict[str, int | str]:
+    """Stream float32 `tensors` (in the order of `shapes`) into one safetensors file and sync it.
+
+    Only one tensor is in memory at a time. Returns the file's `bytes` and `sha256` for the meta record.
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, shape in shapes.items():
+        size = 4 * int(torch.Size(shape).numel())
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in _pieces(struct.pack("<Q", len(text)) + text, shapes, tensors):
+            digest.update(piece)
+            file.write(piece)
+        written = file.tell()
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": written, "sha256": digest.hexdigest()}
+
+
+def _pieces(
+    head: bytes, shapes: Mapping[str, Sequence[int]], tensors: Iterable[Tensor]
+) -> Iterator[bytes | memoryview]:
+    yield head
+    for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
+        assert tuple(tensor.shape) == tuple(shape) and tensor.dtype == torch.float32, name
+        yield memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def part_name(kind: str, part: int, parts: int) -> str:
+    """File name of part 0..parts-1 of `kind` (`model`, `exp_avg`, ...)."""
+    return f"{kind}.safetensors" if parts == 1 else f"{kind}-{part + 1:05d}-of-{parts:05d}.safetensors"
+
+
+def write_index(directory: Path, kind: str, weight_map: Mapping[str, str]) -> dict[str, int | str]:
+    """Write NAME.safetensors.index.json of a split file; `weight_map` gives the part that holds a tensor."""
+    total = sum((directory / part).stat().st_size for part in set(weight_map.values()))
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(weight_map)}, indent=1)
+    _write_synced(directory / f"{kind}.safetensors.index.json", text)
+    return {"bytes": len(text.encode()), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def commit(temporary: Path, final: Path, meta: Mapping[str, Any], files: Mapping[str, Mapping]) -> None:
+    """Write meta.json, sync and rename: the checkpoint exists from here on, whole or not at all."""
+    record = {"format": FORMAT, **meta, "files": {name: dict(files[name]) for name in sorted(files)}}
+    _write_synced(temporary / META, json.dumps(record, indent=1))
+    _sync_directory(temporary)
+    if final.exists():  # the same step saved again after a resume from an older checkpoint
+        shutil.rmtree(final)
+    temporary.rename(final)
+    _sync_directory(final.parent)
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints."""
+    for old in _steps(run_dir)[:-keep]:
+        shutil.rmtree(old)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The meta record of a checkpoint directory; ValueError when there is none or it cannot be read."""
+    try:
+        meta = json.loads((path / META).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no checkpoint ({META} is missing); give a step_* directory") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path / META}: cannot be read ({error}); use an earlier checkpoint") from None
+    if meta.get("format") != FORMAT:
+        raise ValueError(f"{path}: checkpoint format {meta.get('format')} is not {FORMAT}; convert it first")
+    return meta
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Check every file of a checkpoint against its recorded size and sha256 and return the meta record.
+
+    Raises ValueError naming the file that is missing, truncated or changed.
+    """
+    meta = read_meta(path)
+    for name, record in meta["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise ValueError(f"{file}: missing; use an earlier checkpoint")
+        if file.stat().st_size != record["bytes"]:
+            raise ValueError(
+                f"{file}: {file.stat().st_size} bytes instead of {record['bytes']}; use an earlier checkpoint"
+            )
+        with file.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != record["sha256"]:
+                raise ValueError(f"{file}: content does not match its sha256; use an earlier checkpoint")
+    return meta
+
+
+def latest(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that verifies (or None), and why each newer one was passed over."""
+    skipped = []
+    for path in reversed(_steps(run_dir)):
+        try:
+            verify(path)
+        except ValueError as error:
+            skipped.append(str(error))
+        else:
+            return path, skipped
+    return None, skipped
+
+
+class Tensors:
+    """Named tensors of one kind (`model`, `ema`, `exp_avg`, `exp_avg_sq`), read one at a time."""
+
+    def __init__(self, directory: Path, kind: str) -> None:
+        index = directory / f"{kind}.safetensors.index.json"
+        if index.exists():
+            parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        else:
+            parts = [part_name(kind, 0, 1)]
+        self._files: dict[str, Any] = {}
+        for part in parts:
+            if not (directory / part).exists():
+                raise ValueError(f"{directory / part}: missing; the checkpoint holds no `{kind}` tensors")
+            file = safe_open(directory / part, framework="pt")
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    def names(self) -> set[str]:
+        """All tensor names."""
+        return set(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, without reading it."""
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[name].get_tensor(name)
+
+
+def _steps(run_dir: Path) -> list[Path]:
+    return sorted(p for p in (run_dir / CHECKPOINTS).glob("step_*") if p.suffix != TEMPORARY and p.is_dir())
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,163 @@
+"""What a run tells people: guarded entry points, rank-aware lines, metrics.jsonl, wandb, loss curves.
+
+Only rank 0 speaks and writes; the rank comes from the launcher's environment, so that this module knows no
+process groups. Nothing here touches the weights: a run without it would train the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+class RankError(ValueError):
+    """A user error that only this rank met (a damaged shard, say): printed by the rank itself."""
+
+
+def rank() -> int:
+    """Global rank of this process as its launcher says; 0 without a launcher."""
+    return int(os.environ.get("RANK", 0))
+
+
+def main_guard(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command-line entry point: ValueError becomes one `error:` line on stderr and exit code 2.
+
+    An error that all ranks share is printed by rank 0 alone; Ctrl-C exits with 130.
+    """
+    try:
+        code = main()
+    except ValueError as error:
+        if rank() == 0 or isinstance(error, RankError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def progress(iterable: Iterable[T], *, total: int | None = None, desc: str = "") -> Iterable[T]:
+    """A tqdm bar with the time left, on rank 0 and on a terminal only."""
+    return tqdm(iterable, total=total, desc=desc, disable=rank() != 0 or not sys.stderr.isatty())
+
+
+def say(line: str) -> None:
+    """Print one line from rank 0, above the progress bar if there is one."""
+    if rank() == 0:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+
+class RunLog:
+    """The record of one run: a line for people, metrics.jsonl for programs, wandb (offline) by option.
+
+    Only rank 0 makes one. Records of steps after `resume_step` (written by a run that died before its
+    next checkpoint) are dropped, so that the file reads like a run that was never interrupted.
+    """
+
+    def __init__(
+        self, run_dir: Path, *, resume_step: int, total_steps: int, wandb_config: dict | None = None
+    ):
+        self.path = run_dir / "metrics.jsonl"
+        _truncate(self.path, resume_step)
+        self._file = self.path.open("a")
+        self._bar = (
+            tqdm(total=total_steps, initial=resume_step, desc="train", unit="step")
+            if sys.stderr.isatty()
+            else None
+        )
+        self._wandb = _start_wandb(run_dir, wandb_config) if wandb_config is not None else None
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record (`step` and plain numbers) to metrics.jsonl and wandb."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+
+    def advance(self, step: int) -> None:
+        """Move the bar of a terminal to `step`."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        """Finish the bar and wandb."""
+        self._file.close()
+        if self._bar is not None:
+            self._bar.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def step_line(record: Mapping[str, Any], total_steps: int, seconds_left: float) -> str:
+    """The step line: losses by modality, gradient norm, learning rate, speed, data wait, time left."""
+    minutes, seconds = divmod(int(seconds_left), 60)
+    return (
+        f"step {record['step']}/{total_steps}  text {record['text_loss']:.4f}  "
+        f"video {record['video_loss']:.4f}  grad {record['grad_norm']:.3f}  lr {record['lr']:.2e}  "
+        f"{record['sequences_per_second']:.2f} seq/s  {record['tokens_per_second']:.0f} tok/s  "
+        f"data wait {100 * record['data_wait']:.1f}%  left {minutes}m{seconds:02d}s"
+    )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Records of a metrics.jsonl; a last line cut short by a crash is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def plot_losses(run_dir: Path) -> Path:
+    """Draw the training and validation losses by modality as RUN/losses.png and return its path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = read_metrics(run_dir / "metrics.jsonl")
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    for axis, name, unit in zip(axes, ("text", "video"), ("nats / token", "MSE of v"), strict=True):
+        for key, style in ((f"{name}_loss", "-"), (f"val_{name}_loss", "o"), (f"val_ema_{name}_loss", "s")):
+            points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
+            if points:
+                steps, values = zip(*points, strict=True)
+                axis.plot(steps, values, style, markersize=4, linewidth=1, label=key)
+        axis.set(xlabel="step", ylabel=unit, yscale="log", title=f"{name} loss")
+        axis.legend()
+    out = run_dir / "losses.png"
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)
+    return out
+
+
+def _truncate(path: Path, step: int) -> None:
+    if path.exists():
+        kept = [json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
+
+
+def _start_wandb(run_dir: Path, config: dict) -> Any:
+    import wandb
+
+    return wandb.init(
+        project="megatv",
+        dir=str(run_dir),
+        config=config,
+        mode=os.environ.get("WANDB_MODE", "offline"),
+        id=run_dir.resolve().name,
+        resume="allow",
+    )
