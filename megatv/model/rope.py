@@ -1,0 +1,46 @@
+"""Rotary position embedding: Llama's half-split layout with the Llama-3 scaling rule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from megatv.config import ModelConfig
+
+
+def inverse_frequencies(model: ModelConfig) -> Tensor:
+    """float64 [E/2]: radians per position of each rotated pair.
+
+    With `rope_scaling`, waves longer than original_context / low_freq_factor are slowed by `factor`, those
+    shorter than original_context / high_freq_factor are kept, and the ones between are blended linearly in
+    the number of turns (llama-models `models/llama3/model.py`, apply_scaling; factor 8 for Llama 3.1, 32
+    for 3.2).
+    """
+    exponent = torch.arange(0, model.head_dim, 2, dtype=torch.float64) / model.head_dim
+    frequencies = model.rope_theta**-exponent
+    rule = model.rope_scaling
+    if rule is None:
+        return frequencies
+    turns = rule.original_context * frequencies / (2 * math.pi)  # full waves within the original context
+    kept = (turns - rule.low_freq_factor) / (rule.high_freq_factor - rule.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / rule.factor)
+
+
+def rope_table(positions: Tensor, model: ModelConfig, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Cosines and sines of integer positions [...]: `dtype` [2, ..., E/2].
+
+    Angles are taken in fp64, since fp32 is off by up to 5e-4 rad at position 9,000; and from scratch, since
+    a buffer would be cast to bf16 along with the weights.
+    """
+    angles = positions[..., None].double() * inverse_frequencies(model).to(positions.device)
+    return torch.stack([angles.cos(), angles.sin()]).to(dtype)
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate the pairs (x[i], x[i + E/2]) of every head: x [..., H, E], table [2, ..., E/2] -> like x."""
+    cos, sin = table[..., None, :]
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
