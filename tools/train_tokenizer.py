@@ -1,0 +1,88 @@
+"""Train the toy world's BPE and write it as a tiktoken file.
+
+    python tools/train_tokenizer.py --out megatv/assets/toy_world.tiktoken
+
+The result is a function of this file and the toy world's words alone: it reproduces the shipped file byte for
+byte. Needs the `tokenizers` package (extra `dev`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+from pathlib import Path
+
+from megatv.data.tokenizer import TOY_PATTERN, TOY_WORLD_FILE
+from megatv.data.toy_world import ACTIONS, META_PROMPT, words
+from megatv.log import main_guard
+
+RANKS = 316
+"""256 bytes and all 60 merges that the corpus holds: every word of it becomes one token."""
+
+
+def corpus() -> list[str]:
+    """Every action line, and the meta-prompt."""
+    return [*map(words, ACTIONS), META_PROMPT]
+
+
+def train(texts: list[str], ranks: int) -> list[bytes]:
+    """Tokens in order of rank: the 256 bytes, then merges learned from `texts`."""
+    try:
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    except ImportError:
+        raise ValueError("training needs the package `tokenizers`: pip install 'megatv[dev]'") from None
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(TOY_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=ranks,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[],
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    byte_of = byte_alphabet()
+    tokens = [bytes([value]) for value in range(256)]
+    for left, right in json.loads(bpe.to_str())["model"]["merges"]:
+        tokens.append(bytes(byte_of[c] for c in left + right))
+    if len(tokens) != ranks or len(set(tokens)) != ranks:
+        raise ValueError(f"the texts gave {len(set(tokens))} tokens instead of {ranks}: ask for fewer ranks")
+    return tokens
+
+
+def byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in of every byte (openai/gpt-2 `src/encoder.py`, `bytes_to_unicode`), inverted."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    rest = [value for value in range(256) if value not in printable]
+    return {chr(v): v for v in printable} | {chr(256 + i): v for i, v in enumerate(rest)}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=TOY_WORLD_FILE, help="tiktoken file to write")
+    out = parser.parse_args().out
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: the folder {out.parent} does not exist; create it first")
+    tokens = train(corpus(), RANKS)
+    lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)]
+    temporary = out.with_name(out.name + ".tmp")
+    temporary.write_bytes(b"".join(lines))
+    os.replace(temporary, out)
+    print(f"wrote {len(tokens)} ranks to {out}")
+
+
+if __name__ == "__main__":
+    main_guard(main)
