@@ -57,21 +57,15 @@ def train(texts: list[str], ranks: int) -> list[bytes]:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-in of every byte (openai/gpt-2 `src/encoder.py`, `bytes_to_unicode`), inverted."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
+    """The byte behind each of GPT-2's printable stand-ins (openai/gpt-2 `src/encoder.py`, `bytes_to_unicode`)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [value for value in range(256) if value not in printable]
     return {chr(v): v for v in printable} | {chr(256 + i): v for i, v in enumerate(rest)}
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="Train the toy world's BPE; write it as a tiktoken file.")
     parser.add_argument("--out", type=Path, default=TOY_WORLD_FILE, help="tiktoken file to write")
     out = parser.parse_args().out
     if not out.parent.is_dir():

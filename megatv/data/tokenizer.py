@@ -1,8 +1,8 @@
 """Text to tokens: byte-pair encoding from a local tiktoken file, with four markers after its ranks.
 
 Special tokens follow the n ranks of the file: `<|bos|>` n, `<|eos|>` n+1, `<|bof|>` n+2, `<|eof|>` n+3.
-For Llama-3 (n = 128000) these are its begin_of_text, end_of_text and first two reserved tokens, which have the
-same ids in Meta's and in Hugging Face's vocabulary (llama-models `llama3/tokenizer.py`).
+For Llama-3 (n = 128000) these are its begin_of_text, end_of_text and first two reserved tokens, which have
+the same ids in Meta's and in Hugging Face's vocabulary (llama-models `llama3/tokenizer.py`).
 """
 
 from __future__ import annotations

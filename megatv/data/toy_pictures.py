@@ -60,6 +60,7 @@ _FLASH = (
     ".ffwf.f.........",
 )
 _INK = {
+    ".": (0, 0, 0),  # transparent
     "d": (25, 25, 30),
     "m": (110, 115, 125),
     "h": (150, 95, 45),
@@ -93,9 +94,7 @@ def _guns() -> tuple[np.ndarray, np.ndarray]:
     above = len(_FLASH)
     pictures = [(blank,) * (above + sink) + _GUN[: len(_GUN) - sink] for sink in LEVELS]
     pictures.append(_FLASH + _GUN)
-    ink = np.array(
-        [[[_INK.get(c, (0, 0, 0)) for c in line] for line in lines] for lines in pictures], np.uint8
-    )
+    ink = np.array([[[_INK[c] for c in line] for line in lines] for lines in pictures], np.uint8)
     opaque = np.array([[[c != "." for c in line] for line in lines] for lines in pictures])
     return opaque, ink
 

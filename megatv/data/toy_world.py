@@ -92,7 +92,7 @@ class Episode:
 
 
 def chunk_starts(frames: int) -> np.ndarray:
-    """First frame of every chunk of a video, and its end: int64 [chunks + 1] (0, 1, 5, .., 45, 49, 50, ..)."""
+    """First frame of every chunk, then the number of frames: int64 [chunks + 1], 0, 1, 5, .., 45, 49, 50, .."""
     starts = [f for f in range(frames) if f % GROUP_FRAMES == 0 or (f % GROUP_FRAMES) % TEMPORAL_FACTOR == 1]
     return np.array([*starts, frames], np.int64)
 
@@ -142,7 +142,7 @@ def simulate(seed: int, groups: int = 1) -> Episode:
 
 
 class Player:
-    """Semi-Markov: keeps a move and a turn for 1 to 3 chunks, and presses other keys when they have an effect."""
+    """Semi-Markov: keeps a move and a turn for 1 to 3 chunks; presses other keys when they have an effect."""
 
     DRAWS = ("move", "move_for", "turn", "turn_for", "jump", "shoot", "reload")
     JUMPS, SHOOTS, RELOADS, RELOADS_EMPTY = 0.15, 0.25, 0.05, 0.6
@@ -171,13 +171,8 @@ def words(action: Action) -> str:
 
     Keys, then mouse_x, mouse_y (always 0 here), left click, right click (always 0 here).
     """
-    pressed = (
-        ("w", action.move == 1),
-        ("s", action.move == -1),
-        ("space", action.jump),
-        ("r", action.reload),
-    )
-    keys = ", ".join(key for key, held in pressed if held) or "."
+    held = {"w": action.move == 1, "s": action.move == -1, "space": action.jump, "r": action.reload}
+    keys = ", ".join(key for key in held if held[key]) or "."
     return f"({keys}). {action.turn}, 0, {action.shoot}, 0."
 
 
