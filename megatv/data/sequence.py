@@ -1,0 +1,292 @@
+"""From an Example to one interleaved Sequence (TV2TV sections 2.1, 2.2 and 3.1).
+
+    BOS meta-caption | text_0 BOF [noisy_0 clean_0] EOF | text_1 BOF [noisy_1 clean_1] EOF | ... | EOS
+
+Text and chunks stand in order of time, and text comes before the chunk of the same time. A `Plan` holds the
+words and their places, `Plan.runs` turns it into the runs of text rows between the chunks, and a `Cursor`
+gives every row its RoPE position: training and sampling use these three, so both see the same sequence.
+Pure functions; all randomness comes from `megatv.data.noise`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from megatv.config import (
+    FPS,
+    GROUP_FRAMES,
+    GROUP_LATENTS,
+    LATENT_CHANNELS,
+    TEMPORAL_FACTOR,
+    Config,
+    SequenceConfig,
+)
+from megatv.data.noise import Draws
+from megatv.data.tokenizer import Tokenizer
+from megatv.types import IGNORE, Caption, Example, Sequence
+
+Ids = tuple[int, ...]
+
+
+def chunk_start_seconds(chunk: int) -> float:
+    """Start of latent frame `chunk`: frames 0, 1, 5, ..., 45, 49, 50, 54, ... at 16 frames a second.
+
+    Every 49-frame group is coded alone: its first latent holds one frame, the other twelve hold four.
+    """
+    group, inside = divmod(chunk, GROUP_LATENTS)
+    return (group * GROUP_FRAMES + max(0, (inside - 1) * TEMPORAL_FACTOR + 1)) / FPS
+
+
+def chunk_of_text(seconds: float) -> int:
+    """The chunk that text of this time stands before: the first that starts at or after it.
+
+    Times are rounded to the nearest frame first, so that a printed "4.63" means frame 74 (4.625 s).
+    """
+    group, frame = divmod(round(seconds * FPS), GROUP_FRAMES)
+    return group * GROUP_LATENTS + (1 + math.ceil((frame - 1) / TEMPORAL_FACTOR) if frame else 0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The text rows between two chunks. follows[j]: what comes next truly follows token j."""
+
+    ids: list[int]
+    follows: list[bool]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The words of a sequence and their places; token ids, markers left out.
+
+    prompt  segments before the video: the meta-caption's line, and for Think2V the whole plan
+    before  before[i]: text right before chunk i's BOF; there are as many chunks as entries
+    ends    the sequence is over after the last chunk (EOS)
+
+    () says that there is no text; None that there was some and it was dropped: it leaves no rows, and the
+    row before it bears no loss, because what follows there is not what follows in the data.
+    """
+
+    prompt: tuple[Ids | None, ...]
+    before: tuple[Ids | None, ...]
+    ends: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Text rows of the sequence: words, BOS, a BOF and an EOF for every chunk, EOS."""
+        words = sum(len(ids) for ids in self.prompt + self.before if ids is not None)
+        return 1 + words + 2 * len(self.before) + self.ends
+
+    def without_text(self) -> Plan:
+        """The text-free sequence of classifier-free guidance: markers stay, all words are dropped."""
+        return replace(self, prompt=(None,) * len(self.prompt), before=(None,) * len(self.before))
+
+    def first(self, chunks: int) -> Plan:
+        """The first `chunks` chunks and their text; a cut plan has no true end."""
+        return self if chunks == len(self.before) else Plan(self.prompt, self.before[:chunks])
+
+    def runs(self, tokenizer: Tokenizer) -> list[Run]:
+        """The sequence is runs[0], chunk 0, runs[1], chunk 1, ..., runs[N].
+
+        The first run opens with BOS, the others with EOF; all but the last close with BOF. BOF itself is never
+        followed truly: what comes after it is a chunk, and EOF is appended, never predicted (Transfusion has no
+        loss at its BOI either). The last EOF is followed truly only by EOS: a cut says nothing about the end.
+        """
+        runs = []
+        for index in range(len(self.before) + 1):
+            segments = list(self.prompt) if index == 0 else []
+            segments += self.before[index : index + 1]
+            run = Run([tokenizer.eof if index else tokenizer.bos], [True])
+            for ids in segments:
+                if ids is None:
+                    run.follows[-1] = False
+                else:
+                    run.ids.extend(ids)
+                    run.follows.extend([True] * len(ids))
+            runs.append(run)
+        for run in runs[:-1]:
+            run.ids.append(tokenizer.bof)
+            run.follows.append(False)
+        if self.ends:
+            runs[-1].ids.append(tokenizer.eos)
+            runs[-1].follows.append(False)
+        else:
+            runs[-1].follows[-1] = False
+        return runs
+
+
+def prompt_ids(tokenizer: Tokenizer, meta_caption: str) -> Ids:
+    """Tokens of the meta-caption: a line with its newline, so that later text follows by concatenation."""
+    return tuple(tokenizer.encode(meta_caption + "\n")) if meta_caption else ()
+
+
+def text_ids(tokenizer: Tokenizer, texts: Iterable[str]) -> Ids:
+    """Tokens of one text segment; texts of the same chunk (or of a Think2V plan) are joined by newlines."""
+    joined = "\n".join(texts)
+    return tuple(tokenizer.encode(joined)) if joined else ()
+
+
+def interleave(example: Example, tokenizer: Tokenizer, config: SequenceConfig) -> Plan:
+    """Put the example's words in their places, by `config.mode` (TV2TV figure 3).
+
+    tv2tv    the meta-caption, then every caption right before the first chunk at or after its time
+    think2v  the meta-caption, then all captions (`actions`) or the detailed one, before any chunk
+    t2v      the meta-caption only
+
+    Chunks that only repeat the last frame (`valid_latents`) are left out: what bears no loss and conditions
+    nothing needs no place.
+    """
+    chunks = example.valid_latents
+    spoken: list[list[Caption]] = [[] for _ in range(chunks)]
+    for caption in example.captions:
+        if (chunk := chunk_of_text(caption.start_seconds)) < chunks:
+            spoken[chunk].append(caption)
+    texts = [[caption.text for caption in captions] for captions in spoken]
+    prompt, before = [prompt_ids(tokenizer, example.meta_caption)], [Ids()] * chunks
+    if config.mode == "tv2tv":
+        before = [text_ids(tokenizer, group) for group in texts]
+    elif config.mode == "think2v" and config.think2v == "actions":
+        prompt.append(text_ids(tokenizer, [text for group in texts for text in group]))
+    elif config.mode == "think2v":
+        prompt.append(text_ids(tokenizer, [example.detailed_caption]))
+    return Plan(tuple(prompt), tuple(before), example.ends_clip)
+
+
+def drop_text(plan: Plan, draws: Draws, probability: float) -> Plan:
+    """Text dropout: all words of the sample with `probability`, else every segment alone with it.
+
+    The first is what guidance needs (a sequence without any text), the second the paper's dropout of x_i^txt.
+    """
+    whole, each = draws.text(len(plan.prompt) + len(plan.before))
+    if whole < probability:
+        return plan.without_text()
+    kept = [
+        _drop(ids) if u < probability else ids for ids, u in zip(plan.prompt + plan.before, each, strict=True)
+    ]
+    split = len(plan.prompt)
+    return replace(plan, prompt=tuple(kept[:split]), before=tuple(kept[split:]))
+
+
+def _drop(ids: Ids | None) -> Ids | None:
+    return None if ids else ids  # where nothing was said, nothing is dropped
+
+
+class Cursor:
+    """RoPE positions of one sequence, handed out row by row in order of time.
+
+    Text takes one position a token. A chunk takes P (`chunk_pos: raster`) or one (`single`); its copies share
+    them (`noisy_pos: shared`), or the noisy copy comes first and the clean one after it (`sequential`).
+    """
+
+    def __init__(self, config: SequenceConfig, tokens_per_chunk: int) -> None:
+        self.position = 0
+        offsets = np.arange(tokens_per_chunk, dtype=np.int32)
+        self._offsets = offsets if config.chunk_pos == "raster" else np.zeros_like(offsets)
+        self._extent = int(self._offsets[-1]) + 1
+        self._clean_after = self._extent if config.noisy_pos == "sequential" else 0
+
+    def text(self, count: int) -> np.ndarray:
+        """int32 [count]: positions of the next `count` text tokens."""
+        positions = np.arange(self.position, self.position + count, dtype=np.int32)
+        self.position += count
+        return positions
+
+    def chunk(self) -> tuple[np.ndarray, np.ndarray]:
+        """int32 [P] each: positions of the next chunk's (clean, noisy) tokens."""
+        noisy = self.position + self._offsets
+        clean = noisy + np.int32(self._clean_after)
+        self.position += self._extent + self._clean_after
+        return clean, noisy
+
+
+def build_sequence(
+    example: Example, tokenizer: Tokenizer, config: Config, *, seed: int, epoch: int, train: bool = True
+) -> Sequence:
+    """The sequence of `example` in this epoch; a pure function of its arguments.
+
+    Without `train` no text is dropped and no clean copy flipped; noise and times stay. Trailing chunks whose
+    text exceeds `config.text_rows_per_example` are left out whole, never cut. Raises ValueError when not even
+    the first chunk fits or the latents are not of the configured shape.
+    """
+    expected = (config.latents, LATENT_CHANNELS, config.latent_height, config.latent_width)
+    if example.latents.shape != expected:
+        raise ValueError(
+            f"sample {example.id}: latents are {example.latents.shape}, but the config's video section gives "
+            f"{expected}: use the width, height and groups that the shards were made with"
+        )
+    draws = Draws(seed, epoch, example.id)
+    plan = interleave(example, tokenizer, config.sequence)
+    if train:
+        plan = drop_text(plan, draws, config.sequence.text_dropout)
+    plan = _fit(plan, config.text_rows_per_example, example.id)
+    text, video = (
+        _text_rows(plan, tokenizer, config),
+        _chunks(example, len(plan.before), draws, config, train),
+    )
+    return Sequence(id=example.id, **text, **video)
+
+
+def _fit(plan: Plan, budget: int, sample: str) -> Plan:
+    for chunks in range(len(plan.before), 0, -1):
+        if (fitting := plan.first(chunks)).rows <= budget:
+            return fitting
+    raise ValueError(
+        f"sample {sample}: its text before the first chunk takes {plan.first(1).rows} rows with markers, but an "
+        f"example has {budget}: shorten the text or raise sequence.context_tokens"
+    )
+
+
+def _text_rows(plan: Plan, tokenizer: Tokenizer, config: Config) -> dict[str, np.ndarray]:
+    """Text rows, positions and visibility: a walk over the runs in order of time."""
+    cursor = Cursor(config.sequence, config.tokens_per_chunk)
+    runs = plan.runs(tokenizer)
+    text_positions, clean_positions, noisy_positions = [], [], []
+    for index, run in enumerate(runs):
+        text_positions.append(cursor.text(len(run.ids)))
+        if index < len(plan.before):
+            clean, noisy = cursor.chunk()
+            clean_positions.append(clean)
+            noisy_positions.append(noisy)
+    lengths = np.array([len(run.ids) for run in runs])
+    ids = np.concatenate([run.ids for run in runs]).astype(np.int64)
+    follows = np.concatenate([run.follows for run in runs])
+    return {
+        "text_ids": ids,
+        "text_targets": np.where(follows, np.roll(ids, -1), IGNORE),
+        "text_positions": np.concatenate(text_positions),
+        "text_sees_chunks": np.repeat(np.arange(len(runs), dtype=np.int32), lengths),
+        "chunk_sees_text": np.cumsum(lengths)[:-1].astype(np.int32),
+        "clean_positions": np.stack(clean_positions),
+        "noisy_positions": np.stack(noisy_positions),
+    }
+
+
+def _chunks(
+    example: Example, chunks: int, draws: Draws, config: Config, train: bool
+) -> dict[str, np.ndarray]:
+    """Both copies of every chunk, their times and the velocity (TV2TV eq. 2 and 15)."""
+    seq = config.sequence
+    drawn = [
+        draws.chunk(i, example.latents.shape[1:], mean=seq.timestep_mean, std=seq.timestep_std)
+        for i in range(chunks)
+    ]
+    x = example.latents[:chunks].astype(np.float32)
+    epsilon = np.stack([d.epsilon for d in drawn])
+    t = np.array([d.t for d in drawn], np.float32)
+    time = t[:, None, None, None]
+    noisy = time * x + (1 - time) * epsilon
+    flipped = np.array([train and d.flip < seq.clean_flip for d in drawn])
+    flipped[0] = False  # chunk 0 is the given picture at sampling time
+    chunk_loss = np.ones(chunks, bool)
+    chunk_loss[0] = seq.first_chunk_loss
+    return {
+        "clean": np.where(flipped[:, None, None, None], noisy, x),
+        "noisy": noisy,
+        "velocity": x - epsilon,
+        "clean_t": np.where(flipped, t, np.float32(1)),
+        "noisy_t": t,
+        "chunk_loss": chunk_loss,
+    }
