@@ -27,7 +27,7 @@ def pack(sequences: List[Sequence], config: Config) -> Batch:
     )
 
     def fill(name: str, capacity: int, shape: tuple[int, ...], dtype: type, padding: float) -> np.ndarray:
-        out = np.full((capacity, *shape), padding, dtype)
+        out: np.ndarray = np.full((capacity, *shape), padding, dtype)
         parts = [getattr(s, name) for s in sequences]
         np.concatenate(parts, out=out[: sum(map(len, parts))])
         return out

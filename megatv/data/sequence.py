@@ -27,7 +27,7 @@ from megatv.config import (
 )
 from megatv.data.noise import Draws
 from megatv.data.tokenizer import Tokenizer
-from megatv.types import IGNORE, Caption, Example, Sequence
+from megatv.types import IGNORE, Example, Sequence
 
 Ids = tuple[int, ...]
 
@@ -82,7 +82,7 @@ class Plan:
 
     def without_text(self) -> Plan:
         """The text-free sequence of classifier-free guidance: markers stay, all words are dropped."""
-        return replace(self, prompt=(None,) * len(self.prompt), before=(None,) * len(self.before))
+        return replace(self, prompt=tuple(map(_drop, self.prompt)), before=tuple(map(_drop, self.before)))
 
     def first(self, chunks: int) -> Plan:
         """The first `chunks` chunks and their text; a cut plan has no true end."""
@@ -91,30 +91,26 @@ class Plan:
     def runs(self, tokenizer: Tokenizer) -> list[Run]:
         """The sequence is runs[0], chunk 0, runs[1], chunk 1, ..., runs[N].
 
-        The first run opens with BOS, the others with EOF; all but the last close with BOF. BOF itself is never
-        followed truly: what comes after it is a chunk, and EOF is appended, never predicted (Transfusion has no
-        loss at its BOI either). The last EOF is followed truly only by EOS: a cut says nothing about the end.
+        The first run opens with BOS, the others with EOF; all but the last close with BOF. BOF is followed by
+        a chunk, and the EOF after that is appended, never predicted, so BOF has no target (nor has
+        Transfusion's BOI). The last EOF has one only at the true end: a cut says nothing about what follows.
         """
         runs = []
-        for index in range(len(self.before) + 1):
-            segments = list(self.prompt) if index == 0 else []
-            segments += self.before[index : index + 1]
+        last = len(self.before)
+        for index in range(last + 1):
             run = Run([tokenizer.eof if index else tokenizer.bos], [True])
-            for ids in segments:
+            for ids in (() if index else self.prompt) + self.before[index : index + 1]:
                 if ids is None:
                     run.follows[-1] = False
                 else:
                     run.ids.extend(ids)
                     run.follows.extend([True] * len(ids))
+            if index < last or self.ends:
+                run.ids.append(tokenizer.bof if index < last else tokenizer.eos)
+                run.follows.append(False)
+            else:
+                run.follows[-1] = False
             runs.append(run)
-        for run in runs[:-1]:
-            run.ids.append(tokenizer.bof)
-            run.follows.append(False)
-        if self.ends:
-            runs[-1].ids.append(tokenizer.eos)
-            runs[-1].follows.append(False)
-        else:
-            runs[-1].follows[-1] = False
         return runs
 
 
@@ -135,22 +131,29 @@ def interleave(example: Example, tokenizer: Tokenizer, config: SequenceConfig) -
     tv2tv    the meta-caption, then every caption right before the first chunk at or after its time
     think2v  the meta-caption, then all captions (`actions`) or the detailed one, before any chunk
     t2v      the meta-caption only
+    Raises ValueError when the detailed caption is wanted but absent.
 
     Chunks that only repeat the last frame (`valid_latents`) are left out: what bears no loss and conditions
     nothing needs no place.
     """
     chunks = example.valid_latents
-    spoken: list[list[Caption]] = [[] for _ in range(chunks)]
+    texts: list[list[str]] = [[] for _ in range(chunks)]
     for caption in example.captions:
-        if (chunk := chunk_of_text(caption.start_seconds)) < chunks:
-            spoken[chunk].append(caption)
-    texts = [[caption.text for caption in captions] for captions in spoken]
+        chunk = chunk_of_text(caption.start_seconds)
+        assert chunk >= 0, "shards refuse captions before the clip"
+        if chunk < chunks:
+            texts[chunk].append(caption.text)
     prompt, before = [prompt_ids(tokenizer, example.meta_caption)], [Ids()] * chunks
     if config.mode == "tv2tv":
         before = [text_ids(tokenizer, group) for group in texts]
     elif config.mode == "think2v" and config.think2v == "actions":
         prompt.append(text_ids(tokenizer, [text for group in texts for text in group]))
     elif config.mode == "think2v":
+        if not example.detailed_caption:
+            raise ValueError(
+                f"sample {example.id} has no detailed caption, which sequence.think2v detailed_caption needs: "
+                "add it to the shards, or use `think2v: actions`"
+            )
         prompt.append(text_ids(tokenizer, [example.detailed_caption]))
     return Plan(tuple(prompt), tuple(before), example.ends_clip)
 
@@ -163,9 +166,8 @@ def drop_text(plan: Plan, draws: Draws, probability: float) -> Plan:
     whole, each = draws.text(len(plan.prompt) + len(plan.before))
     if whole < probability:
         return plan.without_text()
-    kept = [
-        _drop(ids) if u < probability else ids for ids, u in zip(plan.prompt + plan.before, each, strict=True)
-    ]
+    segments = zip(plan.prompt + plan.before, each, strict=True)
+    kept = [_drop(ids) if u < probability else ids for ids, u in segments]
     split = len(plan.prompt)
     return replace(plan, prompt=tuple(kept[:split]), before=tuple(kept[split:]))
 
@@ -222,11 +224,11 @@ def build_sequence(
     if train:
         plan = drop_text(plan, draws, config.sequence.text_dropout)
     plan = _fit(plan, config.text_rows_per_example, example.id)
-    text, video = (
-        _text_rows(plan, tokenizer, config),
-        _chunks(example, len(plan.before), draws, config, train),
+    return Sequence(
+        id=example.id,
+        **_text_rows(plan, tokenizer, config),
+        **_chunks(example, len(plan.before), draws, config, train),
     )
-    return Sequence(id=example.id, **text, **video)
 
 
 def _fit(plan: Plan, budget: int, sample: str) -> Plan:
@@ -234,8 +236,8 @@ def _fit(plan: Plan, budget: int, sample: str) -> Plan:
         if (fitting := plan.first(chunks)).rows <= budget:
             return fitting
     raise ValueError(
-        f"sample {sample}: its text before the first chunk takes {plan.first(1).rows} rows with markers, but an "
-        f"example has {budget}: shorten the text or raise sequence.context_tokens"
+        f"sample {sample}: the text before and around the first chunk takes {plan.first(1).rows} text rows, but "
+        f"an example has {budget}: shorten the text or raise sequence.context_tokens"
     )
 
 
