@@ -24,6 +24,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, record: AttentionRecord) -> 
     by_shape: dict[tuple[int, ...], list[list[list[int]]]] = defaultdict(list)
     for extent in record.documents.tolist():
         by_shape[tuple(hi - lo for lo, hi in extent)].append(extent)
+    by_shape.pop((0, 0, 0), None)  # documents without a row
     for extents in by_shape.values():
         rows = torch.stack([torch.cat([torch.arange(lo, hi) for lo, hi in extent]) for extent in extents])
         rows = rows.to(q.device)  # [documents, length] rows of the packed row

@@ -151,8 +151,8 @@ def interleave(example: Example, tokenizer: Tokenizer, config: SequenceConfig) -
     elif config.mode == "think2v":
         if not example.detailed_caption:
             raise ValueError(
-                f"sample {example.id} has no detailed caption, which sequence.think2v detailed_caption needs: "
-                "add it to the shards, or use `think2v: actions`"
+                f"sample {example.id} has no detailed caption, which `think2v: detailed_caption` needs: add "
+                "it to the shards, or set sequence.think2v to actions"
             )
         prompt.append(text_ids(tokenizer, [example.detailed_caption]))
     return Plan(tuple(prompt), tuple(before), example.ends_clip)
@@ -236,8 +236,8 @@ def _fit(plan: Plan, budget: int, sample: str) -> Plan:
         if (fitting := plan.first(chunks)).rows <= budget:
             return fitting
     raise ValueError(
-        f"sample {sample}: the text before and around the first chunk takes {plan.first(1).rows} text rows, but "
-        f"an example has {budget}: shorten the text or raise sequence.context_tokens"
+        f"sample {sample}: the text up to its first chunk takes {plan.first(1).rows} rows, but an "
+        f"example has {budget} text rows: shorten the text or raise sequence.context_tokens"
     )
 
 

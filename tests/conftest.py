@@ -1,0 +1,53 @@
+"""Oracles that tests of several folders share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def mask_by_definition() -> Callable[..., np.ndarray]:
+    """The mask of a packed row, written from the paper's definition in order of time (TV2TV section 2.2)."""
+    return _mask_by_definition
+
+
+def _mask_by_definition(
+    documents: Sequence[str], *, text_rows: int, chunk_rows: int, chunks: int
+) -> np.ndarray:
+    """bool [S, S] in packed order, True where the query (row) sees the key (column).
+
+    A document is a word over {t, c}: text tokens and chunks in order of time. It is laid out as eq. 1 says
+    (a noisy copy right before its clean copy); then "text is causal, video is causal by chunks, and nothing
+    else ever sees a noisy chunk" is decided pair by pair.
+    """
+    tokens = []  # (document, kind, chunk or -1) in order of time
+    for number, word in enumerate(documents):
+        chunk = 0
+        for letter in word:
+            if letter == "t":
+                tokens.append((number, "text", -1))
+            else:
+                tokens += [(number, "noisy", chunk)] * chunk_rows + [(number, "clean", chunk)] * chunk_rows
+                chunk += 1
+
+    def sees(q: int, k: int) -> bool:
+        (q_document, q_kind, q_chunk), (k_document, k_kind, k_chunk) = tokens[q], tokens[k]
+        if q_document != k_document:
+            return False
+        if q_kind != "text" and (q_kind, q_chunk) == (k_kind, k_chunk):
+            return True  # one copy of one chunk, both ways
+        return k <= q and k_kind != "noisy"
+
+    row_of = {}  # token -> row of the packed order
+    starts = {"text": 0, "clean": text_rows, "noisy": text_rows + chunks * chunk_rows}
+    for kind, start in starts.items():
+        members = [i for i, token in enumerate(tokens) if token[1] == kind]
+        row_of |= {token: start + i for i, token in enumerate(members)}
+    mask = np.eye(text_rows + 2 * chunks * chunk_rows, dtype=bool)  # a padding row sees itself
+    for q in range(len(tokens)):
+        for k in range(len(tokens)):
+            mask[row_of[q], row_of[k]] = sees(q, k)
+    return mask
