@@ -54,6 +54,7 @@ def megatron_layers(tp: int) -> Layers:
     from megatron.core import ModelParallelConfig, parallel_state, tensor_parallel
 
     assert parallel_state.get_tensor_model_parallel_world_size() == tp
+    group = parallel_state.get_tensor_model_parallel_group()
 
     class ColumnLinear(tensor_parallel.ColumnParallelLinear):
         def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def megatron_layers(tp: int) -> Layers:
             perform_initialization=False,
             gradient_accumulation_fusion=False,
         )
-        return {"config": config, "init_method": nn.init.normal_}
+        return {"config": config, "init_method": nn.init.normal_, "tp_group": group}
 
     class MegatronLayers(Layers):
         def column_linear(self, inputs: int, outputs: int) -> nn.Module:
@@ -87,7 +88,7 @@ def megatron_layers(tp: int) -> Layers:
             return tensor_parallel.VocabParallelEmbedding(vocab, width, **settings())
 
         def fan_out(self, x: Tensor) -> Tensor:
-            return tensor_parallel.copy_to_tensor_model_parallel_region(x)
+            return tensor_parallel.copy_to_tensor_model_parallel_region(x, group=group)
 
         def vocab_cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
             counted = targets != IGNORE

@@ -1,0 +1,78 @@
+"""What a model costs: parameters by part, and the FLOPs of training on a packed row.
+
+FLOPs are those the model needs, not those a kernel spends: rows that are padding and pairs of rows that do
+not see each other count nothing, recomputation counts nothing. Divided by time and by the hardware's peak
+they are the model FLOPs utilisation (PaLM, Chowdhery et al. 2022, appendix B).
+
+    part         forward FLOPs                      because
+    tower        2 x matrix entries x rows          one multiply and one add an entry
+    attention    4 x layers x D x visible pairs     q k and the weighted v, D of them over all heads
+    head         2 x D x vocab x text rows
+    patcher      down for both copies of a chunk, up for the noisy one; counted by torch
+
+Training takes three times the forward: the backward makes two gradients where the forward made one product.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from megatv_kernels import AttentionRecord
+from torch.utils.flop_counter import FlopCounterMode
+
+from megatv.config import LATENT_CHANNELS, Config
+from megatv.model.mot import MoT
+
+
+@functools.lru_cache(maxsize=8)
+def _meta_model(config: Config) -> MoT:
+    with torch.device("meta"):
+        return MoT(config)
+
+
+def parameter_counts(config: Config) -> dict[str, int]:
+    """Parameters of each part; a tied table counts once. Their sum is the model's size."""
+    counts = dict.fromkeys(("text_tower", "video_tower", "vocabulary", "patcher", "norms_and_positions"), 0)
+    for name, parameter in _meta_model(config).named_parameters():
+        if name.startswith("blocks."):
+            part = "text_tower" if ".text." in name else "video_tower"
+        elif name.startswith(("embed.text.", "head.text.")):
+            part = "vocabulary"
+        elif name.startswith(("embed.down.", "head.up.")):
+            part = "patcher"
+        else:
+            part = "norms_and_positions"
+        counts[part] += parameter.numel()
+    return counts
+
+
+@functools.lru_cache(maxsize=8)
+def patcher_flops(config: Config) -> tuple[int, int]:
+    """Forward FLOPs of one copy of one chunk: (down, up)."""
+    model = _meta_model(config)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        x = torch.empty(1, LATENT_CHANNELS, config.latent_height, config.latent_width)
+        tokens, skips = model.embed.video(x, torch.empty(1))
+        down = counter.get_total_flops()
+        model.head.velocity(tokens, skips)
+    return down, counter.get_total_flops() - down
+
+
+def training_flops(config: Config, record: AttentionRecord) -> dict[str, int]:
+    """FLOPs by part of the forward and backward of one packed row, over the whole process grid."""
+    model = config.model
+    documents = record.documents.long()
+    text_rows, clean_rows, _ = (documents[..., 1] - documents[..., 0]).sum(0).tolist()
+    chunks = clean_rows // record.chunk_rows
+    key_value = model.kv_heads * model.head_dim
+    block = 2 * model.width * (model.width + key_value) + 3 * model.width * model.ffn
+    down, up = patcher_flops(config)
+    forward = {
+        "text_tower": 2 * model.layers * block * text_rows,
+        "video_tower": 2 * model.layers * block * 2 * clean_rows,
+        "attention": 4 * model.layers * model.width * record.live_pairs(),
+        "head": 2 * model.width * model.vocab * text_rows,
+        "patcher": chunks * (2 * down + up),
+    }
+    return {part: 3 * flops for part, flops in forward.items()}
