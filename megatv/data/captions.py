@@ -1,0 +1,151 @@
+"""Captions of videos as a JSONL file, read and checked line by line, and cut to the clips of a video.
+
+One line is one video (or its part from `start` on); times are seconds from there:
+    {"video": "match.mp4", "start": 0.0, "meta_caption": "A point is played.", "detailed_caption": "...",
+     "captions": [{"start": 0.0, "text": "She serves."}, {"start": 2.5, "text": "He returns."}]}
+`start` (0) and `detailed_caption` (empty) may be left out, and `captions` may be an empty list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatv.types import Caption
+
+
+@dataclass(frozen=True)
+class CaptionedVideo:
+    """One line of the file. where: `FILE line N`, for messages; caption times count from `start_seconds`."""
+
+    where: str
+    video: str
+    start_seconds: float
+    meta_caption: str
+    captions: tuple[Caption, ...]
+    detailed_caption: str
+
+
+def read_captions(path: str | Path) -> list[CaptionedVideo]:
+    """All lines of a captions file, in its order; blank lines are skipped.
+
+    Raises ValueError with file, line and remedy: malformed JSON, unknown or missing keys, values of another
+    kind, times that are negative or out of order, empty texts, the same video and start twice.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); give --captions a JSONL file in UTF-8") from None
+    videos: list[CaptionedVideo] = []
+    seen: dict[tuple[str, float], str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        video = _parse(line, f"{path} line {number}")
+        key = (video.video, video.start_seconds)
+        if key in seen:
+            raise ValueError(
+                f"{video.where}: '{video.video}' from {video.start_seconds:g} s on was described before "
+                f"({seen[key]}); merge the two lines or give another `start`"
+            )
+        seen[key] = video.where
+        videos.append(video)
+    if not videos:
+        raise ValueError(f"{path}: holds no lines; write one JSON object a line for every video")
+    return videos
+
+
+def check_duration(video: CaptionedVideo, seconds: float) -> None:
+    """Refuse captions (and a start) beyond the end of the video, which lasts `seconds`."""
+    if video.start_seconds >= seconds:
+        raise ValueError(
+            f"{video.where}: start {video.start_seconds:g} lies beyond the end of '{video.video}' "
+            f"({seconds:.2f} s); start earlier"
+        )
+    left = seconds - video.start_seconds
+    for index, caption in enumerate(video.captions):
+        if caption.start_seconds >= left:
+            raise ValueError(
+                f"{video.where}: captions[{index}] starts at {caption.start_seconds:g} s, beyond the end of "
+                f"the video ({left:.2f} s); correct its time or remove it"
+            )
+
+
+def clip_captions(captions: tuple[Caption, ...], start: float, seconds: float) -> tuple[Caption, ...]:
+    """The captions of the clip [start, start + seconds), with times from its beginning.
+
+    The caption in force when the clip begins (the latest before it, or all that share its time) is carried to
+    time 0, so that no clip begins without knowing what goes on. TV2TV trains on 98-frame crops of longer
+    captioned clips (section 4.1) and does not say what becomes of a caption that the crop cuts.
+    """
+    before = [c.start_seconds for c in captions if c.start_seconds <= start]
+    in_force = max(before, default=start)
+    return tuple(
+        Caption(max(0.0, caption.start_seconds - start), caption.text)
+        for caption in captions
+        if in_force <= caption.start_seconds < start + seconds
+    )
+
+
+_KEYS = ("video", "start", "meta_caption", "captions", "detailed_caption")
+
+
+def _parse(line: str, where: str) -> CaptionedVideo:
+    try:
+        tree = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: is not valid JSON ({error}); write one object on one line") from None
+    _check_keys(tree, _KEYS, ("video", "meta_caption", "captions"), where)
+    if not isinstance(tree["captions"], list):
+        raise ValueError(f'{where}: `captions` must be a list of {{"start": seconds, "text": words}}')
+    captions: list[Caption] = []
+    for index, item in enumerate(tree["captions"]):
+        place = f"{where}: captions[{index}]"
+        _check_keys(item, ("start", "text"), ("start", "text"), place)
+        caption = Caption(_seconds(item["start"], f"{place}.start"), _text(item["text"], f"{place}.text"))
+        if captions and caption.start_seconds < captions[-1].start_seconds:
+            raise ValueError(
+                f"{place} starts at {caption.start_seconds:g} s, before the one above it "
+                f"({captions[-1].start_seconds:g} s); put captions in order of time"
+            )
+        captions.append(caption)
+    detailed = tree.get("detailed_caption") or ""
+    return CaptionedVideo(
+        where=where,
+        video=_text(tree["video"], f"{where}: video"),
+        start_seconds=_seconds(tree.get("start", 0.0), f"{where}: start"),
+        meta_caption=_text(tree["meta_caption"], f"{where}: meta_caption"),
+        captions=tuple(captions),
+        detailed_caption=_text(detailed, f"{where}: detailed_caption") if detailed else "",
+    )
+
+
+def _check_keys(tree: Any, known: tuple[str, ...], needed: tuple[str, ...], where: str) -> None:
+    if not isinstance(tree, dict):
+        raise ValueError(f"{where}: must be an object with the keys {', '.join(needed)}")
+    for key in tree:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+            raise ValueError(f"{where}: unknown key '{key}'; {hint}")
+    for key in needed:
+        if key not in tree:
+            raise ValueError(f"{where}: key '{key}' is missing; add it")
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where} must be text that is not empty, got {json.dumps(value)}")
+    return value.strip()
+
+
+def _seconds(value: Any, where: str) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{where} must be a number of seconds, 0 or more, got {json.dumps(value)}")
+    return float(value)

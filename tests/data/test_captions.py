@@ -1,0 +1,110 @@
+"""Every fault of a captions file is one sentence with its line; clips keep what was being said."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatv.data.captions import check_duration, clip_captions, read_captions
+from megatv.types import Caption
+
+GOOD = {
+    "video": "a.mp4",
+    "meta_caption": "A game.",
+    "captions": [{"start": 0.0, "text": "She serves."}, {"start": 2.5, "text": "He returns."}],
+}
+
+
+def write(path, *lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def test_a_good_file_is_read(tmp_path):
+    more = {**GOOD, "start": 4, "detailed_caption": " Long. "}
+    first, second = read_captions(write(tmp_path / "c.jsonl", GOOD, "", more))
+    assert first.captions == (Caption(0.0, "She serves."), Caption(2.5, "He returns."))
+    assert (first.start_seconds, first.detailed_caption, first.meta_caption) == (0.0, "", "A game.")
+    assert (second.start_seconds, second.detailed_caption) == (4.0, "Long.")
+    assert second.where.endswith("c.jsonl line 3")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"video": "a.mp4", ', "is not valid JSON"),
+        ("[1, 2]", "must be an object with the keys video, meta_caption, captions"),
+        ({**GOOD, "caption": []}, "unknown key 'caption'; did you mean 'captions'"),
+        ({**GOOD, "zzz": 1}, "unknown key 'zzz'; known keys: video"),
+        ({"video": "a.mp4", "captions": []}, "key 'meta_caption' is missing"),
+        ({**GOOD, "video": 3}, "video must be text that is not empty, got 3"),
+        ({**GOOD, "meta_caption": "  "}, "meta_caption must be text"),
+        ({**GOOD, "captions": "none"}, "`captions` must be a list"),
+        ({**GOOD, "captions": [{"start": 1.0}]}, r"captions\[0\]: key 'text' is missing"),
+        (
+            {**GOOD, "captions": [{"start": -1.0, "text": "x"}]},
+            r"captions\[0\].start must be .* 0 or more, got -1.0",
+        ),
+        ({**GOOD, "captions": [{"start": "1", "text": "x"}]}, r'captions\[0\].start must be .* got "1"'),
+        ('{"video": "b", "meta_caption": "m", "captions": [{"start": NaN, "text": "x"}]}', "got NaN"),
+        (
+            {**GOOD, "captions": GOOD["captions"][::-1]},
+            r"captions\[1\] starts at 0 s, before the one above it \(2.5 s\)",
+        ),
+        ({**GOOD, "start": True}, "start must be a number of seconds"),
+        (GOOD, r"'a.mp4' from 0 s on was described before \(.*line 1\)"),
+    ],
+)
+def test_faults_are_named_with_their_line(tmp_path, line, message):
+    with pytest.raises(ValueError, match=rf"c\.jsonl line 3: .*{message}") as caught:
+        read_captions(write(tmp_path / "c.jsonl", GOOD, "", line))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_without_lines_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"c\.jsonl: holds no lines"):
+        read_captions(write(tmp_path / "c.jsonl", "", ""))
+    with pytest.raises(ValueError, match=r"none\.jsonl: cannot be read"):
+        read_captions(tmp_path / "none.jsonl")
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"bytes\.jsonl: cannot be read"):
+        read_captions(tmp_path / "bytes.jsonl")
+
+
+def test_captions_beyond_the_video_are_refused(tmp_path):
+    early, late = read_captions(write(tmp_path / "c.jsonl", GOOD, {**GOOD, "start": 8.0}))
+    check_duration(early, 2.6)
+    with pytest.raises(ValueError, match=r"line 1: captions\[1\] starts at 2.5 s, beyond .* \(2.50 s\)"):
+        check_duration(early, 2.5)
+    with pytest.raises(ValueError, match=r"line 2: captions\[1\] starts at 2.5 s, beyond .* \(2.00 s\)"):
+        check_duration(late, 10.0)
+    with pytest.raises(ValueError, match=r"line 2: start 8 lies beyond the end of 'a.mp4' \(8.00 s\)"):
+        check_duration(late, 8.0)
+
+
+def test_the_caption_in_force_is_carried_into_the_clip():
+    captions = (Caption(0, "a"), Caption(2, "b"), Caption(2, "c"), Caption(5, "d"), Caption(6, "e"))
+    assert clip_captions(captions, 0, 2) == (Caption(0, "a"),)
+    assert clip_captions(captions, 3, 3) == (Caption(0, "b"), Caption(0, "c"), Caption(2, "d"))
+    assert clip_captions(captions, 5, 3) == (Caption(0, "d"), Caption(1, "e"))
+    assert clip_captions(captions[3:], 1, 3) == ()
+
+
+@given(
+    times=st.lists(st.integers(0, 200).map(lambda i: i / 16), max_size=12).map(sorted),
+    length=st.integers(1, 60).map(lambda i: i / 16),
+)
+def test_consecutive_clips_say_everything_and_always_know_what_goes_on(times, length):
+    captions = tuple(Caption(time, str(i)) for i, time in enumerate(times))
+    clips = int(max(times, default=0) / length) + 1
+    said = set()
+    for k in range(clips):
+        clip = clip_captions(captions, k * length, length)
+        assert all(0 <= c.start_seconds < length for c in clip)
+        assert list(clip) == sorted(clip, key=lambda c: c.start_seconds)
+        if times and times[0] <= k * length:
+            spoken = [int(c.text) for c in clip if c.start_seconds == 0]
+            assert spoken[-1] == max(i for i, time in enumerate(times) if time <= k * length)
+        said |= {c.text for c in clip}
+    assert said == {c.text for c in captions}
