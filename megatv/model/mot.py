@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from megatv_kernels import AttentionRecord, attention, cached_attention
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from megatv.config import Config
 from megatv.model.rope import rope_table, rotate
@@ -88,7 +89,7 @@ class Block(nn.Module):
         self.video = Tower(config, layers)
 
     def forward(self, hidden: Tensor, rope: Tensor, record: AttentionRecord) -> Tensor:
-        """hidden [S, D], rope [2, S, E/2] from `rope_table`, -> hidden [S, D]."""
+        """hidden [S, D], rope [2, S, E] from `rope_table`, -> hidden [S, D]."""
         text, video = hidden.tensor_split([record.text_rows])
         q, k, v = (torch.cat(pair) for pair in zip(self.text.qkv(text), self.video.qkv(video), strict=True))
         attended = attention(rotate(q, rope), rotate(k, rope), v, record, backend=self.backend)
@@ -172,11 +173,17 @@ class MoT(nn.Module):
         hidden, skips = self.embed(batch)
         rope = self.rope(batch.positions, hidden.dtype)
         for block in self.blocks:
-            hidden = block(hidden, rope, batch.record)
+            hidden = self.run_block(block, hidden, rope, batch.record)
         return self.head(hidden, skips)
 
+    def run_block(self, block: nn.Module, hidden: Tensor, rope: Tensor, record: AttentionRecord) -> Tensor:
+        """One block; with activation checkpointing only its input is kept for the backward pass."""
+        if self.config.parallel.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, hidden, rope, record, use_reentrant=False)
+        return block(hidden, rope, record)
+
     def rope(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
-        """The rotation of every row, made once a forward: [2, ..., E/2], at least fp32."""
+        """The rotation of every row, made once a forward: [2, ..., E], at least fp32."""
         return rope_table(positions, self.config.model, torch.promote_types(dtype, torch.float32))
 
     def text_step(self, ids: Tensor, positions: Tensor, cache: Cache) -> Tensor:

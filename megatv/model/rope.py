@@ -30,17 +30,18 @@ def inverse_frequencies(model: ModelConfig) -> Tensor:
 
 
 def rope_table(positions: Tensor, model: ModelConfig, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Cosines and sines of integer positions [...]: `dtype` [2, ..., E/2].
+    """The rotation at integer positions [...], as `rotate` wants it: `dtype` [2, ..., E].
 
-    Angles are taken in fp64, since fp32 is off by up to 5e-4 rad at position 9,000; and from scratch, since
-    a buffer would be cast to bf16 along with the weights.
+    Row 0 holds (cos, cos), row 1 (-sin, sin), over the two halves of a head. Angles are taken in fp64, since
+    fp32 is off by up to 5e-4 rad at position 9,000; and from scratch, since a buffer would be cast to bf16
+    along with the weights.
     """
     angles = positions[..., None].double() * inverse_frequencies(model).to(positions.device)
-    return torch.stack([angles.cos(), angles.sin()]).to(dtype)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]).to(dtype)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate the pairs (x[i], x[i + E/2]) of every head: x [..., H, E], table [2, ..., E/2] -> like x."""
+    """Rotate the pairs (x[i], x[i + E/2]) of every head: x [..., H, E], table [2, ..., E] -> like x."""
     cos, sin = table[..., None, :]
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+    return (x * cos + x.roll(x.shape[-1] // 2, -1) * sin).to(x.dtype)
