@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Set everything up, then run the tests; arguments go to pytest, e.g. bash launch/test.sh -m "not slow".
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/setup.sh dev
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec pytest "$@"
