@@ -153,11 +153,6 @@ def _truncate(path: Path, step: int) -> None:
 def _start_wandb(run_dir: Path, config: dict) -> Any:
     import wandb
 
-    return wandb.init(
-        project="megatv",
-        dir=str(run_dir),
-        config=config,
-        mode=os.environ.get("WANDB_MODE", "offline"),
-        id=run_dir.resolve().name,
-        resume="allow",
-    )
+    os.environ.setdefault("WANDB_MODE", "offline")
+    name = run_dir.resolve().name
+    return wandb.init(project="megatv", dir=str(run_dir), config=config, id=name, resume="allow")

@@ -44,8 +44,7 @@ def load_model(
     tensors = Tensors(path, weights)
     with torch.device("meta"):
         model = MoT(config)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    check_shapes(tensors, shapes, path)
+    check_shapes(tensors, model, path)
     model = model.to_empty(device=device)
     model.tie_embeddings()
     with torch.no_grad():
@@ -54,17 +53,14 @@ def load_model(
     return model.eval(), config, meta
 
 
-def check_shapes(tensors: Tensors, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
-    """Refuse a checkpoint that is not of this model; `shapes` holds the full shape of every parameter."""
+def check_shapes(tensors: Tensors, model: MoT, path: Path) -> None:
+    """Refuse (ValueError) tensors that are not the whole `model`'s, which may be on the meta device."""
+    remedy = "the checkpoint is of another model: use the config beside it"
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     missing = sorted(shapes.keys() - tensors.names())
     if missing:
-        raise ValueError(
-            f"{path}: tensor {missing[0]} (and {len(missing) - 1} more) is missing; "
-            "the checkpoint is of another model: use the config beside it"
-        )
+        raise ValueError(f"{path}: lacks {missing[0]} and {len(missing) - 1} more tensors; {remedy}")
     for name, shape in shapes.items():
-        if tensors.shape(name) != shape:
-            raise ValueError(
-                f"{path}: {name} has shape {list(tensors.shape(name))}, the model needs {list(shape)}; "
-                "the checkpoint is of another model: use the config beside it"
-            )
+        found = tensors.shape(name)
+        if found != shape:
+            raise ValueError(f"{path}: {name} is {list(found)}, the model needs {list(shape)}; {remedy}")

@@ -78,7 +78,7 @@ def _pieces(
     yield head
     for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
         assert tuple(tensor.shape) == tuple(shape) and tensor.dtype == torch.float32, name
-        yield memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def part_name(kind: str, part: int, parts: int) -> str:

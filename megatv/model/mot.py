@@ -90,10 +90,11 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor, rope: Tensor, record: AttentionRecord) -> Tensor:
         """hidden [S, D], rope [2, S, E] from `rope_table`, -> hidden [S, D]."""
-        text, video = hidden.tensor_split([record.text_rows])
+        parts = [record.text_rows, len(hidden) - record.text_rows]
+        text, video = hidden.split(parts)
         q, k, v = (torch.cat(pair) for pair in zip(self.text.qkv(text), self.video.qkv(video), strict=True))
         attended = attention(rotate(q, rope), rotate(k, rope), v, record, backend=self.backend)
-        attended_text, attended_video = attended.tensor_split([record.text_rows])
+        attended_text, attended_video = attended.split(parts)
         return torch.cat([self.text.finish(text, attended_text), self.video.finish(video, attended_video)])
 
 
@@ -108,14 +109,13 @@ class Embed(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states [S, D] in packed order, and the noisy copies' skips [M, X]."""
-        latents = torch.cat([batch.clean, batch.noisy])
-        tokens, skips = self.video(latents, torch.cat([batch.clean_t, batch.noisy_t]))
-        hidden = torch.cat([self.text(batch.text_ids), tokens.flatten(0, 1)])
-        return hidden, skips[len(batch.clean) :]
+        latents, times = torch.cat([batch.clean, batch.noisy]), torch.cat([batch.clean_t, batch.noisy_t])
+        tokens, skips = self.video(latents, times, clean=len(batch.clean))
+        return torch.cat([self.text(batch.text_ids), tokens.flatten(0, 1)]), skips
 
-    def video(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents x [B, C, h, w] at times t [B] -> tokens [B, P, D], skips [B, X]."""
-        tokens, skips = self.down(x.to(self.position.dtype), t)
+    def video(self, x: Tensor, t: Tensor, clean: int = 0) -> tuple[Tensor, Tensor]:
+        """Latents x [B, C, h, w] at times t [B] -> tokens [B, P, D]; skips [B - clean, X] of the last ones."""
+        tokens, skips = self.down(x.to(self.position.dtype), t, clean)
         return tokens + self.position, skips
 
 
@@ -134,9 +134,8 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor, skips: Tensor) -> Output:
         """Only text rows get logits, only noisy rows go up; clean rows end here."""
-        noisy_rows = len(skips) * self.tokens_per_chunk
-        text = hidden[: len(hidden) - 2 * noisy_rows]
-        noisy = hidden[len(hidden) - noisy_rows :]
+        copy_rows = len(skips) * self.tokens_per_chunk
+        text, _, noisy = hidden.split([len(hidden) - 2 * copy_rows, copy_rows, copy_rows])
         return Output(self.logits(text), self.velocity(noisy.unflatten(0, (len(skips), -1)), skips))
 
     def logits(self, text: Tensor) -> Tensor:

@@ -1,0 +1,35 @@
+"""Train one YAML: `deepspeed launch/train.py --config RUN.yaml [section.key=value ...] [--resume ...]`.
+
+Works the same under `torchrun`, under `srun` (one task a rank) and as a plain single process.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from megatv.log import main_guard
+
+
+def main() -> None:
+    """Parse the command line, complete the launcher's environment and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="the run's YAML")
+    parser.add_argument(
+        "--resume", default="auto", help="auto (default): newest whole checkpoint; none; or a checkpoint"
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # injected by the launcher
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    args = parser.parse_intermixed_args()
+
+    from megatv.config import load_config
+    from megatv.parallel.environment import prepare
+
+    config = load_config(args.config, args.overrides)
+    device = prepare()
+    from megatv.train import train  # imports DeepSpeed, which must find its environment complete
+
+    train(config, args.resume, device)
+
+
+if __name__ == "__main__":
+    main_guard(main)

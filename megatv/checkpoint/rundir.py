@@ -1,0 +1,107 @@
+"""The run directory: one run, one config, one process group at a time.
+
+RUN/config.yaml      the resolved config; a resumed run must agree with it in everything that matters
+RUN/metrics.jsonl    one record a step
+RUN/checkpoints/     see `store`
+RUN/.lock            held (flock) by rank 0 while the run is alive; the kernel frees it however the run dies
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatv.checkpoint.store import CHECKPOINTS, checkpoint_dir, latest, read_meta, verify
+from megatv.config import Config, config_to_dict, load_config, save_config
+
+FREE = ("run.dir", "parallel", "checkpoint", "log", "sample", "attention")
+"""Keys that a resumed run may change: they say where, how fast and how loud, not what is computed."""
+
+
+@dataclass
+class RunDir:
+    """An opened run directory: its lock, and where to go on from.
+
+    checkpoint   the checkpoint to resume from, or None to start at step 0
+    notes        lines to tell the user (damaged checkpoints that were passed over)
+    """
+
+    path: Path
+    checkpoint: Path | None
+    notes: list[str]
+    lock: Any
+
+
+def open_run(config: Config, resume: str) -> RunDir:
+    """Create or reopen `run.dir` (rank 0 only). resume: `auto`, `none` or a checkpoint directory.
+
+    Raises ValueError when the directory cannot be written, is in use, holds a run that must not be touched,
+    or was made with a config that differs in something that matters.
+    """
+    path = Path(config.run.dir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise ValueError(f"run.dir {path}: cannot be written ({error.strerror}); choose another") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(f"run.dir {path}: another run is using it; wait for it or choose another") from None
+    checkpoint, notes = _choose(path, resume)
+    for source, record in _records(path, checkpoint):
+        _require_same(record, config_to_dict(config), source)
+    save_config(config, path / "config.yaml")
+    return RunDir(path, checkpoint, notes, lock)
+
+
+def _choose(path: Path, resume: str) -> tuple[Path | None, list[str]]:
+    if resume == "none":
+        for name in (CHECKPOINTS, "metrics.jsonl", "config.yaml"):
+            if (path / name).exists():
+                raise ValueError(
+                    f"run.dir {path}: holds a run already ({name}); use --resume auto to go on with it, "
+                    "or choose another directory"
+                )
+        return None, []
+    if resume == "auto":
+        checkpoint, skipped = latest(path)
+        return checkpoint, [f"checkpoint passed over: {why}" for why in skipped]
+    checkpoint = Path(resume)
+    step = verify(checkpoint)["step"]
+    newest, _ = latest(path)
+    if newest is not None and newest > checkpoint_dir(path, step):
+        raise ValueError(
+            f"run.dir {path}: has the newer checkpoint {newest.name}, which --resume {resume} would make "
+            "stale; use --resume auto or another run.dir"
+        )
+    return checkpoint, []
+
+
+def _records(path: Path, checkpoint: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    if (path / "config.yaml").exists():
+        yield path / "config.yaml", config_to_dict(load_config(path / "config.yaml"))
+    if checkpoint is not None:
+        yield checkpoint, read_meta(checkpoint)["config"]
+
+
+def _require_same(before: dict[str, Any], now: dict[str, Any], source: Path) -> None:
+    old, new = dict(_flat(before)), dict(_flat(now))
+    for key in sorted(old.keys() | new.keys()):
+        free = any(key == f or key.startswith(f"{f}.") for f in FREE)
+        if not free and old.get(key) != new.get(key):
+            raise ValueError(
+                f"{source}: {key} is {old.get(key)} there and {new.get(key)} now; set it back to go on with "
+                "this run, or start another one in a new run.dir"
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,143 @@
+"""The process grid: one tensor of ranks, from which every group of the run is cut.
+
+Ranks are laid out as [pp, dp, tp], tensor-parallel siblings next to each other. Megatron's and DeepSpeed's
+own ideas of the grid are derived from it and checked against it, never the other way round.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatv.config import Config
+from megatv.parallel.layers import Layers, megatron_layers
+
+
+def grid(world: int, tp: int, pp: int) -> Tensor:
+    """Ranks 0..world-1 as an int64 tensor [pp, dp, tp]; ValueError when tp * pp does not divide the world."""
+    if world % (tp * pp):
+        raise ValueError(
+            f"{world} processes cannot form a grid of parallel.tp {tp} x parallel.pp {pp}: "
+            f"start a multiple of {tp * pp} processes"
+        )
+    return torch.arange(world).view(pp, world // (tp * pp), tp)
+
+
+class Mesh:
+    """This process's place in the grid, and its groups.
+
+    tp, pp, dp                 sizes; tp_rank, pp_rank, dp_rank: this process's coordinates
+    tp_group, dp_group         tensor- and data-parallel siblings
+    model_group                all ranks that hold parts of the same replica (tp x pp)
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Build the groups; torch.distributed must be initialised. ValueError when the world does not fit."""
+        self.tp, self.pp = config.parallel.tp, config.parallel.pp
+        ranks = grid(dist.get_world_size(), self.tp, self.pp)
+        self.world = ranks.numel()
+        self.dp = ranks.shape[1]
+        self.rank = dist.get_rank()
+        self.pp_rank, self.dp_rank, self.tp_rank = (ranks == self.rank).nonzero()[0].tolist()
+        self.tp_ranks, self.tp_group = _group(ranks.reshape(-1, self.tp))
+        self.dp_ranks, self.dp_group = _group(ranks.transpose(1, 2).reshape(-1, self.dp))
+        _, self.model_group = _group(ranks.transpose(0, 1).reshape(self.dp, -1))
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this process computes the loss."""
+        return self.pp_rank == self.pp - 1
+
+    @property
+    def reports(self) -> bool:
+        """Whether this process's loss sums count: one of the tp siblings of the last stage."""
+        return self.is_last_stage and self.tp_rank == 0
+
+    def layers(self) -> Layers:
+        """The factory of the model's matrices for this grid; builds Megatron's groups when tp > 1."""
+        if self.tp == 1:
+            return Layers()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Megatron tells every rank about each optional package
+            from megatron.core import parallel_state
+
+        if not parallel_state.model_parallel_is_initialized():
+            parallel_state.initialize_model_parallel(self.tp, self.pp, create_gloo_process_groups=False)
+        theirs = {
+            "tensor": dist.get_process_group_ranks(parallel_state.get_tensor_model_parallel_group()),
+            "data": dist.get_process_group_ranks(parallel_state.get_data_parallel_group()),
+        }
+        ours = {"tensor": self.tp_ranks, "data": self.dp_ranks}
+        assert theirs == ours, f"Megatron's groups {theirs} are not the mesh's {ours}"
+        return megatron_layers(self.tp)
+
+    @contextmanager
+    def agreement(self) -> Iterator[None]:
+        """Run a check that may fail on one rank only: every rank then raises the first rank's ValueError."""
+        error = None
+        try:
+            yield
+        except ValueError as caught:
+            error = str(caught)
+        errors: list[str | None] = [None] * self.world
+        dist.all_gather_object(errors, error)
+        first = next((e for e in errors if e is not None), None)
+        if first is not None:
+            raise ValueError(first) from None
+
+
+class Mpu:
+    """The grid in the words that `deepspeed.initialize(mpu=...)` asks for."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+
+    def get_data_parallel_rank(self) -> int:
+        return self._mesh.dp_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._mesh.dp
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return self._mesh.dp_group
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return self._mesh.dp_ranks
+
+    def get_model_parallel_rank(self) -> int:
+        return self._mesh.tp_rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._mesh.tp
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return self._mesh.model_group
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+
+def initialize_distributed(device: torch.device) -> None:
+    """Join the other processes as the launcher's environment says: nccl on GPUs, gloo on CPUs."""
+    if dist.is_initialized():
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+
+
+def _group(rows: Tensor) -> tuple[list[int], dist.ProcessGroup]:
+    """Make a process group of every row (all ranks must take part) and return the row of this rank."""
+    mine = None
+    for row in rows.tolist():
+        group = dist.new_group(row)
+        if dist.get_rank() in row:
+            mine = (row, group)
+    assert mine is not None
+    return mine

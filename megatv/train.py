@@ -1,0 +1,307 @@
+"""The run, to be read aloud: build, resume, step, log, validate, save, stop."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import megatv
+from megatv.checkpoint import store
+from megatv.checkpoint.load import check_shapes
+from megatv.checkpoint.rundir import open_run
+from megatv.config import Config, config_to_dict
+from megatv.data.loader import Loader
+from megatv.data.shards import Shards
+from megatv.data.tokenizer import load_tokenizer
+from megatv.engine import MODEL, Engine, StepResult
+from megatv.health import SkippedSteps, StopSignal
+from megatv.log import RankError, RunLog, plot_losses, say, step_line
+from megatv.model.mot import MoT
+from megatv.optim import learning_rate
+from megatv.parallel.mesh import Mesh, initialize_distributed
+from megatv.types import Batch
+
+
+def train(config: Config, resume: str, device: torch.device) -> None:
+    """Train `config` to its last step, or until a stop signal. resume: `auto`, `none` or a checkpoint.
+
+    Raises ValueError (the same one on every rank) for anything that the user can put right.
+    """
+    initialize_distributed(device)
+    try:
+        mesh = Mesh(config)
+        Trainer(config, mesh, device, resume).run()
+        dist.barrier()  # a rank that leaves early takes the others' connections down with it
+    finally:
+        dist.destroy_process_group()
+
+
+class Trainer:
+    """One run on one process: its data, its engine, its record."""
+
+    def __init__(self, config: Config, mesh: Mesh, device: torch.device, resume: str) -> None:
+        self.config, self.mesh, self.device = config, mesh, device
+        self.run_dir = Path(config.run.dir)
+        with mesh.agreement():
+            self._open_data()
+        with mesh.agreement():
+            self.opened = open_run(config, resume) if mesh.rank == 0 else None
+        checkpoint, meta = self._agree_on_checkpoint()
+        self.start = self.done = meta["step"]
+        self.skipped = SkippedSteps(meta["skipped"])
+        self.engine = Engine(config, mesh, device, checkpoint, meta["updates"])
+        self._announce(checkpoint)
+
+    def run(self) -> None:
+        """Step until the last step or a stop signal; leave a checkpoint of where the run is."""
+        config = self.config
+        record = self._open_log()
+        with StopSignal() as signal:
+            batches = self.loader.iterate(self.done)
+            clock = Clock(config, self.done)
+            while self.done < config.run.steps:
+                micro_batches = self._next(batches)
+                clock.got_data()
+                lr = learning_rate(self.done, config.run.steps, config.optim)
+                result = self.engine.step(micro_batches, lr, lambda: signal.requested)
+                self.done += 1
+                self._log_step(record, clock, result, lr, micro_batches)
+                if _due(self.done, config.log.val_every):
+                    self._validate(record)
+                last = self.done == config.run.steps
+                if result.stop or last or _due(self.done, config.checkpoint.every):
+                    self._save()
+                if _due(self.done, config.log.preview_every):
+                    self._preview()
+                clock.start()
+                if result.stop:
+                    say(f"stopped by a signal after step {self.done}; --resume auto goes on from here")
+                    break
+        if record is not None:
+            record.close()
+            say(f"losses drawn in {plot_losses(self.run_dir)}")
+
+    def _open_data(self) -> None:
+        config, mesh = self.config, self.mesh
+        config.accumulation(mesh.dp)  # refuses a world that cannot share the batch
+        if config.log.preview_every and (mesh.tp > 1 or mesh.pp > 1 or config.parallel.zero == 3):
+            raise ValueError(
+                "previews need the whole model on one process: set log.preview_every to 0, or parallel.tp "
+                "and parallel.pp to 1 and parallel.zero to 2 or less"
+            )
+        self.tokenizer = load_tokenizer(config.tokenizer.path)
+        self.shards = Shards(config.data.train)
+        place: dict[str, Any] = {"dp_rank": mesh.dp_rank, "dp_size": mesh.dp}
+        self.loader = Loader(self.shards, self.tokenizer, config, **place)
+        self.val_batches: list[Batch] = []
+        if config.log.val_every:
+            if config.data.val is None:
+                raise ValueError("log.val_every needs data.val: give held-out shards, or set it to 0")
+            held_out = Loader(Shards(config.data.val), self.tokenizer, config, **place, train=False)
+            self.val_batches = held_out.validation(config.log.val_rows)
+
+    def _agree_on_checkpoint(self) -> tuple[Path | None, dict[str, Any]]:
+        """Rank 0's choice, on every rank, with its meta record (zeros for a fresh run)."""
+        chosen = [self.opened.checkpoint if self.opened else None]
+        dist.broadcast_object_list(chosen, device=self.device)
+        if chosen[0] is None:
+            return None, {"step": 0, "skipped": 0, "updates": 0}
+        with self.mesh.agreement():
+            with torch.device("meta"):
+                model = MoT(self.config)
+            check_shapes(store.Tensors(chosen[0], MODEL), model, chosen[0])
+            meta = store.read_meta(chosen[0])
+        return chosen[0], meta
+
+    def _announce(self, checkpoint: Path | None) -> None:
+        mesh, config = self.mesh, self.config
+        for note in self.opened.notes if self.opened else ():
+            say(note)
+        sizes = ", ".join(f"{k} {v}" for k, v in config.derived().items())
+        weights = sum(math.prod(s) for s in self.engine.shapes.values())
+        say(f"{config.run.dir}: {weights:,} weights on this stage; {sizes}")
+        say(
+            f"grid tp {mesh.tp} x pp {mesh.pp} x dp {mesh.dp}, zero {config.parallel.zero}, "
+            f"{config.precision} on {self.device.type}; "
+            + (f"resumed from {checkpoint}" if checkpoint else "fresh start")
+        )
+
+    def _open_log(self) -> RunLog | None:
+        if self.mesh.rank != 0:
+            return None
+        config = self.config
+        return RunLog(
+            self.run_dir,
+            resume_step=self.start,
+            total_steps=config.run.steps,
+            wandb_config=config_to_dict(config) if config.log.wandb else None,
+        )
+
+    def _next(self, batches: Any) -> list[Batch]:
+        try:
+            return next(batches)
+        except ValueError as error:
+            where = "; ".join(getattr(error, "__notes__", ()))
+            raise RankError(f"rank {self.mesh.rank}: {error}" + (f" ({where})" if where else "")) from None
+
+    def _log_step(
+        self, record: RunLog | None, clock: Clock, result: StepResult, lr: float, batches: list[Batch]
+    ) -> None:
+        ids = [] if result.applied else self.engine.suspects(batches)
+        message = self.skipped.count(self.done, result.applied, ids)
+        if message is not None:
+            say(message)
+        if record is None:
+            return
+        text, video = (s / max(c, 1.0) for s, c in zip(result.sums, result.counts, strict=True))
+        weights = self.config.objective
+        values = {
+            "step": self.done,
+            "loss": weights.text_weight * text + weights.video_weight * video,
+            "text_loss": text,
+            "video_loss": video,
+            "grad_norm": result.grad_norm,
+            "lr": lr,
+            "skipped": self.skipped.total,
+            "memory_gib": _peak_memory(self.device),
+            **clock.finish_step(),
+        }
+        record.write({k: v if math.isfinite(v) else None for k, v in values.items()})
+        record.advance(self.done)
+        if _due(self.done, self.config.log.every) or self.done == self.config.run.steps:
+            say(step_line({**values, **clock.window()}, self.config.run.steps, clock.seconds_left()))
+
+    def _validate(self, record: RunLog | None) -> None:
+        """Losses on the held-out rows, with the trained weights and, if there is one, their average."""
+        values = {f"val_{k}": v for k, v in self.engine.evaluate(self.val_batches).items()}
+        if self.config.optim.ema is not None:
+            with self.engine.averaged_weights():
+                averaged = self.engine.evaluate(self.val_batches)
+            values |= {f"val_ema_{k}": v for k, v in averaged.items()}
+        if record is None:
+            return
+        record.write({"step": self.done, **values})
+        shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if v is not None)
+        say(f"step {self.done}  {shown}")
+
+    def _save(self) -> None:
+        """Write one checkpoint: rank 0 makes the directory, one rank of each stage streams its weights."""
+        mesh, engine = self.mesh, self.engine
+        final = store.checkpoint_dir(self.run_dir, self.done)
+        temporary = store.begin(final) if mesh.rank == 0 else final.with_name(final.name + store.TEMPORARY)
+        dist.barrier()
+        writes = mesh.dp_rank == 0 and mesh.tp_rank == 0
+        files: dict[str, dict] = {}
+        for kind in engine.kinds:
+            name = store.part_name(kind, mesh.pp_rank, mesh.pp)
+            if writes:
+                files[name] = store.write_tensors(temporary / name, engine.shapes, engine.full(kind))
+            else:
+                for _ in engine.full(kind):
+                    pass
+        parts: list[Any] = [None] * mesh.world
+        dist.all_gather_object(parts, (mesh.pp_rank, files, list(engine.shapes)))
+        if mesh.rank == 0:
+            self._commit(temporary, final, parts)
+        dist.barrier()
+
+    def _commit(self, temporary: Path, final: Path, parts: list[tuple[int, dict, list[str]]]) -> None:
+        files = {name: entry for _, written, _ in parts for name, entry in written.items()}
+        if self.mesh.pp > 1:
+            stage_of = {name: stage for stage, _, names in parts for name in names}
+            for kind in self.engine.kinds:
+                places = {n: store.part_name(kind, s, self.mesh.pp) for n, s in stage_of.items()}
+                files[f"{kind}.safetensors.index.json"] = store.write_index(temporary, kind, places)
+        meta = {
+            "step": self.done,
+            "updates": self.done - self.skipped.total,
+            "skipped": self.skipped.total,
+            "config": config_to_dict(self.config),
+            "latent_stats": self.shards.stats.to_dict(),
+            "tokenizer": {"path": self.config.tokenizer.path, "vocab_size": self.tokenizer.vocab_size},
+            "megatv": megatv.__version__,
+        }
+        store.commit(temporary, final, meta, files)
+        store.prune(self.run_dir, self.config.checkpoint.keep)
+
+    def _preview(self) -> None:
+        """A contact sheet from the present (averaged, if there is an average) weights; rank 0 samples it."""
+        if self.config.optim.ema is None:
+            self._sample_preview()
+        else:
+            with self.engine.averaged_weights():
+                self._sample_preview()
+
+    def _sample_preview(self) -> None:
+        if self.mesh.rank != 0:
+            return
+        from megatv.sample.preview import preview
+
+        out = self.run_dir / f"preview_{self.done:08d}.png"
+        model = self.engine.model.eval()
+        preview(model, self.config, self.tokenizer, self.shards.stats, self.shards, out, self.done)
+        model.train()
+        say(f"step {self.done}  preview in {out}")
+
+
+class Clock:
+    """Where a run's time goes: data wait, steps, and how long the rest will take."""
+
+    def __init__(self, config: Config, done: int) -> None:
+        self._examples, self._done, self._steps = config.batch.examples, done, config.run.steps
+        self._tokens = config.rows_per_step * config.sequence.context_tokens
+        self._all: list[float] = []
+        self._window: list[tuple[float, float]] = []
+        self.start()
+
+    def start(self) -> None:
+        """The next step begins (validation, saving and previews are not part of a step)."""
+        self._begun = time.perf_counter()
+
+    def got_data(self) -> None:
+        """The step's batches are here."""
+        self._waited = time.perf_counter() - self._begun
+
+    def finish_step(self) -> dict[str, float]:
+        """Seconds, sequences/s, tokens/s (rows of the packed rows) and share of data wait of this step."""
+        seconds = time.perf_counter() - self._begun
+        self._done += 1
+        self._all.append(seconds)
+        self._window.append((seconds, self._waited))
+        return {"seconds": seconds, **self._speed(seconds, self._waited, 1)}
+
+    def window(self) -> dict[str, float]:
+        """The same means over the steps since the last call."""
+        seconds, waited = (sum(x) for x in zip(*self._window, strict=True))
+        steps = len(self._window)
+        self._window = []
+        return self._speed(seconds, waited, steps)
+
+    def seconds_left(self) -> float:
+        """Steps left times the median of the last 100 steps."""
+        recent = sorted(self._all[-100:])
+        return recent[len(recent) // 2] * (self._steps - self._done)
+
+    def _speed(self, seconds: float, waited: float, steps: int) -> dict[str, float]:
+        return {
+            "sequences_per_second": steps * self._examples / seconds,
+            "tokens_per_second": steps * self._tokens / seconds,
+            "data_wait": waited / seconds,
+        }
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _peak_memory(device: torch.device) -> float:
+    """GiB: the accelerator's peak allocation, or the process's peak resident size on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
