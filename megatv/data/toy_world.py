@@ -1,4 +1,4 @@
-"""The toy world: a first-person game whose every picture can be read back into its state.
+"""The toy world: a first-person game whose pictures can be read back into its state, exactly.
 
 It stands where CS:GO stands in TV2TV section 3: the controller's words are the text, the frames are the
 video. 32 x 32 pixels at 16 frames a second; one action is held for one chunk (one latent), that is for one
@@ -18,22 +18,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from megatv.config import FPS, GROUP_FRAMES, GROUP_LATENTS, TEMPORAL_FACTOR
-from megatv.data.toy_pictures import ARC, DEPTHS, RING, ROUNDS, TURN, render
+from megatv.data.toy_pictures import DEPTHS, LEVEL_OF_PHASE, RING, ROUNDS, TURN, Ints, render
 from megatv.types import Caption
 
 META_PROMPT = "A player jumps and shoots among pillars."
 
-PHASES = len(ARC)
+PHASES = len(LEVEL_OF_PHASE)
 """Phases of a jump or a reload: 0 at rest, then 1 to 8, one a frame."""
 FLASH_FRAMES = 2
-
-Ints = int | np.ndarray
-"""One value, or an integer array with one value for each of many worlds."""
 
 
 class Action(NamedTuple):
@@ -56,22 +53,22 @@ class Action(NamedTuple):
 
 
 class State(NamedTuple):
-    """The whole state behind one picture; fields may be arrays (then of equal shape).
+    """The whole state behind one picture; every field an integer array, all of the same shape.
 
     yaw 0..62 in steps of 2     depth 0 (far) .. 7     jump, reload 0..8 (phases)
     ammo 0..4 rounds            flash 0..2 (frames that the muzzle still flashes, this one included)
     """
 
-    yaw: Ints
-    depth: Ints
-    jump: Ints
-    ammo: Ints
-    reload: Ints
-    flash: Ints
+    yaw: np.ndarray
+    depth: np.ndarray
+    jump: np.ndarray
+    ammo: np.ndarray
+    reload: np.ndarray
+    flash: np.ndarray
 
-    def at(self, index: object) -> State:
-        """The same state with every (array) field indexed."""
-        return State(*(np.asarray(field)[index] for field in self))  # type: ignore[call-overload]
+    def at(self, index: Any) -> State:
+        """The same state with every field indexed."""
+        return State(*(field[index] for field in self))
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class Episode:
 
 
 def chunk_starts(frames: int) -> np.ndarray:
-    """First frame of every chunk, then the number of frames: int64 [chunks + 1], 0, 1, 5, .., 45, 49, 50, .."""
+    """First frame of every chunk (0, 1, 5, .., 45, 49, 50, ..), then `frames`: int64 [chunks + 1]."""
     starts = [f for f in range(frames) if f % GROUP_FRAMES == 0 or (f % GROUP_FRAMES) % TEMPORAL_FACTOR == 1]
     return np.array([*starts, frames], np.int64)
 
@@ -102,31 +99,27 @@ def step(state: State, action: Action, key_frame: bool | np.ndarray) -> State:
 
     All arguments may be arrays; they are broadcast together.
     """
-    yaw, depth, jump, ammo, reload, flash = (np.asarray(field) for field in state)
+    yaw, depth, jump, ammo, reload, flash = state
     ammo = np.where(reload == PHASES - 1, ROUNDS, ammo)
     jump = np.where(jump > 0, (jump + 1) % PHASES, 0)
     reload = np.where(reload > 0, (reload + 1) % PHASES, 0)
     flash = np.maximum(flash - 1, 0)
 
-    depth = np.clip(depth + action.move * np.asarray(key_frame), 0, DEPTHS - 1)
+    depth = np.minimum(np.maximum(depth + np.where(key_frame, action.move, 0), 0), DEPTHS - 1)
     jump = np.where((jump == 0) & (action.jump == 1) & key_frame, 1, jump)
     reload = np.where((reload == 0) & (action.reload == 1) & key_frame, 1, reload)
     fires = (reload == 0) & (ammo > 0) & (action.shoot == 1) & key_frame
     flash = np.where(fires, FLASH_FRAMES, np.where(reload > 0, 0, flash))
-    return State((yaw + action.turn) % RING, depth, jump, ammo - fires, reload, flash)
+    return State((yaw + action.turn) % RING, depth, jump, np.where(fires, ammo - 1, ammo), reload, flash)
 
 
 def simulate(seed: int, groups: int = 1) -> Episode:
     """Play `groups` x 49 frames. The episode is a function of (seed, groups) alone."""
     rng = np.random.Generator(np.random.Philox(seed))
-    state = State(
-        yaw=int(rng.random() * RING / TURN) * TURN,
-        depth=int(rng.random() * DEPTHS),
-        jump=0,
-        ammo=1 + int(rng.random() * ROUNDS),
-        reload=0,
-        flash=0,
+    yaw, depth, ammo = (
+        int(draw * n) for draw, n in zip(rng.random(3), (RING // TURN, DEPTHS, ROUNDS), strict=True)
     )
+    state = State(*np.array([TURN * yaw, depth, 0, 1 + ammo, 0, 0]))
     frames = groups * GROUP_FRAMES
     starts = chunk_starts(frames)
     draws = rng.random((groups * GROUP_LATENTS, len(Player.DRAWS)))
