@@ -57,7 +57,7 @@ def train(texts: list[str], ranks: int) -> list[bytes]:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The byte behind each of GPT-2's printable stand-ins (openai/gpt-2 `src/encoder.py`, `bytes_to_unicode`)."""
+    """The byte behind each printable stand-in (openai/gpt-2 `src/encoder.py`, `bytes_to_unicode`)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [value for value in range(256) if value not in printable]
     return {chr(v): v for v in printable} | {chr(256 + i): v for i, v in enumerate(rest)}
