@@ -1,0 +1,71 @@
+"""Sequences that grow side by side: a KV cache, and RoPE positions from the code that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatv.data.sequence import Cursor
+from megatv.model.mot import MoT
+from megatv.sample.cache import KVCache
+
+
+class Context:
+    """B sequences, every one with its own text length; chunks are written to all of them at once."""
+
+    def __init__(self, model: MoT, cache: KVCache, cursors: list[Cursor]) -> None:
+        self.model, self.cache, self.cursors = model, cache, cursors
+        self.device = cache.lengths.device
+
+    @classmethod
+    def empty(cls, model: MoT, rows: int, slots: int) -> Context:
+        """`rows` sequences without a token, with room for `slots` each."""
+        config, weight = model.config, model.embed.position
+        cache = KVCache.empty(config.model, rows, slots, device=weight.device, dtype=weight.dtype)
+        return cls(model, cache, [Cursor(config.sequence, config.tokens_per_chunk) for _ in range(rows)])
+
+    def rows(self, rows: slice) -> Context:
+        """Some of the sequences, shared with this context."""
+        return Context(self.model, self.cache.rows(rows), self.cursors[rows])
+
+    def restart(self, row: int) -> None:
+        """Forget all of one sequence."""
+        self.cache.lengths[row] = 0
+        self.cursors[row].position = 0
+
+    def text(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Append ids[b] (possibly none) to sequence b, all in one pass.
+
+        Returns the logits [B, V] after the last new token of each; those of rows without one mean nothing.
+        """
+        counts = [len(row) for row in ids]
+        padded = np.zeros((len(ids), max(1, *counts)), np.int64)
+        positions = np.zeros_like(padded)
+        for b, row in enumerate(ids):
+            padded[b, : counts[b]] = row
+            positions[b, : counts[b]] = self.cursors[b].text(counts[b])
+        logits = self.model.text_step(self._put(padded), self._put(positions), self.cache)
+        new = self._put(np.array(counts))
+        self.cache.lengths += new
+        return logits[torch.arange(len(ids), device=self.device), new - 1]
+
+    def chunk(self) -> tuple[Tensor, Tensor]:
+        """int64 [B, P] each: positions of the next chunk's (clean, noisy) tokens."""
+        clean, noisy = zip(*(cursor.chunk() for cursor in self.cursors), strict=True)
+        return self._put(np.stack(clean)), self._put(np.stack(noisy))
+
+    def velocity(self, x: Tensor, t: float, positions: Tensor) -> Tensor:
+        """float32 [B, C, h, w]: velocity of the noisy chunks x at time t; leaves no trace."""
+        times = torch.full((len(x),), t, device=self.device)
+        return self.model.chunk_step(x, times, positions, self.cache).float()
+
+    def write(self, x: Tensor, positions: Tensor) -> None:
+        """The clean pass: append the finished chunks x [B, C, h, w] at t = 1 (TV2TV section 2.3, step 4)."""
+        self.velocity(x, 1.0, positions)
+        self.cache.lengths += positions.shape[1]
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device, torch.int64)

@@ -1,0 +1,198 @@
+"""The sampler: think in words, act in pixels, chunk by chunk (TV2TV section 2.3).
+
+Before every chunk each sequence is in text mode: the model speaks until it says BOF. Then all sequences of
+the batch draw their chunk together: Gaussian noise, Euler steps against the KV cache, a clean pass at t = 1
+that writes the chunk into the cache, and EOF, which the sampler appends; its logits give the next word. Words
+and chunks that are there already (the user's, the given frame's, those kept by a sliding window) take the
+same path: known words are prefilled in one pass, known chunks skip the solver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatv.checkpoint.load import load_model
+from megatv.config import LATENT_CHANNELS, Config, SampleConfig
+from megatv.data.stats import LatentStats
+from megatv.data.tokenizer import Tokenizer, load_tokenizer
+from megatv.log import progress
+from megatv.model.codec import Codec, load_codec
+from megatv.model.mot import MoT
+from megatv.sample.context import Context
+from megatv.sample.draft import Draft
+from megatv.sample.request import Request, Result
+from megatv.sample.script import Script
+from megatv.sample.solver import draw_noise, euler, generator, guide, pick_tokens
+from megatv.sample.timeline import Window, plan_windows
+
+
+class Sampler:
+    """Makes videos with a model. Everything that it needs is given; `from_checkpoint` gathers it."""
+
+    def __init__(
+        self, model: MoT, config: Config, tokenizer: Tokenizer, codec: Codec, stats: LatentStats
+    ) -> None:
+        self.model, self.config, self.tokenizer = model, config, tokenizer
+        self.codec, self.stats = codec, stats
+        self.device = model.embed.position.device
+        sayable = torch.zeros(config.model.vocab, dtype=torch.bool, device=self.device)
+        sayable[: tokenizer.bos] = True  # all words; of the markers, BOS and EOF are never the model's to say
+        sayable[[tokenizer.bof, tokenizer.eos]] = True
+        self._unsayable = ~sayable
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        weights: Literal["ema", "model", "auto"] = "auto",
+    ) -> Sampler:
+        """A sampler from a checkpoint, or from a run's newest. Raises ValueError when anything is missing."""
+        model, config, meta = load_model(path, weights, device)
+        return cls(
+            model,
+            config,
+            load_tokenizer(config.tokenizer.path),
+            load_codec(config.codec, device),
+            LatentStats.from_dict(meta["latent_stats"], f"{path}: latent_stats"),
+        )
+
+    @torch.inference_mode()
+    def generate(
+        self, requests: Sequence[Request], settings: SampleConfig | None = None, desc: str = ""
+    ) -> list[Result]:
+        """Make all `requests` in one batch; what one of them yields does not depend on the others.
+
+        settings  solver steps, text temperature, guidance; the config's by default. `desc` names the progress
+        bar, without it there is none. Raises ValueError when a request does not fit the model.
+        """
+        settings = settings or self.config.sample
+        drafts = [self._draft(request) for request in requests]
+        chunks = max(draft.script.chunks for draft in drafts)
+        windows = plan_windows(chunks, self.config.video.groups)
+        steps = self._run(drafts, windows, settings)
+        for _ in progress(steps, total=sum(window.end for window in windows), desc=desc) if desc else steps:
+            pass
+        return [draft.result() for draft in drafts]
+
+    def encode(self, frames: np.ndarray) -> Tensor:
+        """Normalised latents [B, N, C, h, w] of uint8 frames [B, F, H, W, 3] that open a group."""
+        return self.stats.normalize(self.codec.encode(torch.from_numpy(frames))).to(self.device)
+
+    def _draft(self, request: Request) -> Draft:
+        """Check a request against the model and bring its given chunks into latents."""
+        video, config = self.config.video, self.config
+        given: list[Tensor] = []
+        if request.first_latents is not None:
+            shape = (LATENT_CHANNELS, config.latent_height, config.latent_width)
+            if (
+                request.first_latents.shape[1:] != shape
+                or not 1 <= len(request.first_latents) <= config.latents
+            ):
+                raise ValueError(
+                    f"first_latents have shape {request.first_latents.shape}: the model takes 1 to "
+                    f"{config.latents} latents of shape {shape}"
+                )
+            given = list(torch.from_numpy(request.first_latents).to(self.device, torch.float32))
+        elif request.first_image is not None:
+            image = request.first_image
+            if image.shape != (video.height, video.width, 3) or image.dtype != np.uint8:
+                raise ValueError(
+                    f"the first image is {image.dtype} {image.shape}: the model takes uint8 "
+                    f"({video.height}, {video.width}, 3); resize it"
+                )
+            given = list(self.encode(image[None, None])[0])
+        return Draft(request, Script(request, len(given), config, self.tokenizer), given, config)
+
+    def _run(self, drafts: list[Draft], windows: list[Window], settings: SampleConfig) -> Iterator[None]:
+        """Make all windows, or as many as there are until every sequence has ended."""
+        for window in windows:
+            if not all(draft.script.ended for draft in drafts):
+                yield from self._window(drafts, window, settings)
+
+    def _window(self, drafts: list[Draft], window: Window, settings: SampleConfig) -> Iterator[None]:
+        """Make one window of every video; yields after each chunk."""
+        rows, copies = len(drafts), 1 if settings.cfg == 1 else 2
+        recoded = self.encode(np.stack([d.frames[-1][-1:] for d in drafts]))[:, 0] if window.recoded else None
+        for row, draft in enumerate(drafts):
+            draft.open(window, None if recoded is None else recoded[row])
+        slots = self.config.text_rows_per_example + window.end * self.config.tokens_per_chunk
+        context = Context.empty(self.model, rows * copies, slots)
+        tokens = self.tokenizer
+        heads = [[tokens.bos, *draft.script.prompt] for draft in drafts]
+        # Guidance: every sequence has a text-free twin with BOS, BOF and EOF only, at positions of its own.
+        twins = [[tokens.bos]] * (rows * (copies - 1))
+        for chunk in range(window.end):
+            heads = self._speak(drafts, chunk, heads, context.rows(slice(rows)), settings.temperature)
+            context.text([[*ids, tokens.bof] for ids in heads + twins])
+            for draft, latent in zip(drafts, self._draw(drafts, chunk, context, settings), strict=True):
+                draft.add(chunk, latent)
+            heads, twins = ([[tokens.eof] for _ in part] for part in (heads, twins))
+            yield
+            if all(draft.script.ended for draft in drafts):
+                break
+        latents = self.stats.denormalize(torch.stack([draft.fresh() for draft in drafts]))
+        for draft, frames in zip(drafts, self.codec.decode(latents).cpu().numpy(), strict=True):
+            draft.frames.append(frames[1:] if window.recoded else frames)
+
+    def _speak(
+        self, drafts: list[Draft], chunk: int, heads: list[list[int]], context: Context, temperature: float
+    ) -> list[list[int]]:
+        """Text mode before a chunk, until every sequence is ready for BOF.
+
+        `heads` are the tokens that are not in the context yet; returns those that are not when it ends.
+        """
+        turns = [draft.script.turn(chunk) for draft in drafts]
+        said = [list(words) for words, _ in turns]
+        left = [room for _, room in turns]
+        cut = [False] * len(drafts)
+        pending = [head + words for head, words in zip(heads, said, strict=True)]
+        streams = [generator(draft.request.seed, draft.script.index(chunk), "text") for draft in drafts]
+        while active := [row for row, room in enumerate(left) if room]:
+            logits = context.text(pending)[active].masked_fill(self._unsayable, -torch.inf)
+            pending = [[] for _ in drafts]
+            tokens = pick_tokens(logits, temperature, [streams[row].random() for row in active])
+            for row, token in zip(active, tokens, strict=True):
+                left[row] -= 1
+                if token in (self.tokenizer.bof, self.tokenizer.eos):
+                    left[row] = 0
+                    drafts[row].script.ended |= token == self.tokenizer.eos
+                else:
+                    said[row].append(token)
+                    pending[row] = [token]
+                    cut[row] = not left[row]
+        for row, draft in enumerate(drafts):
+            words = draft.script.say(chunk, tuple(said[row]), cut=cut[row])
+            if words != tuple(said[row]):
+                context.restart(row)
+                pending[row] = [self.tokenizer.bos, *draft.script.prompt, *words]
+        return pending
+
+    def _draw(self, drafts: list[Draft], chunk: int, context: Context, settings: SampleConfig) -> Tensor:
+        """The next chunk of every video, float32 [B, C, h, w]: solved or known; then a clean pass."""
+        clean, noisy = context.chunk()
+        known = [draft.known(chunk) for draft in drafts]
+        copies = context.cache.lengths.shape[0] // len(drafts)
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            v = context.velocity(x.repeat(copies, 1, 1, 1), t, noisy)
+            return guide(v, settings.cfg) if copies == 2 else v
+
+        x = torch.from_numpy(np.stack([self._noise(draft, chunk) for draft in drafts])).to(self.device)
+        if any(latent is None for latent in known):
+            x = euler(velocity, x, settings.steps)
+        for row, latent in enumerate(known):
+            if latent is not None:
+                x[row] = latent
+        context.write(x.repeat(copies, 1, 1, 1), clean)
+        return x
+
+    def _noise(self, draft: Draft, chunk: int) -> np.ndarray:
+        shape = (LATENT_CHANNELS, self.config.latent_height, self.config.latent_width)
+        return draw_noise(draft.request.seed, draft.script.index(chunk), shape)

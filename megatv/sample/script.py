@@ -1,0 +1,172 @@
+"""The words of one request: whose turn it is to speak, what is said for whom, and how much room is left.
+
+Knows tokens and times, but no model: the sampler asks it before every chunk and tells it what was said.
+"""
+
+from __future__ import annotations
+
+from megatv.config import FPS, Config
+from megatv.data.sequence import Ids, Plan, prompt_ids, text_ids
+from megatv.data.tokenizer import Tokenizer
+from megatv.sample.request import ChunkWords, Request
+from megatv.sample.timeline import Window, chunk_starts, chunks_within, plan_windows
+
+
+class Script:
+    """chunks: length of the video; given: chunks that the request brings; transcript: grows chunk by chunk.
+
+    Raises ValueError when the request does not fit the model: its times, its mode or its text.
+    """
+
+    def __init__(self, request: Request, given: int, config: Config, tokenizer: Tokenizer) -> None:
+        self.mode = request.mode or config.sequence.mode
+        self.given, self.tokenizer = given, tokenizer
+        self.size, self.budget = config.latents, config.text_rows_per_example
+        self.lines_are_chunks = config.sequence.think2v == "actions"
+        if request.seconds is not None and not request.seconds > 0:
+            raise ValueError(f"seconds is {request.seconds:g}: a video must last longer than 0 seconds")
+        groups = config.video.groups
+        self.chunks = self.size if request.seconds is None else chunks_within(request.seconds, groups)
+        self.chunks = max(self.chunks, given)
+        windows = plan_windows(self.chunks, groups)
+        self.prompt = prompt_ids(tokenizer, request.prompt)
+        self.forced = self._place(request, chunk_starts(windows))
+        self._check_room(windows)
+        self.transcript: list[ChunkWords] = []
+        self.ended = False
+        self.words: list[Ids] = []
+        self.lines: list[str] = []
+        self.all_lines: list[str] = []
+
+    def _place(self, request: Request, starts: list[float]) -> dict[int, str]:
+        """Chunk of the video -> the user's words for it; times count in whole frames, as in training."""
+        forced: dict[int, str] = {}
+        for intervention in request.interventions:
+            if self.mode == "t2v":
+                raise ValueError(
+                    f"intervention '{intervention.text}': a t2v model has no words to change; sample from a "
+                    "tv2tv or think2v model"
+                )
+            frame = round(intervention.seconds * FPS)
+            chunk = next((k for k, s in enumerate(starts) if s * FPS >= frame and k >= self.given), None)
+            if frame < 0 or chunk is None:
+                raise ValueError(
+                    f"intervention at {intervention.seconds:g} s is outside the video, whose last chunk "
+                    f"starts at {starts[-1]:g} s: choose another time or ask for more seconds"
+                )
+            if chunk in forced:
+                raise ValueError(
+                    f"interventions '{forced[chunk]}' and '{intervention.text}' both fall on the chunk at "
+                    f"{starts[chunk]:g} s; give them times at least a chunk apart"
+                )
+            forced[chunk] = intervention.text
+        return forced
+
+    def _check_room(self, windows: list[Window]) -> None:
+        """Refuse text that no window can hold, before any work is done."""
+        need = self._rows([()] * self.size)
+        if need > self.budget:
+            raise ValueError(
+                f"the prompt takes {len(self.prompt)} tokens, but the model's sequences have room for "
+                f"{self.budget - need + len(self.prompt)}: shorten the prompt"
+            )
+        for window in windows:
+            first = window.first - window.kept
+            need = self._rows([self._forced_ids(first + i) for i in range(self.size)])
+            if need > self.budget:
+                raise ValueError(
+                    f"the interventions from {window.start_seconds:g} s on take {need - self.budget} tokens "
+                    "more than the model's sequences have room for: shorten them or use fewer"
+                )
+
+    def _rows(self, words: list[Ids]) -> int:
+        return Plan((self.prompt,), tuple(words), ends=True).rows
+
+    def _forced_ids(self, chunk: int) -> Ids:
+        return text_ids(self.tokenizer, [self.forced[chunk]]) if chunk in self.forced else ()
+
+    def open(self, window: Window) -> None:
+        """Start a window. Its kept chunks keep their words; a plan keeps its lines from there on."""
+        self.window = window
+        self.words = [()] if window.recoded else self.words[len(self.words) - window.kept :]
+        if self.lines_are_chunks:
+            self.lines = self.lines[self.size - window.kept :]
+
+    def index(self, chunk: int) -> int:
+        """Place in the video of a chunk of the window."""
+        return self.window.first - self.window.kept + chunk
+
+    def turn(self, chunk: int) -> tuple[Ids, int]:
+        """Words that surely stand before this chunk of the window, and how many tokens the model may add."""
+        index = self.index(chunk)
+        if self.mode == "think2v":
+            if chunk or self.ended:
+                return (), 0
+            if not self.lines_are_chunks:
+                return text_ids(self.tokenizer, self.lines), 0 if self.lines else self._room(0)
+            kept = text_ids(self.tokenizer, [*self.lines, ""] if self.lines else [])
+            return kept, max(0, self._room(0) - len(kept))
+        if chunk < self.window.kept:
+            return self.words[chunk], 0
+        if index in self.forced:
+            return self._forced_ids(index), 0
+        silent = self.mode == "t2v" or self.ended or not self.given <= index < self.chunks
+        return (), 0 if silent else self._room(chunk)
+
+    def say(self, chunk: int, ids: Ids, *, cut: bool) -> Ids:
+        """Note the words before this chunk of the window; return those that must stand there.
+
+        Only a Think2V plan is ever changed: the user's words replace the plan's line of their chunk (TV2TV
+        section 3.3), or are added to a plan that has no such line.
+        """
+        index = self.index(chunk)
+        if self.mode == "think2v" and chunk == 0 and not self.ended:
+            ids = self._plan(ids)
+        self.words[chunk : chunk + 1] = [ids]
+        if self.window.kept <= chunk and index < self.chunks and not self.ended:
+            self.transcript.append(self._entry(chunk, ids, cut))
+        return ids
+
+    def plan(self) -> str:
+        """The whole Think2V plan, interventions included."""
+        return "\n".join(self.all_lines)
+
+    def text_tokens(self) -> int:
+        """Tokens of all words after the prompt."""
+        return sum(len(self.tokenizer.encode(text)) for text in (self.plan(), *self._chunk_texts()))
+
+    def _chunk_texts(self) -> list[str]:
+        return [] if self.mode == "think2v" else [words.text for words in self.transcript]
+
+    def _room(self, chunk: int) -> int:
+        """Tokens that the model may say here: all that is left for a plan, else half of what is left.
+
+        The window's markers and the user's words, up to the end of the next window, are set aside first. The
+        half keeps a model that never stops from leaving the later chunks without words.
+        """
+        later = range(self.index(chunk), self.index(0) + 2 * self.size)
+        reserved = sum(len(self._forced_ids(k)) + 1 for k in later if k in self.forced)
+        left = self.budget - self._rows(self.words[:chunk] + [()] * (self.size - chunk)) - reserved
+        return max(0, left) // (1 if self.mode == "think2v" else min(2, self.size - chunk))
+
+    def _plan(self, ids: Ids) -> Ids:
+        """Split a plan into lines, put the user's in and return its tokens."""
+        kept, first = len(self.lines), self.index(0)
+        self.lines = self.tokenizer.decode(list(ids)).split("\n") if ids else []
+        edits = {
+            k - first: text for k, text in self.forced.items() if self.window.first <= k < first + self.size
+        }
+        for line, text in sorted(edits.items()):
+            self.lines[line : line + 1] = [text]
+        self.all_lines += self.lines[kept:]
+        return text_ids(self.tokenizer, self.lines) if edits else ids
+
+    def _entry(self, chunk: int, ids: Ids, cut: bool) -> ChunkWords:
+        index, start = self.index(chunk), self.window.starts()[chunk]
+        if index in self.forced:
+            return ChunkWords(start, self.forced[index], "forced")
+        if self.mode == "think2v":
+            text = self.lines[chunk] if self.lines_are_chunks and chunk < len(self.lines) else ""
+        else:
+            text = self.tokenizer.decode(list(ids))
+        return ChunkWords(start, text, "given" if index < self.given else "own", cut)

@@ -1,0 +1,76 @@
+"""A tiny random model and everything else that a sampler needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatv.config import CodecConfig, load_config
+from megatv.data.stats import LatentStats
+from megatv.model.codec import load_codec
+from megatv.model.mot import MoT
+from megatv.sample.sampler import Sampler
+
+TOY = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml")
+
+
+class Letters:
+    """A token is a letter, so that what the model says encodes back to the same tokens."""
+
+    words = "abcdefghij .\n"
+    bos, eos, bof, eof = range(len(words), len(words) + 4)
+    vocab_size = len(words) + 4
+
+    def encode(self, text: str) -> list[int]:
+        return [self.words.index(letter) for letter in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(self.words[i] for i in ids)
+
+
+@pytest.fixture(scope="session")
+def make_sampler() -> Callable[..., Sampler]:
+    return _make_sampler
+
+
+def _make_sampler(
+    mode="tv2tv", groups=1, text_rows=90, bof_bias=1.2, eos=False, dtype=torch.float32, **sequence
+) -> Sampler:
+    """2 tokens a chunk, two layers, two query heads to a key head; it says BOF more often than any letter.
+
+    `eos`: whether it may end a sequence of its own accord.
+    """
+    tokenizer = Letters()
+    config = dataclasses.replace(
+        TOY,
+        video=dataclasses.replace(TOY.video, width=32, height=16, groups=groups),
+        codec=CodecConfig("dct"),
+        sequence=dataclasses.replace(
+            TOY.sequence,
+            mode=mode,
+            examples_per_row=1,
+            context_tokens=2 * 13 * groups * 2 + text_rows,
+            clean_flip=0.0,
+            **sequence,
+        ),
+        model=dataclasses.replace(
+            TOY.model, layers=2, width=32, ffn=48, kv_heads=2, vocab=20, unet_channels=(16, 32)
+        ),
+        sample=dataclasses.replace(TOY.sample, steps=2, temperature=1.0),
+    )
+    torch.manual_seed(0)
+    model = MoT(config).to(dtype).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.15)
+    head = model.head.text
+    bias = torch.zeros(config.model.vocab)
+    bias[tokenizer.bof] = bof_bias
+    bias[tokenizer.eos] = 0.0 if eos else -torch.inf
+    head.register_forward_hook(lambda _module, _args, logits: logits + bias.to(logits))
+    stats = LatentStats(np.full((2, 16), 0.1, np.float32), np.full((2, 16), 0.7, np.float32))
+    return Sampler(model, config, tokenizer, load_codec(config.codec), stats)
