@@ -114,7 +114,7 @@ class Embed(nn.Module):
         return torch.cat([self.text(batch.text_ids), tokens.flatten(0, 1)]), skips
 
     def video(self, x: Tensor, t: Tensor, clean: int = 0) -> tuple[Tensor, Tensor]:
-        """Latents x [B, C, h, w] at times t [B] -> tokens [B, P, D]; skips [B - clean, X] of the last ones."""
+        """Latents x [B, C, h, w] at times t [B] -> tokens [B, P, D], skips [B - clean, X] of the last."""
         tokens, skips = self.down(x.to(self.position.dtype), t, clean)
         return tokens + self.position, skips
 

@@ -52,10 +52,10 @@ class ResBlock(nn.Module):
 
 
 class UNetDown(nn.Module):
-    """Latents and their times to tokens: [B, C, h, w], [B] -> [B, P, D] and skips [B, X].
+    """Latents and their times to tokens: [B, C, h, w], [B] -> [B, P, D] and skips [B - clean, X].
 
     A row of skips is the concatenation of the time embedding and of every block's output, flattened; see
-    `skip_shapes`.
+    `skip_shapes`. The first `clean` chunks have none: they do not go up.
     """
 
     def __init__(self, config: Config) -> None:
@@ -69,7 +69,7 @@ class UNetDown(nn.Module):
         self.half_blocks = nn.ModuleList([ResBlock(half, half, time) for _ in range(2)])
         self.to_tokens = nn.Conv2d(half, config.model.width, 1)
 
-    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, t: Tensor, clean: int = 0) -> tuple[Tensor, Tensor]:
         time = F.silu(self.time(time_features(t).to(x.dtype)))
         x = self.stem(x)
         skips = [time, x]
@@ -82,7 +82,7 @@ class UNetDown(nn.Module):
             x = block(x, time)
             skips.append(x)
         tokens = self.to_tokens(x).flatten(2).transpose(1, 2)
-        return tokens, torch.cat([s.flatten(1) for s in skips], 1)
+        return tokens, torch.cat([s[clean:].flatten(1) for s in skips], 1)
 
 
 class UNetUp(nn.Module):
@@ -131,10 +131,10 @@ class LinearDown(nn.Module):
         super().__init__()
         self.to_tokens = nn.Linear(LATENT_CHANNELS * PATCH**2 + TIME_FEATURES, config.model.width)
 
-    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, t: Tensor, clean: int = 0) -> tuple[Tensor, Tensor]:
         patches = F.pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2)
         time = time_features(t).to(x.dtype)[:, None].expand(-1, patches.shape[1], -1)
-        return self.to_tokens(torch.cat([patches, time], -1)), x.new_empty(len(x), 0)
+        return self.to_tokens(torch.cat([patches, time], -1)), x.new_empty(len(x) - clean, 0)
 
 
 class LinearUp(nn.Module):

@@ -59,8 +59,9 @@ def test_tokens_are_raster_patches_and_velocities_have_the_latents_shape(down, u
     tokens, skips = down(x, t)
     assert tokens.shape == (3, 2 * 3, 24)
     assert up(tokens, skips).shape == x.shape
-    # every chunk goes alone
+    # every chunk goes alone, and the first ones may do without skips
     torch.testing.assert_close(down(x[1:2], t[1:2])[0], tokens[1:2], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(down(x, t, clean=1), (tokens, skips[1:]), rtol=1e-4, atol=1e-5)
 
 
 def test_linear_patch_sees_its_own_pixels_only():
