@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +150,10 @@ def attention_error(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         out = call(*leaves)
         return [out.detach(), *torch.autograd.grad(out, leaves, gradient.to(to))]
 
-    exact = run(lambda *x: attention(*x, record, backend="reference"), torch.float64)
+    exact = run(partial(attention, record=record, backend="reference"), torch.float64)
     calls: dict[str, Callable[..., Tensor]] = {"plain": plain}
     for name in BACKENDS:
-        calls[name] = lambda *x, name=name: attention(*x, record, backend=name)
+        calls[name] = partial(attention, record=record, backend=name)
     errors = {}
     for name, call in calls.items():
         got = run(call, dtype)
@@ -161,6 +162,10 @@ def attention_error(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
             for part, a, b in zip(("out", "dq", "dk", "dv"), got, exact, strict=True)
         }
     return errors
+
+
+def _there_and_back(call: Callable[..., Tensor], *inputs: Tensor) -> None:
+    call(*inputs).sum().backward()
 
 
 def attention_time(config: Config, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -183,11 +188,11 @@ def attention_time(config: Config, device: torch.device, dtype: torch.dtype) -> 
     }
     for name in BACKENDS:
         if name != "reference":  # dense: would need heads x S x S scores
-            calls[name] = (lambda *x, name=name: attention(*x, record, backend=name), forward_flop)
+            calls[name] = (partial(attention, record=record, backend=name), forward_flop)
     rows = {}
     for name, (call, flop) in calls.items():
-        ahead = milliseconds(lambda call=call: call(q, k, v), device)
-        both = milliseconds(lambda call=call: call(q, k, v).sum().backward(), device)
+        ahead = milliseconds(partial(call, q, k, v), device)
+        both = milliseconds(partial(_there_and_back, call, q, k, v), device)
         rows[name] = {
             "forward_ms": ahead,
             "forward_backward_ms": both,
