@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from megatv.config import FPS, GROUP_FRAMES, GROUP_LATENTS, TEMPORAL_FACTOR
+from megatv.config import GROUP_FRAMES, GROUP_LATENTS, TEMPORAL_FACTOR
+from megatv.data.sequence import chunk_start_seconds
 from megatv.data.toy_pictures import DEPTHS, LEVEL_OF_PHASE, RING, ROUNDS, TURN, Ints, render
 from megatv.types import Caption
 
@@ -81,11 +82,7 @@ class Episode:
 
     def captions(self) -> tuple[Caption, ...]:
         """The words of every chunk, timed at the chunk's start."""
-        starts = chunk_starts(len(self.frames))[:-1]
-        return tuple(
-            Caption(float(start) / FPS, words(action))
-            for start, action in zip(starts, self.actions, strict=True)
-        )
+        return tuple(Caption(chunk_start_seconds(i), words(action)) for i, action in enumerate(self.actions))
 
 
 def chunk_starts(frames: int) -> np.ndarray:

@@ -163,6 +163,7 @@ def test_other_text_is_not_an_action(text):
 def test_captions_tell_every_chunk_at_its_start():
     episode = simulate(0, groups=2)
     captions = episode.captions()
+    assert [16 * caption.start_seconds for caption in captions] == chunk_starts(98)[:-1].tolist()
     assert [parse_words(caption.text) for caption in captions] == list(episode.actions)
     assert [captions[i].start_seconds for i in (0, 1, 4, 12, 13, 14)] == [
         0,
