@@ -141,8 +141,8 @@ def attention_error(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     q, k, v, gradient = draw(heads), draw(kv_heads), draw(kv_heads), draw(heads)
 
     def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        args = (x.transpose(0, 1)[None] for x in (q, k, v))
-        out = F.scaled_dot_product_attention(*args, attn_mask=dense_mask(record), enable_gqa=True)
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(record), enable_gqa=True)
         return out[0].transpose(0, 1)
 
     def run(call: Callable[..., Tensor], to: torch.dtype) -> list[Tensor]:
@@ -180,8 +180,8 @@ def attention_time(config: Config, device: torch.device, dtype: torch.dtype) -> 
     forward_flop = 4 * record.live_pairs() * model.heads * model.head_dim
 
     def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        args = (x.transpose(0, 1)[None] for x in (q, k, v))
-        return F.scaled_dot_product_attention(*args, is_causal=True, enable_gqa=True)
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
     calls: dict[str, tuple[Callable[..., Tensor], float]] = {
         "causal_sdpa": (causal, 2 * record.rows * (record.rows + 1) * model.heads * model.head_dim)
