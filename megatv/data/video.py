@@ -1,4 +1,4 @@
-"""Bytes to frames and back: probe, decode at a fixed rate and size, write H.264.
+"""Bytes to frames and back: probe, decode at a fixed rate and size, cut to clips, write H.264.
 
 The only module that knows PyAV. Times are seconds from a video's first frame.
 """
@@ -21,7 +21,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 
-from megatv.config import FPS
+from megatv.config import FPS, GROUP_FRAMES, GROUP_LATENTS, TEMPORAL_FACTOR
 
 TIME_TOLERANCE = 1e-3
 """Seconds. Containers such as Matroska round times to a millisecond, so times closer than this are equal."""
@@ -104,6 +104,26 @@ def decode_video(
             f"{start_seconds:g} s on instead of {frames or 'at least 1'}; ask for fewer or start earlier"
         )
     return np.stack(found)
+
+
+def cut(frames: Iterator[np.ndarray], length: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """Consecutive pieces [F, H, W, 3] of `length` frames, and whether the video ends with this one.
+
+    A last piece shorter than a group is left out, unless it is the only one.
+    """
+    piece = list(itertools.islice(frames, length))
+    only = True
+    while following := list(itertools.islice(frames, length)):
+        yield np.stack(piece), False
+        piece, only = following, False
+    if only or len(piece) >= GROUP_FRAMES:
+        yield np.stack(piece), True
+
+
+def whole_latents(frames: int) -> int:
+    """Latents of which every frame lies within the first `frames` frames (1 + 12 x 4 a group)."""
+    groups, rest = divmod(frames, GROUP_FRAMES)
+    return groups * GROUP_LATENTS + (rest + TEMPORAL_FACTOR - 1) // TEMPORAL_FACTOR
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float = FPS) -> None:

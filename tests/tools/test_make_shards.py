@@ -1,0 +1,261 @@
+"""The tool end to end; bad input ends in one sentence and leaves nothing behind."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatv.config import CodecConfig, load_config
+from megatv.data.loader import Loader
+from megatv.data.shards import Shards
+from megatv.data.tokenizer import load_tokenizer
+from megatv.data.toy_world import META_PROMPT
+from megatv.data.video import cut, decode_video, whole_latents, write_video
+from megatv.model.codec import load_codec
+from megatv.types import Caption
+
+ROOT = Path(__file__).parents[2]
+CLIPS = ROOT / "../shared/clips"
+spec = importlib.util.spec_from_file_location("make_shards", ROOT / "tools/make_shards.py")
+assert spec is not None and spec.loader is not None
+make_shards = importlib.util.module_from_spec(spec)
+sys.modules["make_shards"] = make_shards
+spec.loader.exec_module(make_shards)
+
+CONFIG = """
+run: {dir: unused, steps: 1}
+video: {width: 32, height: 32, groups: 1}
+codec: {kind: dct}
+tokenizer: {path: toy_world}
+data: {train: unused}
+sequence: {mode: tv2tv, context_tokens: 404}
+model: {layers: 1, width: 8, ffn: 8, heads: 1, kv_heads: 1, vocab: 512, tied_embeddings: false}
+batch: {examples: 2}
+checkpoint: {every: 1}
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Call the tool's main with arguments; the config is a toy one of 13 latents and 300 text rows."""
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG)
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["make_shards.py", "--config", str(config), *map(str, args)])
+        make_shards.main()
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Videos of 130 frames (two clips and 32 frames more), 20 frames, and one that is no video."""
+    path = tmp_path / "videos"
+    path.mkdir()
+    for name, frames in (("long", 130), ("short", 20)):
+        brightness = (np.arange(frames) % 50 * 5).astype(np.uint8)
+        write_video(
+            path / f"{name}.mp4", np.broadcast_to(brightness[:, None, None, None], (frames, 32, 32, 3))
+        )
+    (path / "broken.mp4").write_bytes(b"no video")
+    return path
+
+
+def describe(path, *lines):
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(texts))
+    return path
+
+
+def line_of(video, *captions, **more):
+    words = [{"start": start, "text": text} for start, text in captions]
+    return {"video": video, "meta_caption": "Light.", "captions": words, **more}
+
+
+def test_videos_become_padded_clips_with_their_words(run, folder, tmp_path, capsys):
+    captions = describe(
+        tmp_path / "c.jsonl",
+        line_of("long.mp4", (0.0, "a"), (3.0, "b"), (4.0, "c"), detailed_caption="More light."),
+        line_of("short.mp4", (0.0, "d")),
+    )
+    run("--videos", folder, "--captions", captions, "--out", tmp_path / "set")
+    shards = Shards(tmp_path / "set")
+    examples = {e.id: e for e in (shards[i] for i in range(len(shards)))}
+    assert list(examples) == ["long.mp4@0.0000", "long.mp4@3.0625", "short.mp4@0.0000"]
+    first, second, short = examples.values()
+    assert first.captions == (Caption(0.0, "a"), Caption(3.0, "b"))
+    assert second.captions == (Caption(0.0, "b"), Caption(0.9375, "c"))
+    assert (first.meta_caption, first.detailed_caption, short.detailed_caption) == (
+        "Light.",
+        "More light.",
+        "",
+    )
+    # 32 frames remain of the long video: less than a group, so they are dropped and no clip ends it
+    assert [e.valid_latents for e in examples.values()] == [13, 13, 5]
+    assert [e.ends_clip for e in examples.values()] == [False, False, True]
+
+    frames = decode_video(folder / "short.mp4", width=32, height=32)
+    padded = np.concatenate([frames, np.repeat(frames[-1:], 29, 0)])
+    raw = load_codec(CodecConfig("dct")).encode(torch.from_numpy(padded)[None])[0].numpy()
+    expected = shards.stats.normalize(raw.astype(np.float16).astype(np.float32))
+    np.testing.assert_allclose(short.latents, expected, rtol=1e-5, atol=1e-5)
+    valid = [e.latents[: e.valid_latents] for e in examples.values()]
+    first_of_group = np.stack([v[0] for v in valid])
+    assert abs(first_of_group.mean()) < 0.02 and abs(np.concatenate([v[1:] for v in valid]).mean()) < 0.02
+    assert "3 examples of 13 latents, 7.2 s of video" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl", "config.yaml", "set", "videos"]
+
+
+def test_the_rest_of_a_video_becomes_a_padded_clip_when_it_holds_a_group(run, folder, tmp_path):
+    captions = describe(tmp_path / "c.jsonl", line_of("long.mp4", (0.0, "a"), start=1.0))
+    run("--videos", folder, "--captions", captions, "--out", tmp_path / "set",
+        "video.groups=2", "sequence.context_tokens=600")  # fmt: skip
+    (only,) = [Shards(tmp_path / "set")[i] for i in range(1)]
+    assert len(Shards(tmp_path / "set")) == 1 and only.ends_clip is False  # 98 of 114 frames; 16 are too few
+    run("--videos", folder, "--captions", describe(tmp_path / "d.jsonl", line_of("long.mp4", start=3.0)),
+        "--out", tmp_path / "two", "video.groups=2", "sequence.context_tokens=600")  # fmt: skip
+    (rest,) = [Shards(tmp_path / "two")[i] for i in range(1)]
+    assert rest.ends_clip and rest.valid_latents == whole_latents(82) == 13 + 9
+
+
+@given(frames=st.integers(1, 400), groups=st.integers(1, 3))
+def test_cutting_loses_less_than_a_group(frames, groups):
+    length = 49 * groups
+    pictures = (np.full((1, 1, 3), i, np.int64) for i in range(frames))
+    pieces = list(cut(pictures, length))
+    numbers = [int(i) for piece, _ in pieces for i in piece[:, 0, 0, 0]]
+    assert numbers == list(range(len(numbers))) and frames - len(numbers) < 49
+    assert all(len(piece) == length for piece, _ in pieces[:-1])
+    assert [last for _, last in pieces] == [False] * (len(pieces) - 1) + [len(numbers) == frames]
+
+
+def test_whole_latents_counts_what_the_codec_fills():
+    starts = [0, *range(1, 49, 4), 49, *range(50, 98, 4), 98]  # of latents 0..25, and the end
+    for frames in range(1, 99):
+        assert whole_latents(frames) == sum(end <= frames for _, end in pairwise(starts))
+
+
+def test_toy_splits_share_no_episode_and_feed_the_loader(run, tmp_path):
+    run("--toy", 6, "--out", tmp_path / "train")
+    run("--toy", 4, "--split", "val", "--stats", tmp_path / "train", "--out", tmp_path / "val")
+    train, val = Shards(tmp_path / "train"), Shards(tmp_path / "val")
+    assert (len(train), len(val)) == (6, 4)
+    assert np.array_equal(train.stats.mean, val.stats.mean) and np.array_equal(train.stats.std, val.stats.std)
+    seen = {train[i].latents.tobytes() for i in range(6)}
+    assert len(seen) == 6 and not seen & {val[i].latents.tobytes() for i in range(4)}
+    example = train[0]
+    assert example.meta_caption == META_PROMPT and len(example.captions) == 13
+    assert example.valid_latents == 13 and not example.ends_clip
+    config = load_config(tmp_path / "config.yaml")
+    batches = Loader(train, load_tokenizer("toy_world"), config, dp_rank=0, dp_size=1).step(0)
+    assert len(batches) == 2 and batches[0].clean.shape == (13, 16, 4, 4)
+
+
+def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(run, tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        run("--toy", 3, "--seed", seed, "--out", tmp_path / name)
+    a, b, c = ((tmp_path / name / "shard.00000.mds").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_verify_finds_a_flipped_bit(run, tmp_path, capsys):
+    run("--toy", 2, "--out", tmp_path / "set")
+    run("--verify", tmp_path / "set")
+    assert "2 examples, every shard is as it was written" in capsys.readouterr().out
+    file = tmp_path / "set" / "shard.00000.mds"
+    data = bytearray(file.read_bytes())
+    data[5000] ^= 4
+    file.write_bytes(data)
+    script = [sys.executable, ROOT / "tools/make_shards.py", "--verify", tmp_path / "set"]
+    result = subprocess.run(script, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ") and "shard.00000.mds: has changed" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (line_of("none.mp4"), "video 'none.mp4' is not in .*videos; copy it there"),
+        (line_of("broken.mp4"), r"broken\.mp4: does not decode"),
+        (
+            line_of("short.mp4", (1.0, "a"), (0.5, "b")),
+            r"captions\[1\] starts at 0.5 s, before the one above",
+        ),
+        (line_of("short.mp4", (1.25, "a")), r"captions\[0\] starts at 1.25 s, beyond the end of the video"),
+        (line_of("short.mp4", (-1.0, "a")), "must be a number of seconds, 0 or more"),
+        (line_of("short.mp4", start=9), "start 9 lies beyond the end of 'short.mp4'"),
+        (
+            line_of("short.mp4", meta_caption="zx " * 400),
+            "shorten the meta caption or raise sequence.context_tokens",
+        ),
+        (line_of("short.mp4", (0.0, "zx " * 400)), "the words before the first frame take .* text rows"),
+        (line_of("long.mp4"), "was described before"),
+        (line_of("long.mp4", start=3.0625), "the id 'long.mp4@3.0625' comes twice"),
+        ('{"video"', "is not valid JSON"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(run, folder, tmp_path, line, message):
+    captions = describe(tmp_path / "c.jsonl", line_of("long.mp4", (0.0, "a")), line)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=rf"c\.jsonl line 2: .*{message}") as caught:
+        run("--videos", folder, "--captions", captions, "--out", tmp_path / "set")
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_words_beyond_the_budget_are_warned_of(run, folder, tmp_path, capsys):
+    lines = describe(tmp_path / "c.jsonl", line_of("short.mp4", (0.0, "a"), (0.8, "zx " * 400)))
+    run("--videos", folder, "--captions", lines, "--out", tmp_path / "set")
+    warning = capsys.readouterr().err
+    assert "c.jsonl line 1 the first" in warning and "leaves out 1 trailing chunks" in warning
+    assert len(Shards(tmp_path / "set")) == 1
+
+
+def test_what_cannot_work_is_refused_before_the_work(run, tmp_path):
+    run("--toy", 1, "--out", tmp_path / "set")
+    with pytest.raises(ValueError, match="set: is not an empty directory"):
+        run("--toy", 1, "--out", tmp_path / "set")
+    with pytest.raises(ValueError, match="pictures are 32x32"):
+        run("--toy", 1, "--out", tmp_path / "b", "video.width=64", "sequence.context_tokens=600")
+    with pytest.raises(ValueError, match=r"--stats was made with codec .*'dct'.* says .*'wan'"):
+        run(
+            "--toy", 1, "--stats", tmp_path / "set", "--out", tmp_path / "b", "codec.kind=wan", "codec.path=x"
+        )
+    for wrong in (["--toy", 0, "--out", "b"], ["--toy", 1], ["--videos", tmp_path, "--out", "b"]):
+        with pytest.raises(SystemExit) as caught:
+            run(*wrong)
+        assert caught.value.code == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "set"]
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="the real clips are not beside this checkout")
+def test_the_real_clips_with_the_shipped_captions(run, tmp_path, capsys):
+    captions = ROOT / "configs/data/clips_captions.jsonl"
+    own = yaml.safe_load((ROOT / "configs/own_videos.yaml").read_text())
+    config = tmp_path / "config.yaml"
+    run("--videos", CLIPS, "--captions", captions, "--out", tmp_path / "set")
+    capsys.readouterr()
+    config.write_text(yaml.safe_dump(own))
+    run("--videos", CLIPS, "--captions", captions, "--out", tmp_path / "paper")
+    shards = Shards(tmp_path / "paper")
+    assert shards.info.latent_shape == (26, 16, 24, 40)
+    found = {shards[i].id: (shards[i].valid_latents, shards[i].ends_clip) for i in range(len(shards))}
+    assert found == {
+        "basketball.mp4@0.0000": (26, False),
+        "basketball.mp4@6.1250": (17, True),
+        "arm_wrestling.mp4@0.0000": (26, False),
+        "arm_wrestling.mp4@6.1250": (17, True),
+        "still_face.mp4@0.0000": (17, True),
+    }
+    assert "warning" not in capsys.readouterr().err
+    assert len(Shards(tmp_path / "set")) == 3 + 3 + 1

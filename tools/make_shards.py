@@ -1,0 +1,290 @@
+"""Make a shard directory from videos with captions, or from episodes of the toy world.
+
+    python tools/make_shards.py --config YAML --out DIR --videos DIR --captions FILE.jsonl
+    python tools/make_shards.py --config YAML --out DIR --toy EPISODES [--seed S] [--split train|val]
+    python tools/make_shards.py --verify DIR
+
+Frames go through the config's codec at the config's size; `megatv.data.captions` describes the captions file.
+`--stats DIR` takes the latent statistics of other shards, as held-out shards must.
+
+Videos are cut into consecutive clips of video.groups x 49 frames at 16 fps. The last, shorter clip is padded
+with its last frame, which `valid_latents` records; it is dropped when it holds less than one group, unless it
+is all there is. A clip ends its source (EOS may follow) when the video ends with it, but for up to three
+frames that do not fill a latent. The toy world's game goes on, so its episodes end nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatv.config import FPS, GROUP_FRAMES, Config, config_to_dict, load_config
+from megatv.data.captions import CaptionedVideo, check_duration, clip_captions, read_captions
+from megatv.data.sequence import interleave
+from megatv.data.shards import DatasetInfo, Shards, ShardWriter, verify
+from megatv.data.stats import LatentStats, StatsAccumulator
+from megatv.data.tokenizer import load_tokenizer
+from megatv.data.toy_pictures import SIZE
+from megatv.data.toy_world import META_PROMPT, simulate
+from megatv.data.video import cut, iterate_video, probe, whole_latents
+from megatv.log import main_guard, progress
+from megatv.model.codec import latents_to_frames, load_codec
+from megatv.types import Caption, Example
+
+BATCH_VALUES = 1 << 22
+"""Pixel values that go through the codec in one call."""
+SUMMARY_EXAMPLES = 256
+SPLITS = {"train": 0, "val": 1}
+EPISODES_PER_SEED = 1 << 32
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One example before the codec: its words (an Example without latents) and padded frames [F, H, W, 3].
+
+    where names the clip's origin in messages; source is kept in the shards.
+    """
+
+    where: str
+    words: Example
+    frames: np.ndarray
+    source: dict[str, Any]
+
+
+def main() -> None:
+    """Make or verify one shard directory, as the command line says."""
+    args = _arguments()
+    if args.verify:
+        verify(args.verify)
+        print(f"{args.verify}: {len(Shards(args.verify))} examples, every shard is as it was written")
+        return
+    config = load_config(args.config, args.overrides)
+    info = DatasetInfo(
+        config.video.width, config.video.height, config.video.groups, config_to_dict(config.codec)
+    )
+    stats = _stats_of(args.stats, info) if args.stats else None
+    budget = TextBudget(config)
+    if args.toy:
+        total, clips = args.toy, toy_clips(args.toy, args.seed, args.split, config)
+    else:
+        videos = checked_videos(args.videos, args.captions, budget)
+        total = sum(math.ceil(seconds * FPS / clip_frames(config)) for _, seconds in videos)
+        clips = (clip for video, _ in videos for clip in video_clips(args.videos, video, config))
+    with ShardWriter(args.out, info) as writer:
+        bar = progress(clips, total=total, desc="clips")
+        found, frames = encode(bar, writer, budget, config, args.device)
+        writer.finish(stats or found.finish())
+    budget.report()
+    summarize(args.out, frames)
+
+
+def toy_clips(episodes: int, seed: int, split: str, config: Config) -> Iterator[Clip]:
+    """Episodes of the toy world; the two splits of all seeds share none."""
+    if (config.video.width, config.video.height) != (SIZE, SIZE):
+        raise ValueError(
+            f"the toy world's pictures are {SIZE}x{SIZE}: set video.width and video.height to {SIZE}"
+        )
+    first = (2 * seed + SPLITS[split]) * EPISODES_PER_SEED
+    for index in range(episodes):
+        episode = simulate(first + index, config.video.groups)
+        name = f"toy-{split}-{seed}-{index:06d}"
+        words = _words(name, episode.captions(), META_PROMPT, valid_latents=config.latents)
+        yield Clip(name, words, episode.frames, {"toy_world_seed": first + index})
+
+
+def checked_videos(folder: Path, captions: Path, budget: TextBudget) -> list[tuple[CaptionedVideo, float]]:
+    """Every described video and how many seconds of it are used, after all checks that need no decoding."""
+    videos = []
+    for video in read_captions(captions):
+        if not (folder / video.video).is_file():
+            raise ValueError(
+                f"{video.where}: video '{video.video}' is not in {folder}; copy it there or correct the name"
+            )
+        with _naming(video.where):
+            seconds = probe(folder / video.video).seconds
+        check_duration(video, seconds)
+        budget.check(video.where, _words(video.video, (), video.meta_caption, video.detailed_caption))
+        videos.append((video, seconds - video.start_seconds))
+    return videos
+
+
+def video_clips(folder: Path, video: CaptionedVideo, config: Config) -> Iterator[Clip]:
+    """The clips of one line of the captions file, in order of time."""
+    length = clip_frames(config)
+    frames = iterate_video(
+        folder / video.video,
+        width=config.video.width,
+        height=config.video.height,
+        start_seconds=video.start_seconds,
+    )
+    with _naming(video.where):
+        for index, (piece, is_last) in enumerate(cut(frames, length)):
+            start = index * length / FPS
+            words = _words(
+                f"{video.video}@{video.start_seconds + start:.4f}",
+                clip_captions(video.captions, start, length / FPS),
+                video.meta_caption,
+                video.detailed_caption,
+                valid_latents=whole_latents(len(piece)),
+                ends_clip=is_last,
+            )
+            padding = np.repeat(piece[-1:], length - len(piece), axis=0)
+            source = {"video": video.video, "start": video.start_seconds + start, "frames": len(piece)}
+            yield Clip(video.where, words, np.concatenate([piece, padding]), source)
+
+
+class TextBudget:
+    """Do the words fit the rows that the config gives one example? Training leaves out what does not fit."""
+
+    def __init__(self, config: Config) -> None:
+        self._config, self._tokenizer = config, load_tokenizer(config.tokenizer.path)
+        self._overlong: dict[str, int] = {}
+
+    def check(self, where: str, words: Example) -> None:
+        """Count trailing chunks that would be left out; ValueError when not even the first one fits."""
+        plan = interleave(words, self._tokenizer, self._config.sequence)
+        budget = self._config.text_rows_per_example
+        chunks = len(plan.before)
+        while chunks and plan.first(chunks).rows > budget:
+            chunks -= 1
+        if not chunks:
+            raise ValueError(
+                f"{where}: the words before the first frame take {plan.first(1).rows} text rows with their "
+                f"markers, an example has {budget}; shorten the meta caption or raise sequence.context_tokens"
+            )
+        if chunks < len(plan.before):
+            self._overlong[where] = self._overlong.get(where, 0) + len(plan.before) - chunks
+
+    def report(self) -> None:
+        """Warn of what training will leave out."""
+        if self._overlong:
+            rows, chunks = self._config.text_rows_per_example, sum(self._overlong.values())
+            print(
+                f"warning: {len(self._overlong)} videos or episodes, {next(iter(self._overlong))} the first, "
+                f"have words for more than the {rows} text rows of an example: training leaves out {chunks} "
+                "trailing chunks; raise sequence.context_tokens to keep them",
+                file=sys.stderr,
+            )
+
+
+def encode(
+    clips: Iterable[Clip], writer: ShardWriter, budget: TextBudget, config: Config, device: str
+) -> tuple[StatsAccumulator, int]:
+    """Code and write the clips, in batches; the statistics of their valid latents and the frames of these."""
+    codec = load_codec(config.codec, device)
+    stats, frames = StatsAccumulator(), 0
+    clips = iter(clips)
+    values = clip_frames(config) * config.video.width * config.video.height * 3
+    while batch := list(islice(clips, max(1, BATCH_VALUES // values))):
+        for clip in batch:
+            budget.check(clip.where, clip.words)
+        latents = codec.encode(torch.from_numpy(np.stack([clip.frames for clip in batch]))).cpu().numpy()
+        for clip, coded in zip(batch, latents, strict=True):
+            words = clip.words
+            with _naming(clip.where):
+                stats.add(coded[: words.valid_latents])
+                frames += latents_to_frames(words.valid_latents)
+                writer.write(
+                    words.id,
+                    coded,
+                    captions=words.captions,
+                    meta_caption=words.meta_caption,
+                    detailed_caption=words.detailed_caption,
+                    valid_latents=words.valid_latents,
+                    ends_clip=words.ends_clip,
+                    source=clip.source,
+                )
+    return stats, frames
+
+
+def summarize(path: Path, frames: int) -> None:
+    """Print what the directory holds, read back from it; `frames` are those that are not padding."""
+    shards = Shards(path)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    examples = [shards[i] for i in range(min(len(shards), SUMMARY_EXAMPLES))]
+    values = np.concatenate([e.latents[: e.valid_latents].ravel() for e in examples], dtype=np.float64)
+    print(
+        f"{path}: {len(shards)} examples of {shards.info.latent_shape[0]} latents, "
+        f"{frames / FPS:.1f} s of video, {size / 1e6:.1f} MB; normalised latents of the first "
+        f"{len(examples)}: mean {values.mean():.3f}, std {values.std():.3f}"
+    )
+
+
+def clip_frames(config: Config) -> int:
+    """Frames of one example."""
+    return config.video.groups * GROUP_FRAMES
+
+
+def _words(
+    id: str,
+    captions: tuple[Caption, ...],
+    meta_caption: str,
+    detailed_caption: str = "",
+    *,
+    valid_latents: int = 1,
+    ends_clip: bool = False,
+) -> Example:
+    """An Example whose latents are still to be coded."""
+    return Example(id, np.empty(0), captions, meta_caption, detailed_caption, valid_latents, ends_clip)
+
+
+def _stats_of(path: Path, info: DatasetInfo) -> LatentStats:
+    """Latent statistics of other shards; ValueError when those came from another codec."""
+    other = DatasetInfo.load(path / "dataset.json")
+    if other.codec != info.codec:
+        raise ValueError(
+            f"{path}: --stats was made with codec {other.codec}, the config says {info.codec}: statistics "
+            "hold for one codec only"
+        )
+    return LatentStats.load(path / "latent_stats.json")
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Say in errors which line or episode they belong to."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--videos", type=Path, metavar="DIR", help="folder of the videos; needs --captions")
+    source.add_argument("--toy", type=int, metavar="EPISODES", help="episodes of the toy world")
+    source.add_argument("--verify", type=Path, metavar="DIR", help="check every shard of a directory")
+    parser.add_argument("--captions", type=Path, metavar="FILE", help="captions of the videos (JSONL)")
+    parser.add_argument(
+        "--config", type=Path, metavar="YAML", help="config of the run that will read the shards"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="shard directory to make")
+    parser.add_argument("--stats", type=Path, metavar="DIR", help="normalise as these shards do")
+    parser.add_argument("--seed", type=int, default=0, help="of the toy world (0)")
+    parser.add_argument("--split", choices=SPLITS, default="train", help="of the toy world (train)")
+    parser.add_argument("--device", default="cpu", help="where the codec runs (cpu)")
+    args = parser.parse_args()
+    if not args.verify and not (args.config and args.out):
+        parser.error("--config and --out are needed")
+    if args.videos and not args.captions:
+        parser.error("--videos needs --captions")
+    if args.toy is not None and args.toy < 1:
+        parser.error(f"--toy {args.toy}: at least 1 episode is needed")
+    return args
+
+
+if __name__ == "__main__":
+    main_guard(main)
