@@ -7,15 +7,17 @@ values; fields that the paper leaves open say so.
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
+import os
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+
+from megatv.checks import check
+from megatv.schema import build
 
 LATENT_CHANNELS = 16
 SPATIAL_FACTOR = 8
@@ -228,7 +230,12 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     precision: Literal["fp32", "bf16"] = "fp32"
-    attention: str = "auto"
+    attention: Literal["auto", "sdpa", "reference"] = "auto"
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Pixels along one side of a token: the codec's factor times the U-Net's."""
+        return SPATIAL_FACTOR * PATCH
 
     @property
     def latent_height(self) -> int:
@@ -292,81 +299,7 @@ class Config:
         }
 
     def __post_init__(self) -> None:
-        for ok, message in self._checks():
-            if not ok:
-                raise ValueError(message)
-
-    def _checks(self) -> Iterable[tuple[bool, str]]:
-        model, seq, par, opt = self.model, self.sequence, self.parallel, self.optim
-        step = SPATIAL_FACTOR * PATCH
-        for key in ("width", "height"):
-            size = getattr(self.video, key)
-            yield size > 0 and size % step == 0, f"video.{key} is {size}: it must be a multiple of {step}"
-        for key, value in {
-            "run.steps": self.run.steps,
-            "video.groups": self.video.groups,
-            "sequence.examples_per_row": seq.examples_per_row,
-            "batch.examples": self.batch.examples,
-            "checkpoint.every": self.checkpoint.every,
-            "checkpoint.keep": self.checkpoint.keep,
-            "parallel.tp": par.tp,
-            "parallel.pp": par.pp,
-            "model.layers": model.layers,
-            "model.width": model.width,
-            "model.ffn": model.ffn,
-            "model.heads": model.heads,
-            "model.kv_heads": model.kv_heads,
-            "model.vocab": model.vocab,
-            "sample.steps": self.sample.steps,
-        }.items():
-            yield value >= 1, f"{key} is {value}: it must be at least 1"
-        for key, value in {"text_dropout": seq.text_dropout, "clean_flip": seq.clean_flip}.items():
-            yield 0 <= value <= 1, f"sequence.{key} is {value}: a probability lies between 0 and 1"
-        yield seq.timestep_std > 0, f"sequence.timestep_std is {seq.timestep_std}: it must be above 0"
-        yield (
-            model.width % model.heads == 0 and model.head_dim % 2 == 0,
-            f"model.width {model.width} over model.heads {model.heads} must give an even head size",
-        )
-        yield (
-            model.heads % model.kv_heads == 0,
-            f"model.heads {model.heads} must be a multiple of model.kv_heads {model.kv_heads}",
-        )
-        yield (
-            self.batch.examples % seq.examples_per_row == 0,
-            f"batch.examples {self.batch.examples} must be a multiple of sequence.examples_per_row "
-            f"{seq.examples_per_row}",
-        )
-        need = 2 * self.chunks_per_row * self.tokens_per_chunk
-        yield (
-            self.text_rows_per_example >= 2 * self.latents + 2,
-            f"sequence.context_tokens {seq.context_tokens} is too small: the two copies of "
-            f"{self.chunks_per_row} chunks x {self.tokens_per_chunk} tokens take {need}, and every example "
-            f"needs at least {2 * self.latents + 2} text rows for its markers",
-        )
-        for key in ("heads", "kv_heads", "ffn", "vocab"):
-            size = getattr(model, key)
-            yield size % par.tp == 0, f"model.{key} {size} must be a multiple of parallel.tp {par.tp}"
-        yield (
-            model.layers >= par.pp,
-            f"parallel.pp {par.pp} stages need at least as many layers, model.layers is {model.layers}",
-        )
-        yield (
-            par.pp == 1 or par.zero <= 1,
-            f"parallel.zero {par.zero} does not go with parallel.pp {par.pp}: DeepSpeed's pipeline shards "
-            "optimizer states only; set parallel.zero to 0 or 1",
-        )
-        yield (
-            opt.ema is None or (0 < opt.ema < 1 and par.zero < 3),
-            f"optim.ema {opt.ema} must lie between 0 and 1 and needs parallel.zero <= 2",
-        )
-        yield (
-            opt.lr >= opt.min_lr >= 0 and opt.warmup_steps >= 0 and opt.clip > 0,
-            "optim needs lr >= min_lr >= 0, warmup_steps >= 0 and clip > 0",
-        )
-        yield (
-            self.codec.kind == "dct" or self.codec.path is not None,
-            f"codec.kind {self.codec.kind} needs codec.path: the local file or folder of its weights",
-        )
+        check(self)
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -376,11 +309,12 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text())
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give --config an existing YAML") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give --config a YAML file") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not text; give --config a YAML file") from None
+    tree = _parse(text, str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected sections such as `run:` and `model:` at the top level")
     for override in overrides:
@@ -393,28 +327,59 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 def config_from_dict(tree: Mapping[str, Any]) -> Config:
     """Build a Config from plain data (a YAML tree or a checkpoint's record); ValueError on any fault."""
-    return _build(Config, tree, "")
+    return build(Config, tree)
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """Plain data of a Config (or one section) that `config_from_dict` reads back to an equal one."""
-    return yaml.safe_load(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+    return _plain(asdict(config))
 
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write the resolved config as YAML; `load_config` reads it back to an equal Config."""
-    Path(path).write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(yaml.dump(config_to_dict(config), Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+    os.replace(temporary, path)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+class _Loader(yaml.SafeLoader):
+    """YAML with two of its traps closed: a key given twice is an error, and 3e-4 is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"key '{key.value}' is given twice; keep one", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would read as numbers."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{where}: not valid YAML: {line}{error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:  # such as control characters, or the date 2026-99-99
+        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ValueError(f"override '{override}' must look like section.key=value")
     node = tree
     *sections, leaf = key.split(".")
@@ -422,57 +387,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
             raise ValueError(f"override '{override}': '{section}' is a value, not a section")
-    node[leaf] = yaml.safe_load(text)
+    node[leaf] = _parse(text, f"override '{override}'")
 
 
-def _build(cls: Any, tree: Any, where: str) -> Any:
-    if not isinstance(tree, Mapping):
-        raise ValueError(f"{where or 'the config'} must be a section with keys, got {tree!r}")
-    known = {f.name: f for f in fields(cls)}
-    for key in tree:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, 1)
-            hint = f"; did you mean '{close[0]}'?" if close else f"; known keys: {', '.join(known)}"
-            raise ValueError(f"unknown key '{where}{key}'{hint}")
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for name, f in known.items():
-        if name in tree:
-            values[name] = _convert(hints[name], tree[name], f"{where}{name}")
-        elif f.default is MISSING and f.default_factory is MISSING:
-            raise ValueError(f"key '{where}{name}' is missing")
-    return cls(**values)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Check one YAML value against its field's type; ints pass as floats, lists as tuples."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        (hint,) = [a for a in args if a is not type(None)]
-        return _convert(hint, value, where)
-    if origin is Literal:
-        if value not in args or isinstance(value, bool) != any(isinstance(a, bool) for a in args):
-            raise ValueError(f"{where} is {value!r}: choose one of {', '.join(map(str, args))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != len(args):
-            raise ValueError(f"{where} must be a list of {len(args)} values, got {value!r}")
-        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
-    if is_dataclass(hint):
-        return _build(hint, value, f"{where}.")
-    if hint is float:
-        if isinstance(value, str):  # YAML 1.1 reads 3e-4 as a string
-            try:
-                return float(value)
-            except ValueError:
-                pass
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise ValueError(f"{where} must be {_WORDS[hint]}, got {value!r}")
-
-
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value

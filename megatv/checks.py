@@ -1,0 +1,156 @@
+"""What a config may not say: ranges of single values, then how sections must agree.
+
+Refused at start-up, with the sentence that fixes it; nothing is adjusted silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megatv.config import Config
+
+AT_LEAST_ONE = (
+    "run.steps video.width video.height video.groups sequence.context_tokens sequence.examples_per_row "
+    "model.layers model.width model.ffn model.heads model.kv_heads model.vocab "
+    "batch.examples parallel.tp parallel.pp checkpoint.every checkpoint.keep "
+    "log.every log.val_rows sample.steps"
+)
+AT_LEAST_ZERO = (
+    "run.seed objective.text_weight objective.video_weight optim.min_lr optim.warmup_steps "
+    "optim.weight_decay optim.text_lr_scale log.val_every log.preview_every sample.temperature sample.cfg"
+)
+ABOVE_ZERO = "model.norm_eps model.rope_theta sequence.timestep_std optim.lr optim.eps optim.clip"
+PROBABILITIES = "sequence.text_dropout sequence.clean_flip"
+
+
+def check(config: Config) -> None:
+    """Raise ValueError with the first thing that is impossible: the key, its value and the remedy."""
+    for rule in (_ranges, _video, _model, _context, _parallel, _files, _optim):
+        for ok, sentence in rule(config):
+            if not ok:
+                raise ValueError(sentence)
+
+
+Findings = Iterator[tuple[bool, str]]
+
+
+def _get(config: Config, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _ranges(config: Config) -> Findings:
+    for key in AT_LEAST_ONE.split():
+        yield _get(config, key) >= 1, f"{key} is {_get(config, key)}: it must be at least 1"
+    for key in AT_LEAST_ZERO.split():
+        yield _get(config, key) >= 0, f"{key} is {_get(config, key)}: it must not be negative"
+    for key in ABOVE_ZERO.split():
+        yield _get(config, key) > 0, f"{key} is {_get(config, key)}: it must be above 0"
+    for key in PROBABILITIES.split():
+        yield 0 <= _get(config, key) <= 1, f"{key} is {_get(config, key)}: a probability lies between 0 and 1"
+
+
+def _video(config: Config) -> Findings:
+    step = config.pixels_per_token
+    for key in ("width", "height"):
+        size = getattr(config.video, key)
+        nearest = max(step, round(size / step) * step)
+        yield size % step == 0, f"video.{key} is {size}: it must be a multiple of {step}, such as {nearest}"
+
+
+def _model(config: Config) -> Findings:
+    model = config.model
+    yield (
+        model.width % model.heads == 0 and model.head_dim % 2 == 0,
+        f"model.width {model.width} over model.heads {model.heads} must give an even head size",
+    )
+    yield (
+        model.heads % model.kv_heads == 0,
+        f"model.heads {model.heads} must be a multiple of model.kv_heads {model.kv_heads}",
+    )
+    yield (
+        min(model.unet_channels) >= 1,
+        f"model.unet_channels is {list(model.unet_channels)}: both must be at least 1",
+    )
+    if rule := model.rope_scaling:
+        yield (
+            rule.factor >= 1
+            and 0 < rule.low_freq_factor < rule.high_freq_factor
+            and rule.original_context >= 1,
+            "model.rope_scaling needs factor >= 1, 0 < low_freq_factor < high_freq_factor and "
+            "original_context >= 1",
+        )
+
+
+def _context(config: Config) -> Findings:
+    seq, examples = config.sequence, config.batch.examples
+    yield (
+        examples % seq.examples_per_row == 0,
+        f"batch.examples {examples} must be a multiple of sequence.examples_per_row {seq.examples_per_row}",
+    )
+    chunk_rows = 2 * config.chunks_per_row * config.tokens_per_chunk
+    markers = 2 * config.latents + 2
+    yield (
+        config.text_rows_per_example >= markers,
+        f"sequence.context_tokens {seq.context_tokens} is too small: the two copies of "
+        f"{config.chunks_per_row} chunks x {config.tokens_per_chunk} tokens take {chunk_rows} and the "
+        f"markers {markers} for each of {seq.examples_per_row} examples; make it at least "
+        f"{chunk_rows + markers * seq.examples_per_row} plus room for the captions",
+    )
+
+
+def _parallel(config: Config) -> Findings:
+    model, par = config.model, config.parallel
+    for key in ("heads", "kv_heads", "ffn", "vocab"):
+        size = getattr(model, key)
+        yield size % par.tp == 0, f"model.{key} {size} must be a multiple of parallel.tp {par.tp}"
+    yield (
+        model.layers >= par.pp,
+        f"parallel.pp {par.pp} stages need at least as many layers, model.layers is {model.layers}",
+    )
+    yield (
+        par.pp == 1 or par.zero <= 1,
+        f"parallel.zero {par.zero} does not go with parallel.pp {par.pp}: DeepSpeed's pipeline shards "
+        "optimizer states only; set parallel.zero to 0 or 1",
+    )
+
+
+def _files(config: Config) -> Findings:
+    texts = {
+        "run.dir": config.run.dir,
+        "data.train": config.data.train,
+        "tokenizer.path": config.tokenizer.path,
+    }
+    for key, text in texts.items():
+        yield bool(text), f"{key} is empty: give a path"
+    yield (
+        config.codec.kind == "dct" or bool(config.codec.path),
+        f"codec.kind {config.codec.kind} needs codec.path: the local file or folder of its weights",
+    )
+    yield (
+        config.log.val_every == 0 or config.data.val is not None,
+        f"log.val_every {config.log.val_every} needs data.val: name held-out shards or set it to 0",
+    )
+
+
+def _optim(config: Config) -> Findings:
+    opt, weights = config.optim, config.objective
+    yield opt.lr >= opt.min_lr, f"optim.min_lr {opt.min_lr} must not be above optim.lr {opt.lr}"
+    yield (
+        all(0 <= beta < 1 for beta in opt.betas),
+        f"optim.betas is {list(opt.betas)}: both must be at least 0 and below 1",
+    )
+    yield (
+        opt.ema is None or 0 < opt.ema < 1,
+        f"optim.ema is {opt.ema}: a decay lies between 0 and 1; null keeps no average",
+    )
+    yield (
+        opt.ema is None or config.parallel.zero < 3,
+        f"optim.ema {opt.ema} needs parallel.zero <= 2: ZeRO-3 leaves no whole weights to average",
+    )
+    yield (
+        weights.text_weight + weights.video_weight > 0,
+        "objective.text_weight and objective.video_weight are both 0: there is nothing to learn",
+    )

@@ -1,0 +1,92 @@
+"""Plain data to dataclasses, strictly: an unknown key, a missing key or a wrong type is an error."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, Literal
+
+_WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+
+
+def build(cls: Any, tree: Any) -> Any:
+    """Make the dataclass `cls` from plain data.
+
+    Fields may be int, float, bool, str, Literal, fixed-length tuples of these, dataclasses, and any of them
+    `| None`. Ints pass as floats and lists as tuples; nothing else is converted.
+    Raises ValueError with the dotted key and the remedy.
+    """
+    return _section(cls, tree, "", _paths(cls))
+
+
+def _section(cls: Any, tree: Any, where: str, paths: list[str]) -> Any:
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where or 'the config'} must be a section with keys, got {tree!r}")
+    prefix = f"{where}." if where else ""
+    known = {f.name: f for f in fields(cls)}
+    for key in tree:
+        if key not in known:
+            raise ValueError(
+                f"unknown key '{prefix}{key}'{_suggestion(str(key), prefix, list(known), paths)}"
+            )
+    hints = typing.get_type_hints(cls)
+    for name, f in known.items():
+        if name not in tree and _required(f):
+            raise ValueError(f"key '{prefix}{name}' is missing: add it, it has no default")
+    return cls(**{name: _value(hints[name], tree[name], prefix + name, paths) for name in tree})
+
+
+def _value(hint: Any, value: Any, where: str, paths: list[str]) -> Any:
+    """Check one value against its field's type."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = [a for a in args if a is not type(None)]
+        return _value(hint, value, where, paths)
+    if origin is Literal:
+        if not any(type(value) is type(a) and value == a for a in args):
+            raise ValueError(f"{where} is {value!r}: choose one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(args):
+            raise ValueError(f"{where} must be a list of {len(args)} values, got {value!r}")
+        pairs = enumerate(zip(args, value, strict=True))
+        return tuple(_value(a, v, f"{where}[{i}]", paths) for i, (a, v) in pairs)
+    if is_dataclass(hint):
+        return _section(hint, value, where, paths)
+    if hint is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if hint is not float and type(value) is hint:
+        return value
+    raise ValueError(f"{where} must be {_WORDS[hint]}, got {value!r}")
+
+
+def _required(f: Field) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING
+
+
+def _suggestion(key: str, prefix: str, known: list[str], paths: list[str]) -> str:
+    """The nearest key of the section, else the same key of another section, else all keys."""
+    if close := difflib.get_close_matches(key, known, 1):
+        return f"; did you mean '{prefix}{close[0]}'?"
+    if same := [p for p in paths if p.rpartition(".")[2] == key]:
+        return f"; did you mean '{same[0]}'?"
+    return f"; known keys: {', '.join(known)}"
+
+
+def _paths(cls: Any) -> list[str]:
+    """Dotted names of all keys below a dataclass."""
+    return list(_walk(cls, ""))
+
+
+def _walk(cls: Any, prefix: str) -> Iterator[str]:
+    for name, hint in typing.get_type_hints(cls).items():
+        yield prefix + name
+        for inner in (hint, *typing.get_args(hint)):
+            if is_dataclass(inner):
+                yield from _walk(inner, f"{prefix}{name}.")
