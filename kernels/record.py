@@ -33,7 +33,7 @@ class Document:
     chunk_sees_text: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a record is itself: backends remember what they made of it
 class AttentionRecord:
     """Live keys of every row of a packed row, and the extents of its documents.
 
