@@ -1,1 +1,6 @@
-"""Sampling: KV cache, sampler and the command line `python -m megatv.sample`."""
+"""The sampler: continue an interleaved sequence of words and video (TV2TV section 2.3)."""
+
+from megatv.sample.request import ChunkWords, Intervention, Request, Result
+from megatv.sample.sampler import Sampler
+
+__all__ = ["ChunkWords", "Intervention", "Request", "Result", "Sampler"]

@@ -33,7 +33,9 @@ from megatv.sample.timeline import Window, plan_windows
 
 
 class Sampler:
-    """Makes videos with a model. Everything that it needs is given; `from_checkpoint` gathers it."""
+    """Makes videos with a model. `step`: of the checkpoint that it came from, if it did."""
+
+    step: int | None = None
 
     def __init__(
         self, model: MoT, config: Config, tokenizer: Tokenizer, codec: Codec, stats: LatentStats
@@ -55,13 +57,11 @@ class Sampler:
     ) -> Sampler:
         """A sampler from a checkpoint, or from a run's newest. Raises ValueError when anything is missing."""
         model, config, meta = load_model(path, weights, device)
-        return cls(
-            model,
-            config,
-            load_tokenizer(config.tokenizer.path),
-            load_codec(config.codec, device),
-            LatentStats.from_dict(meta["latent_stats"], f"{path}: latent_stats"),
-        )
+        stats = LatentStats.from_dict(meta["latent_stats"], f"{path}: latent_stats")
+        codec = load_codec(config.codec, device)
+        sampler = cls(model, config, load_tokenizer(config.tokenizer.path), codec, stats)
+        sampler.step = meta["step"]
+        return sampler
 
     @torch.inference_mode()
     def generate(
@@ -122,7 +122,7 @@ class Sampler:
         recoded = self.encode(np.stack([d.frames[-1][-1:] for d in drafts]))[:, 0] if window.recoded else None
         for row, draft in enumerate(drafts):
             draft.open(window, None if recoded is None else recoded[row])
-        slots = self.config.text_rows_per_example + window.end * self.config.tokens_per_chunk
+        slots = max(draft.script.slots() for draft in drafts) + window.end * self.config.tokens_per_chunk
         context = Context.empty(self.model, rows * copies, slots)
         tokens = self.tokenizer
         heads = [[tokens.bos, *draft.script.prompt] for draft in drafts]

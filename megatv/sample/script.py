@@ -90,11 +90,15 @@ class Script:
         self.window = window
         self.words = [()] if window.recoded else self.words[len(self.words) - window.kept :]
         if self.lines_are_chunks:
-            self.lines = self.lines[self.size - window.kept :]
+            self.lines = self.lines[self.size - window.kept : self.size]
 
     def index(self, chunk: int) -> int:
         """Place in the video of a chunk of the window."""
         return self.window.first - self.window.kept + chunk
+
+    def slots(self) -> int:
+        """The most text tokens that the window may come to: the model keeps to the budget, users may not."""
+        return self.budget + sum(len(self._forced_ids(self.index(0) + i)) + 1 for i in range(self.size))
 
     def turn(self, chunk: int) -> tuple[Ids, int]:
         """Words that surely stand before this chunk of the window, and how many tokens the model may add."""
@@ -139,26 +143,24 @@ class Script:
         return [] if self.mode == "think2v" else [words.text for words in self.transcript]
 
     def _room(self, chunk: int) -> int:
-        """Tokens that the model may say here: all that is left for a plan, else half of what is left.
+        """Tokens that the model may say here: all that the window has left for a plan, else half of it.
 
-        The window's markers and the user's words, up to the end of the next window, are set aside first. The
-        half keeps a model that never stops from leaving the later chunks without words.
+        The half keeps a model that never stops from leaving the later chunks without words. Interventions
+        to come take nothing away: they change nothing before their time.
         """
-        later = range(self.index(chunk), self.index(0) + 2 * self.size)
-        reserved = sum(len(self._forced_ids(k)) + 1 for k in later if k in self.forced)
-        left = self.budget - self._rows(self.words[:chunk] + [()] * (self.size - chunk)) - reserved
+        left = self.budget - self._rows(self.words[:chunk] + [()] * (self.size - chunk))
         return max(0, left) // (1 if self.mode == "think2v" else min(2, self.size - chunk))
 
     def _plan(self, ids: Ids) -> Ids:
         """Split a plan into lines, put the user's in and return its tokens."""
-        kept, first = len(self.lines), self.index(0)
+        first = self.index(0)
         self.lines = self.tokenizer.decode(list(ids)).split("\n") if ids else []
         edits = {
             k - first: text for k, text in self.forced.items() if self.window.first <= k < first + self.size
         }
         for line, text in sorted(edits.items()):
             self.lines[line : line + 1] = [text]
-        self.all_lines += self.lines[kept:]
+        self.all_lines[first:] = self.lines
         return text_ids(self.tokenizer, self.lines) if edits else ids
 
     def _entry(self, chunk: int, ids: Ids, cut: bool) -> ChunkWords:

@@ -39,7 +39,14 @@ def make_sampler() -> Callable[..., Sampler]:
 
 
 def _make_sampler(
-    mode="tv2tv", groups=1, text_rows=90, bof_bias=1.2, eos=False, dtype=torch.float32, **sequence
+    mode="tv2tv",
+    groups=1,
+    text_rows=90,
+    bof_bias=1.2,
+    newline_bias=0.0,
+    eos=False,
+    dtype=torch.float32,
+    **sequence,
 ) -> Sampler:
     """2 tokens a chunk, two layers, two query heads to a key head; it says BOF more often than any letter.
 
@@ -70,6 +77,7 @@ def _make_sampler(
     head = model.head.text
     bias = torch.zeros(config.model.vocab)
     bias[tokenizer.bof] = bof_bias
+    bias[tokenizer.encode("\n")] = newline_bias
     bias[tokenizer.eos] = 0.0 if eos else -torch.inf
     head.register_forward_hook(lambda _module, _args, logits: logits + bias.to(logits))
     stats = LatentStats(np.full((2, 16), 0.1, np.float32), np.full((2, 16), 0.7, np.float32))

@@ -1,0 +1,192 @@
+"""What the sampler promises a caller: independence of the batch, forced words, given chunks, long videos."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from megatv.sample import Intervention, Request
+from megatv.sample.timeline import chunk_starts, plan_windows
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 256, (16, 32, 3), np.uint8)
+LATENTS = RNG.standard_normal((3, 16, 2, 4), np.float32)
+
+
+def said(result):
+    return [words.text for words in result.transcript]
+
+
+def test_a_request_does_not_depend_on_its_batch(make_sampler):
+    sampler = make_sampler(groups=2)
+    requests = [
+        Request("abc", seed=5, seconds=7.0),
+        Request("", first_image=IMAGE, seed=6),
+        Request("abc. def", first_latents=LATENTS, seed=7, interventions=(Intervention(1.0, "jj"),)),
+    ]
+    for request, together in zip(requests, sampler.generate(requests), strict=True):
+        (alone,) = sampler.generate([request])
+        assert together.transcript == alone.transcript
+        np.testing.assert_allclose(together.latents, alone.latents, rtol=0, atol=1e-4)
+        assert together.frames.shape == alone.frames.shape
+
+
+def test_seed_decides_and_repeats(make_sampler):
+    sampler = make_sampler()
+    first, again, other = (sampler.generate([Request("abc", seed=seed)])[0] for seed in (1, 1, 2))
+    assert np.array_equal(first.latents, again.latents) and first.transcript == again.transcript
+    assert np.abs(first.latents - other.latents).max() > 0.1
+
+
+def test_forced_words_equal_the_same_words_sampled(make_sampler):
+    """Forcing what the model said anyway, prefilled in one pass, gives the same video."""
+    sampler = make_sampler()
+    (own,) = sampler.generate([Request("abc")])
+    assert sum(map(bool, said(own))) >= 3
+    spoken = tuple(Intervention(words.start_seconds, words.text) for words in own.transcript)
+    (forced,) = sampler.generate([Request("abc", interventions=spoken)])
+    assert said(forced) == said(own)
+    assert {words.source for words in forced.transcript} == {"forced"}
+    np.testing.assert_allclose(forced.latents, own.latents, rtol=0, atol=1e-4)
+
+
+def test_intervention_changes_its_chunk_and_nothing_before(make_sampler):
+    sampler = make_sampler()
+    changed, alone = sampler.generate(
+        [Request("abc", interventions=(Intervention(0.8125, "abba."),)), Request("abc")]
+    )
+    assert [w.source for w in changed.transcript[:6]] == ["own"] * 4 + ["forced", "own"]
+    assert said(changed)[4] == "abba." and said(changed)[:4] == said(alone)[:4]
+    assert np.array_equal(changed.latents[:4], alone.latents[:4])
+    assert np.abs(changed.latents[4] - alone.latents[4]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chunk"), [(0.0, 1), (0.0625, 1), (0.07, 1), (0.1, 2), (0.8125, 4), (0.81, 4), (0.85, 5)]
+)
+def test_intervention_falls_on_the_first_chunk_from_its_time_on(make_sampler, seconds, chunk):
+    request = Request("abc", first_image=IMAGE, interventions=(Intervention(seconds, "jj"),))
+    (result,) = make_sampler().generate([request])
+    assert [i for i, w in enumerate(result.transcript) if w.source == "forced"] == [chunk]
+
+
+def test_empty_intervention_silences_a_chunk(make_sampler):
+    sampler = make_sampler(bof_bias=-2.0)
+    (result,) = sampler.generate([Request("abc", interventions=(Intervention(0.5625, ""),))])
+    assert next(w.source for w in result.transcript if not w.text) == "forced"
+
+
+def test_given_chunks_stay_and_have_no_words(make_sampler):
+    sampler = make_sampler()
+    image, latents = sampler.generate([Request("a", first_image=IMAGE), Request("a", first_latents=LATENTS)])
+    assert [w.source for w in image.transcript[:2]] == ["given", "own"]
+    assert [w.source for w in latents.transcript[:4]] == ["given"] * 3 + ["own"]
+    assert said(latents)[:3] == [""] * 3
+    assert np.array_equal(latents.latents[:3], LATENTS)
+    expected = sampler.codec.decode(sampler.codec.encode(torch.from_numpy(IMAGE)[None, None]))[0, 0]
+    np.testing.assert_allclose(image.frames[0].astype(int), expected.numpy().astype(int), atol=1)
+
+
+def test_t2v_says_nothing_and_think2v_thinks_first(make_sampler):
+    (silent,) = make_sampler("t2v", bof_bias=-5.0).generate([Request("abc")])
+    assert said(silent) == [""] * 13 and silent.text_tokens == 0
+    sampler = make_sampler("think2v", bof_bias=-0.5)
+    (plan,) = sampler.generate([Request("abc", seed=3)])
+    assert plan.text_tokens == len(plan.plan) > 0
+    lines = plan.plan.split("\n")
+    assert said(plan) == (lines + [""] * 13)[:13]
+
+
+def test_think2v_intervention_replaces_its_line_of_the_plan(make_sampler):
+    sampler = make_sampler("think2v", bof_bias=-2.0)
+    request = Request("abc", seed=4)
+    (own,) = sampler.generate([request])
+    lines = own.plan.split("\n")
+    assert len(lines) >= 4
+    (changed,) = sampler.generate([dataclasses.replace(request, interventions=(Intervention(0.3, "jj"),))])
+    assert changed.transcript[2].source == "forced"
+    assert changed.plan.split("\n")[2] == "jj"
+    assert changed.plan.split("\n")[:2] == lines[:2]
+
+
+def test_think2v_keeps_its_lines_in_the_next_window(make_sampler):
+    sampler = make_sampler("think2v", groups=2, text_rows=200, bof_bias=-20.0, newline_bias=2.5)
+    request = Request("abc", seconds=9.0, interventions=(Intervention(4.2, "jj"), Intervention(7.0, "jjj")))
+    (result,) = sampler.generate([request])
+    plan = result.plan.split("\n")
+    assert len(plan) > len(said(result)) > 26
+    assert said(result) == plan[: len(said(result))]
+    assert [words for words, w in zip(plan, result.transcript, strict=False) if w.source == "forced"] == [
+        "jj",
+        "jjj",
+    ]
+
+
+def test_text_budget_ends_a_model_that_never_stops(make_sampler):
+    sampler = make_sampler(bof_bias=-20.0, groups=2, text_rows=150)
+    (result,) = sampler.generate([Request("abc", seconds=14.0, interventions=(Intervention(7.0, "j" * 30),))])
+    assert result.transcript[0].cut and len(said(result)[0]) > len(said(result)[1]) > 0
+    assert all(words.cut or words.source == "forced" or not words.text for words in result.transcript)
+    for window in plan_windows(len(result.transcript), 2):
+        first = window.first - window.kept
+        own = [w.text for w in result.transcript[first : first + window.end] if w.source == "own"]
+        rows = len("".join(own)) + 2 * window.end + 1 + len("abc\n")
+        assert rows <= sampler.config.text_rows_per_example
+
+
+def test_end_of_sequence_ends_one_video_only(make_sampler):
+    sampler = make_sampler(eos=True)
+    results = sampler.generate([Request("abc", seed=seed) for seed in range(8)])
+    ended = [result for result in results if result.ended]
+    assert ended and len(ended) < 8
+    for result in results:
+        assert len(result.latents) == len(result.transcript)
+        assert result.ended == (len(result.latents) < 13)
+    seed = min(range(8), key=lambda seed: len(results[seed].latents))
+    (alone,) = sampler.generate([Request("abc", seed=seed)])
+    assert alone.transcript == results[seed].transcript
+    assert alone.frames.shape == results[seed].frames.shape
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_a_longer_video_begins_like_the_shorter_one(make_sampler, groups):
+    sampler = make_sampler(groups=groups, text_rows=200)
+    long, short = (sampler.generate([Request("abc", seconds=s)])[0] for s in (groups * 3 + 4.0, 2.0))
+    count = len(short.latents)
+    assert long.transcript[:count] == short.transcript
+    np.testing.assert_allclose(long.latents[:count], short.latents, rtol=0, atol=1e-4)
+    assert len(long.frames) >= (groups * 3 + 4) * 16
+    starts = chunk_starts(plan_windows(len(long.latents), groups))
+    assert [w.start_seconds for w in long.transcript] == starts
+
+
+def test_one_group_goes_on_from_its_last_frame(make_sampler):
+    """The second window of a one-group model is conditioned on the first one's last frame alone."""
+    sampler = make_sampler()
+    (long,) = sampler.generate([Request("abc", seconds=5.0, seed=3)])
+    assert len(long.latents) == 13 + 8 and len(long.frames) == 49 + 32
+    (again,) = sampler.generate([Request("abc", first_image=long.frames[48], seed=3)])
+    assert again.transcript[1].start_seconds == long.transcript[13].start_seconds - 3.0
+    recoded = sampler.stats.normalize(sampler.codec.encode(torch.from_numpy(long.frames[48])[None, None]))
+    np.testing.assert_allclose(again.latents[0], recoded[0, 0].numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request("abc", seconds=0.0), "longer than 0"),
+        (Request("abc", seconds=float("nan")), "longer than 0"),
+        (Request("a" * 200), "shorten the prompt"),
+        (Request("abc", interventions=(Intervention(3.5, "jj"),)), "outside the video"),
+        (Request("abc", interventions=(Intervention(-1.0, "jj"),)), "outside the video"),
+        (Request("abc", interventions=(Intervention(1.0, "j" * 80),)), "shorten them"),
+        (Request("abc", interventions=(Intervention(1.0, "a"), Intervention(1.05, "b"))), "both fall"),
+        (Request("abc", interventions=(Intervention(1.0, "jj"),), mode="t2v"), "no words to change"),
+        (Request("abc", first_image=np.zeros((8, 8, 3), np.uint8)), "resize"),
+        (Request("abc", first_latents=np.zeros((14, 16, 2, 4), np.float32)), "1 to 13"),
+    ],
+)
+def test_refusals(make_sampler, request_, message):
+    with pytest.raises(ValueError, match=message):
+        make_sampler().generate([Request("abc"), request_])
