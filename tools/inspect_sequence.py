@@ -1,0 +1,218 @@
+"""Show one training sequence as a person would read it, and draw who sees whom as a PNG.
+
+    python tools/inspect_sequence.py --config configs/toy_world.yaml --index 3
+    python tools/inspect_sequence.py --config configs/toy_world.yaml --demo sequence.clean_flip=0.3
+
+Without `--demo` the sample is read from the config's training shards; the demo needs none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from megatv_kernels import Document, build_record
+from megatv_kernels.reference import dense_mask
+
+from megatv.config import LATENT_CHANNELS, Config, load_config
+from megatv.data.loader import check_shards
+from megatv.data.sequence import build_sequence, chunk_start_seconds, interleave
+from megatv.data.shards import Shards
+from megatv.data.tokenizer import Tokenizer, load_tokenizer
+from megatv.data.toy_world import META_PROMPT, simulate
+from megatv.data.toy_world import words as action_line
+from megatv.log import main_guard
+from megatv.types import IGNORE, Caption, Example, Sequence
+
+DEMO_CHUNKS = 4
+COLOURS = {"text": "#2f8f83", "clean": "#3f5fa8", "noisy": "#e0763f"}
+PAPER, INK = "#f5f2ea", "#33312c"
+VIDEO_ROWS = 800
+"""Longer chunks are drawn by fewer tokens than they have, so that text stays visible beside them."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of rows of one kind (text, clean, noisy). rows: their places in the packed order."""
+
+    kind: str
+    label: str
+    rows: range
+
+
+def demo_example(config: Config) -> Example:
+    """The opening of a toy-world game: true words, latents of noise, the rest marked as padding."""
+    shape = (config.latents, LATENT_CHANNELS, config.latent_height, config.latent_width)
+    actions = simulate(seed=0).actions[:DEMO_CHUNKS]
+    lines = [action_line(action) for action in actions]
+    return Example(
+        id="demo",
+        latents=np.random.default_rng(0).standard_normal(shape, dtype=np.float32),
+        captions=tuple(Caption(chunk_start_seconds(i), line) for i, line in enumerate(lines)),
+        meta_caption=META_PROMPT,
+        detailed_caption="\n".join(lines),
+        valid_latents=DEMO_CHUNKS,
+        ends_clip=False,
+    )
+
+
+def runs(sequence: Sequence) -> list[range]:
+    """Text rows before chunk 0, between the chunks, and after the last one."""
+    bounds = [0, *sequence.chunk_sees_text.tolist(), len(sequence.text_ids)]
+    return [range(lo, hi) for lo, hi in pairwise(bounds)]
+
+
+def describe(example: Example, sequence: Sequence, tokenizer: Tokenizer, config: Config) -> Iterator[str]:
+    """The sequence line by line; a star marks what bears a loss."""
+    chunks, tokens = len(sequence.chunk_loss), config.tokens_per_chunk
+    text_losses = int((sequence.text_targets != IGNORE).sum())
+    yield (
+        f"sample {sequence.id}, {config.sequence.mode}: {chunks} of {config.latents} chunks, {tokens} tokens "
+        f"each; {len(sequence.text_ids)} of {config.text_rows_per_example} text rows"
+    )
+    yield (
+        f"losses (*): {text_losses} text targets, {int(sequence.chunk_loss.sum())} chunks; "
+        f"clean copies flipped: {int((sequence.clean_t != 1).sum())}"
+    )
+    said = interleave(example, tokenizer, config.sequence)
+    markers = [tokenizer.bos, tokenizer.eos, tokenizer.bof, tokenizer.eof]
+    for index, rows in enumerate(runs(sequence)):
+        ids, learned = sequence.text_ids[rows], sequence.text_targets[rows] != IGNORE
+        shown = tokenizer.decode(ids.tolist()).replace("\n", "\u21b5")
+        time = f"{chunk_start_seconds(index):7.4f} s" if index < chunks else " " * 9
+        first, last = sequence.text_positions[rows[0]], sequence.text_positions[rows[-1]]
+        line = f"{time}  {first:>5}-{last:<5} {shown}  *{learned.sum()}/{len(ids)}"
+        words = (said.prompt if index == 0 else ()) + said.before[index : index + 1]
+        dropped = sum(map(len, filter(None, words))) - np.isin(ids, markers, invert=True).sum()
+        yield line + (f"  ({dropped} tokens dropped)" if dropped and index < chunks else "")
+        if index < chunks:
+            star = "*" if sequence.chunk_loss[index] else ""
+            clean_t = sequence.clean_t[index]
+            clean = "clean" if clean_t == 1 else f"clean flipped to noisy, t={clean_t:.2f}"
+            noisy_at, clean_at = (
+                f"{p[index, 0]}-{p[index, -1]}" for p in (sequence.noisy_positions, sequence.clean_positions)
+            )
+            where = noisy_at if noisy_at == clean_at else f"{noisy_at}, {clean_at}"
+            yield f"{'':11}{where:^11} [noisy t={sequence.noisy_t[index]:.2f}{star} | {clean}]"
+
+
+def parts_in_time(sequence: Sequence, tokens: int) -> list[Part]:
+    """Text runs, noisy and clean copies as eq. 1 of TV2TV orders them."""
+    texts, chunks = runs(sequence), len(sequence.chunk_loss)
+    parts = []
+    for i, rows in enumerate(texts):
+        parts.append(Part("text", f"text {i}" if i < chunks else "", rows))
+        if i < chunks:
+            clean = len(sequence.text_ids) + i * tokens
+            noisy = clean + chunks * tokens
+            role = "clean" if sequence.clean_t[i] == 1 else "flipped"
+            parts.append(Part("noisy", f"noisy {i}", range(noisy, noisy + tokens)))
+            parts.append(Part("clean", f"{role} {i}", range(clean, clean + tokens)))
+    return parts
+
+
+def draw(sequence: Sequence, config: Config, path: Path) -> None:
+    """Write the PNG: the mask in order of time, and the same mask in packed order."""
+    chunks, tokens = len(sequence.chunk_loss), config.tokens_per_chunk
+    document = Document(sequence.text_sees_chunks, sequence.chunk_sees_text)
+    size = {"text_rows": len(sequence.text_ids), "chunks": chunks}
+    record = build_record([document], chunk_rows=tokens, **size)
+    shown = min(tokens, max(2, VIDEO_ROWS // (2 * chunks)))
+    mask = dense_mask(build_record([document], chunk_rows=shown, **size)).numpy()
+    in_time = parts_in_time(sequence, shown)
+    packed = sorted(in_time, key=lambda part: part.rows.start)
+    figure = Figure(figsize=(15, 8.6), facecolor="white", layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _panel(left, mask, in_time, "in order of time")
+    _panel(right, mask, packed, "as packed: text | clean | noisy")
+    thinned = "" if shown == tokens else f"; {shown} of {tokens} tokens of each chunk are drawn"
+    figure.suptitle(
+        f"A row sees its coloured columns: {config.sequence.mode}, {chunks} chunks, {record.rows:,} rows, "
+        f"{record.live_pairs() / record.rows**2:.0%} of the square alive{thinned}\n",
+        fontsize=14,
+        color=INK,
+    )
+    seen = {"text": "all before it", "clean": "all before it, and itself", "noisy": "only itself"}
+    legend = [Patch(color=colour, label=f"{kind}: {seen[kind]}") for kind, colour in COLOURS.items()]
+    figure.legend(handles=legend, loc="outside lower center", ncols=3, frameon=False, fontsize=12)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=110, format="png")
+    os.replace(temporary, path)
+
+
+def _panel(axes: Axes, mask: np.ndarray, parts: list[Part], title: str) -> None:
+    """One square: colour of a cell = kind of the key (column) that the query (row) sees."""
+    kinds = list(COLOURS)
+    rows = np.concatenate([np.arange(part.rows.start, part.rows.stop) for part in parts])
+    kind_of_row = np.concatenate([np.full(len(part.rows), 1 + kinds.index(part.kind)) for part in parts])
+    cells = mask[np.ix_(rows, rows)] * kind_of_row.astype(np.uint8)
+    size, crowded = len(rows), len(parts) > 30
+    axes.imshow(
+        cells,
+        cmap=ListedColormap([to_rgb(c) for c in (PAPER, *COLOURS.values())]),
+        vmin=0,
+        vmax=len(kinds),
+        extent=(0, size, size, 0),
+        interpolation="nearest",
+    )
+    strip, edge = size * 0.016, 0
+    places, labels = [], []
+    for part in parts:
+        length = len(part.rows)
+        for x, y, wide, high in ((edge, -2 * strip, length, strip), (-2 * strip, edge, strip, length)):
+            axes.add_patch(Rectangle((x, y), wide, high, color=COLOURS[part.kind], lw=0))
+        axes.axhline(edge, color="white", lw=0.4 if crowded else 0.9)
+        axes.axvline(edge, color="white", lw=0.4 if crowded else 0.9)
+        if length > size / 120:  # room for a label
+            places.append(edge + length / 2)
+            labels.append(part.label)
+        edge += length
+    axes.set_yticks(places, labels, fontsize=7 if crowded else 9, color=INK)
+    axes.set_xticks(places, labels, fontsize=7 if crowded else 9, color=INK, rotation=90)
+    axes.set(xlim=(-2 * strip, size), ylim=(size, -2 * strip))
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(title, fontsize=13, color=INK, labelpad=8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--demo", action="store_true", help="a built-in example; no shards needed")
+    parser.add_argument("--index", type=int, default=0, help="of the sample in the training shards")
+    parser.add_argument("--epoch", type=int, default=0, help="decides noise, times, dropout and flips")
+    parser.add_argument("--out", type=Path, default=Path("sequence.png"), help="the drawing")
+    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    args = parser.parse_args()
+    config = load_config(args.config, args.overrides)
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    if args.demo:
+        example = demo_example(config)
+    else:
+        shards = Shards(config.data.train)
+        check_shards(shards, config)
+        if not 0 <= args.index < len(shards):
+            raise ValueError(f"--index {args.index}: {shards.path} holds samples 0 to {len(shards) - 1}")
+        example = shards[args.index]
+    if args.out.is_dir() or not args.out.parent.is_dir():
+        raise ValueError(f"--out {args.out}: give the name of a PNG file in a folder that exists")
+    sequence = build_sequence(example, tokenizer, config, seed=config.run.seed, epoch=args.epoch)
+    for line in describe(example, sequence, tokenizer, config):
+        print(line)
+    draw(sequence, config, args.out)
+    print(f"drawing: {args.out}")
+
+
+if __name__ == "__main__":
+    main_guard(main)
