@@ -1,0 +1,206 @@
+"""The map of the code as data: who may import whom, one door for each outside library, small files.
+
+Imports flow downward only, those inside functions too; `if TYPE_CHECKING:` blocks are for readers and do not
+count. Within a layer, modules may import each other.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# The layers from the ground up. A name covers the module or the whole package below it.
+LAYERS = [
+    (
+        "words",
+        ["megatv.config", "megatv.schema", "megatv.checks", "megatv.types", "megatv.log", "megatv_kernels"],
+    ),
+    ("data", ["megatv.data"]),
+    ("parallel", ["megatv.parallel"]),
+    ("model", ["megatv.model"]),
+    ("memory", ["megatv.checkpoint"]),
+    ("use", ["megatv.sample"]),
+    ("learn", ["megatv.objective", "megatv.health", "megatv.optim"]),
+    ("run", ["megatv.engine", "megatv.train"]),
+    ("judge", ["megatv.eval"]),
+]
+OUTSIDE = ["launch", "tools"]
+
+# An outside library and the only places that may import it.
+DOORS = {
+    "yaml": ["megatv.config"],
+    "wandb": ["megatv.log"],
+    "av": ["megatv.data.video"],
+    "nvidia": ["megatv.data.video"],
+    "streaming": ["megatv.data.shards"],
+    "tiktoken": ["megatv.data.tokenizer"],
+    "triton": ["megatv_kernels"],
+    "flash_attn": ["megatv_kernels"],
+    "diffusers": ["megatv.model.codec.wan"],
+    "megatron": ["megatv.parallel.layers", "megatv.parallel.mesh"],
+    "deepspeed": ["megatv.parallel.pipeline", "megatv.engine"],
+    "safetensors": ["megatv.checkpoint", "megatv.model.llama", "megatv.model.codec.learned"],
+}
+# Libraries that are everybody's.
+COMMON = {"torch", "numpy", "PIL", "matplotlib", "tqdm", "xxhash", "tokenizers"}
+NO_RANKS = ("torch.distributed", "megatron", "deepspeed")
+MAX_LINES = 400
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    if parts[-1] in ("__init__", "__main__"):
+        parts.pop()
+    if parts[0] == "kernels":
+        parts[0] = "megatv_kernels"
+    return ".".join(parts)
+
+
+FILES = {
+    path: module_name(path)
+    for folder in ("megatv", "kernels", *OUTSIDE)
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+
+
+def within(name: str, parent: str) -> bool:
+    return name == parent or name.startswith(parent + ".")
+
+
+def layer(name: str) -> int:
+    """Height of a module: 0 at the ground, len(LAYERS) outside."""
+    if name in ("megatv", "megatv.__version__"):
+        return 0
+    for height, (_, members) in enumerate(LAYERS):
+        if any(within(name, member) for member in members):
+            return height
+    if name.split(".")[0] in OUTSIDE:
+        return len(LAYERS)
+    raise AssertionError(f"{name} has no place on the map: add it to LAYERS")
+
+
+def imports(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything imported below `tree`; `from a import b` gives a.b."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from imports(ast.Module(node.orelse, []), package)
+        elif isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                up = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*up, *([base] if base else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "importlib.import_module",
+            "__import__",
+        ):
+            if isinstance(node.args[0], ast.Constant):
+                yield node.lineno, str(node.args[0].value)
+        else:
+            yield from imports(node, package)
+
+
+def imports_of(path: Path) -> list[tuple[int, str]]:
+    name = FILES[path]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return list(imports(ast.parse(path.read_text()), package))
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+EVERY_FILE = pytest.mark.parametrize("path", FILES, ids=relative)
+
+
+@EVERY_FILE
+def test_imports_flow_downward(path):
+    height = layer(FILES[path])
+    for line, name in imports_of(path):
+        if name.split(".")[0] in ("megatv", "megatv_kernels"):
+            assert layer(name) <= height, f"{relative(path)}:{line}: {name} lies above {FILES[path]}"
+
+
+@EVERY_FILE
+def test_each_outside_library_has_one_door(path):
+    siblings = (
+        {p.stem for p in path.parent.glob("*.py")} if relative(path).split("/")[0] in OUTSIDE else set()
+    )
+    known = {*sys.stdlib_module_names, *COMMON, *siblings, "megatv", "megatv_kernels"}
+    for line, name in imports_of(path):
+        library = name.split(".")[0]
+        if library in known:
+            continue
+        doors = DOORS.get(library)
+        assert doors, f"{relative(path)}:{line}: {library} has no door: name one in DOORS"
+        if FILES[path].split(".")[0] not in OUTSIDE:
+            assert any(within(FILES[path], door) for door in doors), (
+                f"{relative(path)}:{line}: {library} is behind {', '.join(doors)}; go through there"
+            )
+
+
+@pytest.mark.parametrize(
+    "path", [p for p, name in FILES.items() if within(name, "megatv.model")], ids=relative
+)
+def test_the_model_knows_no_ranks(path):
+    for line, name in imports_of(path):
+        assert not any(within(name, world) for world in NO_RANKS), f"{relative(path)}:{line}: {name}"
+
+
+def test_kernels_import_nothing_of_ours():
+    for path, name in FILES.items():
+        if within(name, "megatv_kernels"):
+            assert not [n for _, n in imports_of(path) if within(n, "megatv")], relative(path)
+
+
+def test_launchers_shadow_no_module():
+    """`deepspeed launch/train.py` puts launch/ first on sys.path."""
+    for path in (ROOT / "launch").iterdir():
+        assert path.stem not in sys.stdlib_module_names, (
+            f"{relative(path)} hides the standard library's {path.stem}"
+        )
+        assert path.stem not in {*COMMON, *DOORS}, f"{relative(path)} hides the library {path.stem}"
+
+
+@EVERY_FILE
+def test_files_can_be_read_in_one_sitting(path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= MAX_LINES, f"{relative(path)} has {lines} lines: split it by ideas"
+
+
+def test_doors_are_used():
+    """A door that nobody uses is dead: the library left, or moved."""
+    used = {name.split(".")[0] for path in FILES for _, name in imports_of(path)}
+    assert set(DOORS) - used <= {"nvidia", "triton", "flash_attn"}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import a.b as c", ["a.b"]),
+        ("from a import b, c", ["a.b", "a.c"]),
+        ("def f():\n  import a", ["a"]),
+        ("from . import x", ["megatv.data.x"]),
+        ("from ..model.mot import MoT", ["megatv.model.mot.MoT"]),
+        (
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  import a\nelse:\n  import b",
+            ["typing.TYPE_CHECKING", "b"],
+        ),
+        ("import importlib\nx = importlib.import_module('a.b')", ["importlib", "a.b"]),
+        ("try:\n  import a\nexcept ImportError:\n  a = None", ["a"]),
+    ],
+)
+def test_the_reader_of_imports_misses_none(source, found):
+    assert [name for _, name in imports(ast.parse(source), "megatv.data")] == found
+
+
+def test_the_map_can_fail():
+    assert layer("megatv.engine.Engine") > layer("megatv.sample.sampler")
+    with pytest.raises(AssertionError, match="no place on the map"):
+        layer("megatv.new_folder.thing")
