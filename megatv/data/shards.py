@@ -47,7 +47,10 @@ def _import_streaming() -> tuple[Any, Any]:
         if name not in sys.modules:
             spec = importlib.util.find_spec(name)
             if spec is None or spec.submodule_search_locations is None:
-                raise ValueError("mosaicml-streaming is not installed: pip install mosaicml-streaming")
+                raise ValueError(
+                    "mosaicml-streaming is not installed: `source launch/setup.sh`, or "
+                    "`pip install --no-deps mosaicml-streaming`"
+                )
             package = types.ModuleType(name)
             package.__path__ = list(spec.submodule_search_locations)
             sys.modules[name] = package
