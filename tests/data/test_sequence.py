@@ -141,7 +141,7 @@ class TestTextLoss:
 
 
 class TestBudget:
-    """The toy world has 144 text rows an example, 28 of them for markers."""
+    """The tests' config has 144 text rows an example, 28 of them for markers."""
 
     def test_whole_trailing_chunks_go_with_their_words_and_the_end(self, make_example, make_config, letters):
         example = make_example({STARTS[i]: "x" * 12 for i in range(13)})
@@ -253,7 +253,9 @@ class TestSharedWithTheSampler:
         captions = {0.0: "a", 1 / 16: "b", 1.0: "cd"}
         sequence = build(make_example(captions, ends=False), letters, config)
         cursor = Cursor(config.sequence, config.tokens_per_chunk)
-        fed, text_at, chunks_at = [], [], []
+        fed: list[int] = []
+        text_at: list[int] = []
+        chunks_at: list[np.ndarray] = []
 
         def say(ids):
             fed.extend(ids)
