@@ -1,8 +1,8 @@
 """Attention document by document through torch's scaled_dot_product_attention.
 
-Documents of a packed row never see each other, so each is attended alone; documents of like length go together
-as one padded batch. Queries are taken in blocks, so no mask is larger than QUERY_BLOCK x document, and the
-masks of a record are made once for all layers.
+Documents of a packed row never see each other, so each is attended alone; documents of like length go
+together as one padded batch. Queries are taken in blocks, so no mask is larger than QUERY_BLOCK x document,
+and the masks of a record are made once for all layers.
 """
 
 from __future__ import annotations
