@@ -33,7 +33,7 @@ def letters() -> Letters:
 
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., Config]:
-    """The toy world's config with a sequence section of its own and overrides, given as section__key=value."""
+    """The toy world's config with its own sequence section and overrides, given as section__key=value."""
     sequence = {"examples_per_row": 8, "context_tokens": 1984, "text_dropout": 0, "clean_flip": 0.5}
     fixed = {f"sequence__{key}": value for key, value in sequence.items()}
 
