@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from megatv.config import CodecConfig
-from megatv.model.codec import frames_to_latents, latents_to_frames, load_codec
+from megatv.model.codec import Codec, frames_to_latents, latents_to_frames, load_codec
 from megatv.model.codec.dct import CHUNK_BASIS, PICTURE_BASIS, DCTCodec
 from megatv.model.codec.learned import ChunkAutoencoder, LearnedCodec
 
 CLIPS = Path(__file__).parents[2] / "../shared/clips"
-CODECS = {"dct": DCTCodec, "learned": lambda: LearnedCodec(trained_a_little())}
+CODECS: dict[str, Callable[[], Codec]] = {
+    "dct": DCTCodec,
+    "learned": lambda: LearnedCodec(trained_a_little()),
+}
 
 
 def trained_a_little() -> ChunkAutoencoder:
@@ -158,6 +162,7 @@ def test_dct_on_real_clips(clip: str, least: float) -> None:
 
 def test_learned_round_trip_through_a_file(tmp_path: Path) -> None:
     codec, frames = CODECS["learned"](), moving_picture(9, 16, 16)
+    assert isinstance(codec, LearnedCodec)
     codec.save(tmp_path / "deep" / "codec.safetensors")
     again = load_codec(CodecConfig("learned", str(tmp_path / "deep" / "codec.safetensors")))
     torch.testing.assert_close(again.encode(frames), codec.encode(frames), rtol=0, atol=0)

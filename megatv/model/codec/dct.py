@@ -4,8 +4,8 @@ A block is 8 x 8 pixels x 3 colours, alone (the first frame of a group) or over 
 transform runs along time, rows, columns and colours; its three colour vectors are grey, red-blue and green-
 magenta. Of the 768 coefficients (alone: 192) 16 are kept: those that, chosen one by one, gave the best mean
 PSNR over three real videos (arm wrestling, basketball, a still face) at 320x192. They are orthonormal, so
-decoding is the transpose of encoding and the least-squares best. Blocks are independent: the codec is
-causal and exact on prefixes.
+decoding is the transpose of encoding and the least-squares best. Blocks are independent: the codec is causal
+and exact on prefixes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A small codec that `tools/train_codec.py` trains on one's own videos in minutes.
 
-Every chunk of four frames (the first frame of a group is repeated four times) is coded by itself, so the codec
-is causal and exact on prefixes. All convolutions run at latent resolution, between a linear map of whole
-4 x 8 x 8 pixel blocks and its counterpart: on CPUs that learns faster than a pyramid of the same cost. Videos of
-any size that is a multiple of 8 can be coded.
+Every chunk of four frames (a first frame is repeated four times) is coded by itself, so the codec is causal
+and exact on prefixes. All convolutions run at latent resolution, between a linear map of whole 4 x 8 x 8
+pixel blocks and its counterpart: on CPUs that learns faster than a pyramid of equal cost. Videos of any size
+that is a multiple of 8 can be coded.
 """
 
 from __future__ import annotations

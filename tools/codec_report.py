@@ -1,0 +1,116 @@
+"""PSNR of codecs on videos and on the toy world, as a table and as JSON.
+
+    python tools/codec_report.py [VIDEO ...] [--size 320x192] [--toy EPISODES]
+        [--codec KIND[=PATH] ...] [--out report.json]
+
+Every codec sees whole groups of 49 frames at 16 fps. `first` and `rest` are the frames of one-frame and of
+four-frame latents. For the toy world it also says how many frames its reader reads right, the worst part of
+the state first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, cast, get_args, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor
+from train_codec import count, size  # the tool beside this one
+
+from megatv.config import GROUP_FRAMES, CodecConfig
+from megatv.data.toy_world import State, simulate
+from megatv.data.video import decode_video
+from megatv.eval.toy_world import read_states, reader_accuracy
+from megatv.log import main_guard, progress
+from megatv.model.codec import Codec, load_codec
+
+HELD_OUT_SEED = 1 << 48
+"""Toy-world episodes from here on are nobody's training data."""
+
+
+def quality(frames: Tensor, decoded: Tensor) -> dict[str, float]:
+    """PSNR in dB of uint8 [B, F, H, W, 3]: of all frames, of first frames of groups, of the rest."""
+    errors = (frames.float() - decoded.float()).square().mean((0, 2, 3, 4))
+    first = torch.arange(len(errors)) % GROUP_FRAMES == 0
+    parts = {"psnr": errors, "psnr_first": errors[first], "psnr_rest": errors[~first]}
+    return {name: round(float(10 * torch.log10(255**2 / part.mean())), 2) for name, part in parts.items()}
+
+
+def report_video(codec: Codec, path: Path, width: int, height: int) -> dict[str, Any]:
+    """The row of one video. Raises ValueError when it holds no whole group."""
+    frames = torch.from_numpy(decode_video(path, width=width, height=height))
+    whole = len(frames) // GROUP_FRAMES * GROUP_FRAMES
+    if not whole:
+        raise ValueError(f"{path}: {len(frames)} frames at 16 fps; the report needs {GROUP_FRAMES} or more")
+    groups = frames[:whole].unflatten(0, (-1, GROUP_FRAMES))
+    decoded = torch.cat([codec.decode(codec.encode(group[None])) for group in groups])
+    return {"video": path.name, "frames": whole, **quality(groups, decoded)}
+
+
+def report_toy_world(codec: Codec, episodes: int) -> dict[str, Any]:
+    """The row of the toy world: held-out episodes, with the reader's accuracy on what the codec shows."""
+    truth = [simulate(HELD_OUT_SEED + i) for i in range(episodes)]
+    frames = torch.from_numpy(np.stack([episode.frames for episode in truth]))
+    decoded = torch.cat([codec.decode(codec.encode(part)) for part in frames.split(32)])
+    states = State(*np.stack([episode.states for episode in truth], axis=1))
+    accuracy = reader_accuracy(read_states(decoded.numpy()), states)
+    ordered = dict(sorted(accuracy.items(), key=lambda item: item[1]))
+    return {
+        "video": "toy world",
+        "frames": frames.shape[0] * frames.shape[1],
+        **quality(frames, decoded),
+        "read": ordered,
+    }
+
+
+def codec_config(text: str) -> CodecConfig:
+    """`dct` or `KIND=PATH`."""
+    kind, _, path = text.partition("=")
+    kinds = get_args(get_type_hints(CodecConfig)["kind"])
+    if kind not in kinds:
+        raise argparse.ArgumentTypeError(f"{text!r}: write KIND or KIND=PATH, KIND one of {', '.join(kinds)}")
+    return CodecConfig(cast(Any, kind), path or None)  # kind was just checked
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("videos", type=Path, nargs="*", metavar="VIDEO")
+    parser.add_argument("--size", type=size, default=(320, 192), help="of the videos, in pixels (320x192)")
+    parser.add_argument(
+        "--toy", type=count, metavar="EPISODES", help="so many held-out toy-world episodes too"
+    )
+    parser.add_argument(
+        "--codec", type=codec_config, action="append", metavar="KIND[=PATH]", help="default: dct"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    if not options.videos and not options.toy:
+        parser.error("nothing to report on: name videos, or --toy EPISODES")
+
+    rows = []
+    print(f"{'codec':<9}{'video':<28}{'frames':>7}{'PSNR':>7}{'first':>7}{'rest':>7}  dB")
+    for config in options.codec or [CodecConfig("dct")]:
+        codec = load_codec(config)
+        found = [
+            report_video(codec, path, *options.size) for path in progress(options.videos, desc=config.kind)
+        ]
+        if options.toy:
+            found.append(report_toy_world(codec, options.toy))
+        for row in found:
+            rows.append({"codec": config.kind, "path": config.path, **row})
+            read = "".join(f"  {name} {share:.2%}" for name, share in row.get("read", {}).items())
+            print(
+                f"{config.kind:<9}{row['video'][:27]:<28}{row['frames']:>7}{row['psnr']:>7.2f}"
+                f"{row['psnr_first']:>7.2f}{row['psnr_rest']:>7.2f}{read}"
+            )
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main_guard(main)
