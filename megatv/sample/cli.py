@@ -146,7 +146,7 @@ def _read_image(path: str, width: int, height: int) -> np.ndarray:
         ) from None
     if picture.size != (width, height):
         say(f"{path}: resized from {picture.width}x{picture.height} to the model's {width}x{height}")
-    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+    return np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _example(sampler: Sampler, index: int) -> tuple[str, np.ndarray]:

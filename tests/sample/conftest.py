@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from megatv.config import CodecConfig, load_config
+from megatv.checkpoint import store
+from megatv.config import CodecConfig, DataConfig, TokenizerConfig, config_to_dict, load_config
+from megatv.data.shards import DatasetInfo, ShardWriter
 from megatv.data.stats import LatentStats
+from megatv.data.tokenizer import load_tokenizer
 from megatv.model.codec import load_codec
 from megatv.model.mot import MoT
 from megatv.sample.sampler import Sampler
@@ -82,3 +85,43 @@ def _make_sampler(
     head.register_forward_hook(lambda _module, _args, logits: logits + bias.to(logits))
     stats = LatentStats(np.full((2, 16), 0.1, np.float32), np.full((2, 16), 0.7, np.float32))
     return Sampler(model, config, tokenizer, load_codec(config.codec), stats)
+
+
+@pytest.fixture(scope="session")
+def run_dir(make_sampler, tmp_path_factory) -> Path:
+    """A run with one checkpoint of a tiny random model, a real tokenizer and two held-out examples."""
+    root = tmp_path_factory.mktemp("run")
+    sampler = make_sampler(bof_bias=0.0)
+    info = DatasetInfo(width=32, height=16, groups=1, codec={"kind": "dct"})
+    rng = np.random.default_rng(0)
+    with ShardWriter(root / "val", info) as writer:
+        for i in range(2):
+            writer.write(
+                f"example-{i}",
+                rng.standard_normal((13, 16, 2, 4)).astype(np.float32),
+                captions=(),
+                meta_caption="A player jumps and shoots among pillars.",
+                detailed_caption="",
+                valid_latents=13,
+                ends_clip=False,
+                source={},
+            )
+        writer.finish(sampler.stats)
+    tokenizer = load_tokenizer("toy_world")
+    config = dataclasses.replace(
+        sampler.config,
+        data=DataConfig(train="nowhere", val=str(root / "val")),
+        tokenizer=TokenizerConfig("toy_world"),
+        model=dataclasses.replace(sampler.config.model, vocab=tokenizer.vocab_size),
+    )
+    torch.manual_seed(1)
+    model = MoT(config)
+    weights = {name: torch.randn(p.shape) * 0.15 for name, p in model.named_parameters()}
+    final = store.checkpoint_dir(root, 7)
+    temporary = store.begin(final)
+    name = store.part_name("model", 0, 1)
+    shapes = {key: tuple(weight.shape) for key, weight in weights.items()}
+    files = {name: store.write_tensors(temporary / name, shapes, weights.values())}
+    meta = {"step": 7, "config": config_to_dict(config), "latent_stats": sampler.stats.to_dict()}
+    store.commit(temporary, final, meta, files)
+    return root

@@ -1,0 +1,119 @@
+"""`python -m megatv.sample`: what it writes, and what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from megatv.data.video import decode_video, probe
+from megatv.sample.cli import main
+
+PROMPT = "A player jumps and shoots among pillars."
+QUICK = ["--steps", "1"]
+
+
+def test_writes_video_sheet_and_transcript(run_dir, tmp_path):
+    Image.fromarray(np.full((50, 40, 4), 200, np.uint8)).save(tmp_path / "start.png")
+    out = tmp_path / "deep/out"
+    start = ["--prompt", PROMPT, "--image", str(tmp_path / "start.png")]
+    spoken = ["--intervene", "0.8125:(space). 0, 0, 0, 0.", "--intervene", "2:"]
+    main(["--checkpoint", str(run_dir), *start, *spoken, *QUICK, "--out", str(out)])
+    assert sorted(path.name for path in out.iterdir()) == [
+        "contact_sheet.png",
+        "transcript.json",
+        "video.mp4",
+    ]
+    info = probe(out / "video.mp4")
+    assert (info.width, info.height, round(info.seconds * 16)) == (512, 256, 49)
+    first = decode_video(out / "video.mp4", width=512, height=256, frames=1)[0]
+    assert abs(first.astype(int) - 200).mean() < 30  # chunk 0 shows the grey picture, as the codec codes it
+    tree = json.loads((out / "transcript.json").read_text())
+    assert (tree["prompt"], tree["step"], tree["seed"], tree["mode"]) == (PROMPT, 7, 0, "tv2tv")
+    assert tree["settings"] == {"steps": 1, "temperature": 1.0, "cfg": 1.0}
+    chunks = tree["runs"][0]["chunks"]
+    assert [c["source"] for c in chunks] == ["given"] + ["own"] * 3 + ["forced"] + ["own"] * 4 + [
+        "forced"
+    ] + ["own"] * 3
+    assert chunks[4]["text"] == "(space). 0, 0, 0, 0." and chunks[9] == {
+        "start_seconds": 2.0625,
+        "text": "",
+        "source": "forced",
+        "cut": False,
+    }
+    assert not list(out.parent.glob(".*"))
+
+
+def test_compare_shows_both(run_dir, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    checkpoint = run_dir / "checkpoints/step_00000007"
+    asked = ["--example", "1", "--compare", "--intervene", "1:(w). 2, 0, 0, 0."]
+    main(["--checkpoint", str(checkpoint), *asked, *QUICK, "--out", str(out)])
+    assert {path.name for path in out.glob("*.mp4")} == {"left_alone.mp4", "with_your_words.mp4"}
+    alone, changed = json.loads((out / "transcript.json").read_text())["runs"]
+    assert alone["chunks"][:5] == changed["chunks"][:5]
+    assert (alone["chunks"][5]["source"], changed["chunks"][5]["source"]) == ("own", "forced")
+    pictures = [decode_video(out / run["video"], width=64, height=32) for run in (alone, changed)]
+    assert np.abs(pictures[0][:17].astype(int) - pictures[1][:17]).mean() < 1
+    sheet = Image.open(out / "contact_sheet.png")
+    assert sheet.width > 1000 and sheet.height > 500
+
+
+BASE = ["--prompt", PROMPT, *QUICK]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "1"], "give --prompt"),
+        ([*BASE, "--compare"], "at least one --intervene"),
+        ([*BASE, "--intervene", "soon:hi"], "write SECONDS:TEXT"),
+        ([*BASE, "--intervene", "nan:hi"], "write SECONDS:TEXT"),
+        ([*BASE, "--intervene", "1.5"], "write SECONDS:TEXT"),
+        ([*BASE, "--intervene", "99:hi"], "outside the video"),
+        ([*BASE, "--seconds", "0"], "longer than 0"),
+        ([*BASE, "--seconds=-2"], "longer than 0"),
+        ([*BASE, "--steps", "0"], "--steps 0"),
+        ([*BASE, "--temperature=-1"], "--temperature -1"),
+        ([*BASE, "--cfg", "inf"], "--cfg inf"),
+        ([*BASE, "--seed=-1"], "--seed -1"),
+        ([*BASE, "--device", "toaster"], "--device toaster"),
+        ([*BASE, "--mode", "t2v", "--intervene", "1:hi"], "no words to change"),
+        (["--prompt", "word " * 200, *QUICK], "shorten the prompt"),
+        ([*BASE, "--image", "missing.png"], "missing.png"),
+        ([*BASE, "--image", __file__], "cannot be read as a picture"),
+        ([*BASE, "--example", "2"], "examples 0 to 1"),
+        ([*BASE, "--weights", "ema"], "ema"),
+    ],
+)
+def test_bad_input_is_one_sentence(run_dir, tmp_path, arguments, message):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=message) as caught:
+        main(["--checkpoint", str(run_dir), "--out", str(out), *arguments])
+    assert "\n" not in str(caught.value)
+    assert not out.exists() and not list(tmp_path.glob(".*"))
+
+
+def test_bad_checkpoints_and_full_directories_are_refused(run_dir, tmp_path):
+    for path in ("nowhere", str(tmp_path)):
+        with pytest.raises(ValueError, match=path):
+            main(["--checkpoint", path, "--out", str(tmp_path / "out"), *BASE])
+    damaged = shutil.copytree(run_dir, tmp_path / "damaged")
+    file = damaged / "checkpoints/step_00000007/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        main(["--checkpoint", str(damaged), "--out", str(tmp_path / "out"), *BASE])
+    with pytest.raises(ValueError, match="not an empty directory"):
+        main(["--checkpoint", str(run_dir), "--out", str(tmp_path), *BASE])
+
+
+@pytest.mark.slow
+def test_command_line_exits_with_2(tmp_path):
+    command = [sys.executable, "-m", "megatv.sample", "--checkpoint", "nowhere", "--out", str(tmp_path / "o")]
+    done = subprocess.run([*command, *BASE], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: nowhere") and len(done.stderr.splitlines()) == 1
