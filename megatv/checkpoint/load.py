@@ -39,9 +39,7 @@ def load_model(
     """
     path, meta = find_checkpoint(path)
     config = config_from_dict(meta["config"])
-    if weights == "auto":
-        weights = "ema" if any(name.startswith("ema") for name in meta["files"]) else "model"
-    tensors = Tensors(path, weights)
+    tensors = Tensors(path, choose_weights(meta, weights))
     with torch.device("meta"):
         model = MoT(config)
     check_shapes(tensors, model, path)
@@ -51,6 +49,13 @@ def load_model(
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[name])
     return model.eval(), config, meta
+
+
+def choose_weights(meta: dict[str, Any], weights: Literal["ema", "model", "auto"]) -> str:
+    """The kind of tensor to read: `auto` takes the averaged weights where a checkpoint has them."""
+    if weights != "auto":
+        return weights
+    return "ema" if any(name.startswith("ema") for name in meta["files"]) else "model"
 
 
 def check_shapes(tensors: Tensors, model: MoT, path: Path) -> None:

@@ -29,6 +29,7 @@ FORMAT = 1
 META = "meta.json"
 CHECKPOINTS = "checkpoints"
 TEMPORARY = ".tmp"
+SAFETENSORS_NAME = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def checkpoint_dir(run_dir: Path, step: int) -> Path:
@@ -47,23 +48,27 @@ def begin(final: Path) -> Path:
 
 
 def write_tensors(
-    path: Path, shapes: Mapping[str, Sequence[int]], tensors: Iterable[Tensor]
+    path: Path,
+    shapes: Mapping[str, Sequence[int]],
+    tensors: Iterable[Tensor],
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, int | str]:
-    """Stream float32 `tensors` (in the order of `shapes`) into one safetensors file and sync it.
+    """Stream `tensors` of one dtype (in the order of `shapes`) into one safetensors file and sync it.
 
     Only one tensor is in memory at a time. Returns the file's `bytes` and `sha256` for the meta record.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
-        size = 4 * int(torch.Size(shape).numel())
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        size = dtype.itemsize * int(torch.Size(shape).numel())
+        place = [offset, offset + size]
+        header[name] = {"dtype": SAFETENSORS_NAME[dtype], "shape": list(shape), "data_offsets": place}
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for piece in _pieces(struct.pack("<Q", len(text)) + text, shapes, tensors):
+        for piece in _pieces(struct.pack("<Q", len(text)) + text, shapes, tensors, dtype):
             digest.update(piece)
             file.write(piece)
         written = file.tell()
@@ -73,11 +78,11 @@ def write_tensors(
 
 
 def _pieces(
-    head: bytes, shapes: Mapping[str, Sequence[int]], tensors: Iterable[Tensor]
+    head: bytes, shapes: Mapping[str, Sequence[int]], tensors: Iterable[Tensor], dtype: torch.dtype
 ) -> Iterator[bytes | memoryview]:
     yield head
     for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
-        assert tuple(tensor.shape) == tuple(shape) and tensor.dtype == torch.float32, name
+        assert tuple(tensor.shape) == tuple(shape) and tensor.dtype == dtype, name
         yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from megatv.config import ModelConfig
 
+# Tensors that some directories hold and that carry no weights of their own: rotary tables, a tied head.
+_REDUNDANT = ("rotary_emb.inv_freq", "lm_head.weight")
 _TOP = {
     "embed.text.weight": "model.embed_tokens.weight",
     "head.text_norm.weight": "model.norm.weight",
@@ -71,29 +73,53 @@ def llama_config(model: ModelConfig) -> dict[str, Any]:
 class LlamaDirectory:
     """Read-only view of a Hugging Face Llama directory (config.json and safetensors) by our names.
 
-    Raises ValueError when it is incomplete or is not the model that `model` describes.
+    Only headers are read until a tensor is asked for. Raises ValueError when the directory is incomplete, is
+    not the model that `model` describes, or holds weights that a text tower has no place for.
     """
 
     def __init__(self, path: str | Path, model: ModelConfig) -> None:
         self.path = Path(path)
+        self.fields = _read_json(self.path / "config.json")
         self._names = llama_names(model)
-        found = _read_json(self.path / "config.json")
+        self._check_config(model)
+        self._files, self._shapes = _read_headers(self.path)
+        for theirs in self._names.values():
+            if theirs not in self._files:
+                raise ValueError(f"{self.path}: has no entry for {theirs}; download the model again")
+        strangers = sorted(self._files.keys() - set(self._names.values()))
+        strangers = [name for name in strangers if not name.endswith(_REDUNDANT)]
+        if strangers:
+            raise ValueError(
+                f"{self.path}: holds {strangers[0]}, for which a text tower has no place; give the directory "
+                "of a plain LlamaForCausalLM"
+            )
+
+    def _check_config(self, model: ModelConfig) -> None:
+        where = self.path / "config.json"
+        if self.fields.get("model_type") != "llama":
+            kind = self.fields.get("model_type")
+            raise ValueError(f"{where}: model_type is {kind!r}; a text tower takes a Llama only")
+        for key in ("attention_bias", "mlp_bias"):
+            if self.fields.get(key):
+                raise ValueError(f"{where}: {key} is true; a text tower has no biases")
         for key, wanted in llama_config(model).items():
-            if found.get(key) != wanted:
+            if self.fields.get(key) != wanted:
                 raise ValueError(
-                    f"{self.path / 'config.json'}: {key} is {found.get(key)!r}, but the run's `model` "
-                    f"section says {wanted!r}; make the two agree"
+                    f"{where}: {key} is {self.fields.get(key)!r}, but the run's `model` section says "
+                    f"{wanted!r}; make the two agree"
                 )
-        index = self.path / "model.safetensors.index.json"
-        self._files = _read_json(index)["weight_map"] if index.exists() else {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the weight of our `name`, from the header."""
+        return self._shapes[self._names[name]]
+
     def tensor(self, name: str) -> Tensor:
         """The whole weight of our `name`, in the file's dtype."""
         theirs = self._names[name]
-        file = self.path / self._files.get(theirs, "model.safetensors")
+        file = self.path / self._files[theirs]
         try:
             with safe_open(file, framework="pt") as tensors:
                 return tensors.get_tensor(theirs)
@@ -101,12 +127,40 @@ class LlamaDirectory:
             raise ValueError(f"{file}: cannot read {theirs} ({error}); download the model again") from None
 
 
+def _read_headers(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """(file, shape) of every tensor by Hugging Face's name; with an index, exactly those that it places."""
+    index, single = path / "model.safetensors.index.json", "model.safetensors"
+    places = _read_json(index).get("weight_map") if index.exists() else None
+    if index.exists() and not isinstance(places, dict):
+        raise ValueError(f"{index}: has no weight_map; download it again")
+    shapes = {part: _read_header(path / part) for part in (set(places.values()) if places else [single])}
+    if places is None:
+        places = dict.fromkeys(shapes[single], single)
+    for name, part in places.items():
+        if name not in shapes[part]:
+            raise ValueError(
+                f"{path / part}: lacks {name}, which {index.name} places there; download it again"
+            )
+    return places, {name: shapes[part][name] for name, part in places.items()}
+
+
+def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: cannot read it ({error}); download the model again") from None
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        tree = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(
             f"{path}: cannot be read ({error.strerror}); give a Hugging Face Llama directory"
         ) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON ({error}); download it again") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: holds no fields; download it again")
+    return tree

@@ -1,0 +1,73 @@
+"""Weights in and out of megatv, and a look into any safetensors.
+
+hf-to-megatv  Hugging Face Llama -> checkpoint at step 0: the text tower is that Llama, bit for bit
+megatv-to-hf  text tower of a checkpoint -> Hugging Face Llama
+export        whole model of a checkpoint -> safetensors parts with index and config, for sampling and sharing
+inspect       tensors, shapes, dtypes, sizes and meta record
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatv.checkpoint.convert import DTYPES, export, from_llama, to_llama
+from megatv.checkpoint.describe import describe
+from megatv.config import load_config
+from megatv.log import main_guard, say
+
+
+def main() -> None:
+    """Parse the command line and run one conversion."""
+    args = parse_arguments()
+    if args.command == "inspect":
+        print(describe(args.path))
+        return
+    if args.command == "hf-to-megatv":
+        from_llama(args.llama, load_config(args.config, args.set), args.out)
+    else:
+        if args.part_gb <= 0:
+            raise ValueError(f"--part-gb {args.part_gb}: must be above 0")
+        part_bytes = int(args.part_gb * 1e9)
+        options = {"weights": args.weights, "dtype": args.dtype, "part_bytes": part_bytes}
+        if args.command == "megatv-to-hf":
+            to_llama(args.checkpoint, args.out, like=args.like, **options)
+        else:
+            export(args.checkpoint, args.out, **options)
+    say(f"written to {args.out}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The four commands and their options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("hf-to-megatv")
+    command.add_argument("llama", type=Path, help="directory with config.json and safetensors")
+    command.add_argument("--config", required=True, help="the run's YAML; its `model` must be that Llama's")
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument("--set", action="append", default=[], metavar="section.key=value")
+
+    for name, dtype in (("megatv-to-hf", None), ("export", "float32")):
+        command = commands.add_parser(name)
+        command.add_argument("checkpoint", type=Path, help="a checkpoint, or a run (its newest one)")
+        command.add_argument("--out", type=Path, required=True)
+        command.add_argument(
+            "--weights", choices=["auto", "ema", "model"], default="auto", help="auto: averaged ones if saved"
+        )
+        command.add_argument("--dtype", choices=DTYPES, default=dtype)
+        command.add_argument("--part-gb", type=float, default=5.0, help="largest file, in 10^9 bytes")
+        if name == "megatv-to-hf":
+            command.add_argument("--like", type=Path, help="Llama directory to take token ids and dtype from")
+
+    command = commands.add_parser("inspect")
+    command.add_argument(
+        "path", type=Path, help="a run, a checkpoint, a model directory or a safetensors file"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main_guard(main)
