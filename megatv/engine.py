@@ -8,7 +8,7 @@ over ranks and micro-batches is multiplied away, so that every gradient is the s
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +153,7 @@ class Engine:
         )
         self._allocate_state(updates)
         if checkpoint is not None:
-            self._restore_state(checkpoint)
+            self._restore_state(checkpoint, self.kinds if updates else (MODEL,))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -271,9 +271,12 @@ class Engine:
         if wrapper is not self.optimizer:
             wrapper._lazy_init_hp_params_optimizer_state()  # lets safe_get_full_optimizer_state see it
 
-    def _restore_state(self, checkpoint: Path) -> None:
-        """Moments, average and (lost in bf16) the last digits of the masters."""
-        for kind in self.kinds:
+    def _restore_state(self, checkpoint: Path, kinds: Iterable[str]) -> None:
+        """Moments, average and (lost in bf16) the last digits of the masters.
+
+        Before the first update there are no moments: a converted Llama's checkpoint has its weights only.
+        """
+        for kind in kinds:
             tensors = Tensors(checkpoint, kind)
             for name, parameter in self.parameters.items():
                 value = tp_slice(tensors[name], name, self.mesh.tp, self.mesh.tp_rank).to(self.device)
