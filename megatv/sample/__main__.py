@@ -1,7 +1,6 @@
 """`python -m megatv.sample`: see `megatv.sample.cli`."""
 
-from megatv.log import main_guard
-from megatv.sample.cli import main
+from megatv.sample.cli import command
 
 if __name__ == "__main__":
-    main_guard(main)
+    command()

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ import megatv
 from megatv.config import SampleConfig
 from megatv.data.shards import Shards
 from megatv.data.video import write_video
-from megatv.log import say
+from megatv.log import main_guard, say
 from megatv.sample.render import Strip, contact_sheet, enlarge
 from megatv.sample.request import Intervention, Request, Result
 from megatv.sample.sampler import Sampler
@@ -56,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"the model ended the video {name} before its first chunk; try another --seed")
     _write(out, request, named, {**_record(args, sampler), "settings": dataclasses.asdict(settings)})
     say(f"{', '.join(sorted(path.name for path in out.iterdir()))} in {out}")
+
+
+def command() -> NoReturn:
+    """`main` with errors as one sentence: the console script `megatv-sample`."""
+    main_guard(main)
 
 
 def _parser() -> argparse.ArgumentParser:
