@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from megatv.config import CodecConfig, Config
+from megatv.data.shards import Shards
 from megatv.data.stats import LatentStats
 from megatv.data.tokenizer import Tokenizer
 from megatv.model.codec import Codec, load_codec
@@ -25,7 +26,7 @@ def preview(
     config: Config,
     tokenizer: Tokenizer,
     stats: LatentStats,
-    examples: Sequence[Example],
+    examples: Shards | Sequence[Example],
     out: Path,
     step: int,
 ) -> None:
