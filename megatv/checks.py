@@ -115,6 +115,20 @@ def _parallel(config: Config) -> Findings:
         f"parallel.zero {par.zero} does not go with parallel.pp {par.pp}: DeepSpeed's pipeline shards "
         "optimizer states only; set parallel.zero to 0 or 1",
     )
+    yield (
+        par.pp == 1 or not model.tied_embeddings,
+        f"parallel.pp {par.pp} needs model.tied_embeddings: false, since the first and the last stage would "
+        "share a matrix; set parallel.pp to 1",
+    )
+    yield (
+        config.precision == "fp32" or par.zero >= 1,
+        "parallel.zero 0 keeps no fp32 masters for precision bf16: set parallel.zero to 1 (or more)",
+    )
+    yield (
+        config.log.preview_every == 0 or (par.tp == par.pp == 1 and par.zero <= 2),
+        "previews need the whole model on one process: set log.preview_every to 0, or parallel.tp and "
+        "parallel.pp to 1 and parallel.zero to 2 or less",
+    )
 
 
 def _files(config: Config) -> Findings:

@@ -8,6 +8,8 @@ over ranks and micro-batches is multiplied away, so that every gradient is the s
 from __future__ import annotations
 
 import itertools
+import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -340,7 +342,9 @@ def _join_deepspeed() -> None:
     """Let DeepSpeed use the process group that is there.
 
     Its own CPU all-reduce is switched off first: it takes 45 s to compile and leaves files of 69 MB in
-    /dev/shm when a run is killed.
+    /dev/shm when a run is killed. Its remarks on our choices (an optimizer of our own) are silenced.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.init_distributed(dist.get_backend(), verbose=False)

@@ -90,19 +90,13 @@ class Trainer:
     def _open_data(self) -> None:
         config, mesh = self.config, self.mesh
         config.accumulation(mesh.dp)  # refuses a world that cannot share the batch
-        if config.log.preview_every and (mesh.tp > 1 or mesh.pp > 1 or config.parallel.zero == 3):
-            raise ValueError(
-                "previews need the whole model on one process: set log.preview_every to 0, or parallel.tp "
-                "and parallel.pp to 1 and parallel.zero to 2 or less"
-            )
         self.tokenizer = load_tokenizer(config.tokenizer.path)
         self.shards = Shards(config.data.train)
         place: dict[str, Any] = {"dp_rank": mesh.dp_rank, "dp_size": mesh.dp}
         self.loader = Loader(self.shards, self.tokenizer, config, **place)
         self.val_batches: list[Batch] = []
         if config.log.val_every:
-            if config.data.val is None:
-                raise ValueError("log.val_every needs data.val: give held-out shards, or set it to 0")
+            assert config.data.val is not None
             held_out = Loader(Shards(config.data.val), self.tokenizer, config, **place, train=False)
             self.val_batches = held_out.validation(config.log.val_rows)
 
@@ -187,8 +181,8 @@ class Trainer:
         if record is None:
             return
         record.write({"step": self.done, **values})
-        shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if v is not None)
-        say(f"step {self.done}  {shown}")
+        totals = {k: v for k, v in values.items() if k.endswith("_loss") and v is not None}
+        say(f"step {self.done}  " + "  ".join(f"{k} {v:.4f}" for k, v in totals.items()))
 
     def _save(self) -> None:
         """Write one checkpoint: rank 0 makes the directory, one rank of each stage streams its weights."""

@@ -44,11 +44,7 @@ class Stage(PipelineModule):
         objective: Callable[..., Tensor],
     ) -> None:
         """`model` lies on the meta device; only this stage's layers are given memory (and no values yet)."""
-        if config.model.tied_embeddings:
-            raise ValueError(
-                "parallel.pp > 1 needs model.tied_embeddings: false, since the first and the last stage "
-                "would share a matrix; set parallel.pp to 1 or untie the embeddings"
-            )
+        assert not config.model.tied_embeddings
         layers: list[nn.Module] = [model.embed, *model.blocks, model.head]
         names = ["embed", *(f"blocks.{i}" for i in range(len(model.blocks))), "head"]
         costs = [sum(p.numel() for p in layer.parameters()) for layer in layers]

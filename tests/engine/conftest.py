@@ -95,11 +95,17 @@ Launch = Callable[..., subprocess.Popen]
 def launch(config_file: Path) -> Launch:
     """launch(n, run_dir, *arguments) starts launch/train.py on n processes (torchrun above one)."""
 
-    def start(processes: int, run_dir: Path, *arguments: str, config: Path = config_file) -> subprocess.Popen:
+    def start(
+        processes: int,
+        run_dir: Path,
+        *arguments: str,
+        config: Path = config_file,
+        script: Path = ROOT / "launch/train.py",
+    ) -> subprocess.Popen:
         runner = [sys.executable]
         if processes > 1:
             runner += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [*runner, str(ROOT / "launch/train.py"), "--config", str(config), f"run.dir={run_dir}"]
+        command = [*runner, str(script), "--config", str(config), f"run.dir={run_dir}"]
         return subprocess.Popen(
             [*command, *arguments],
             stdout=subprocess.PIPE,

@@ -1,0 +1,137 @@
+"""R4: on every grid, every parameter's gradient is the single process's, and so are the losses after it.
+
+The reference is a plain loop over the whole model, written here. Both start from a checkpoint of step 0 whose
+`to_velocity` is not zero as it is initially, or the video's gradients would be zero. The engine's gradients
+are read from its checkpoint of step 1: from zero moments AdamW makes exp_avg = (1 - beta1) * gradient.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megatv.checkpoint import store
+from megatv.checkpoint.store import Tensors, checkpoint_dir
+from megatv.config import Config, config_to_dict, load_config
+from megatv.data.loader import Loader
+from megatv.data.shards import Shards
+from megatv.data.tokenizer import load_tokenizer
+from megatv.model.init import initialize
+from megatv.model.mot import MoT
+from megatv.optim import learning_rate, parameter_groups
+
+STEPS = 3
+GRIDS = {
+    "dp2-zero0": (2, ["parallel.zero=0"]),
+    "dp2-zero1": (2, ["parallel.zero=1"]),
+    "dp2-zero2": (2, ["parallel.zero=2"]),
+    "dp2-zero3": (2, ["parallel.zero=3"]),
+    "dp2-checkpointing": (2, ["parallel.activation_checkpointing=true"]),
+    "tp2": (2, ["parallel.tp=2"]),
+    "pp2": (2, ["parallel.pp=2"]),
+    "tp2-dp2-zero2": (4, ["parallel.tp=2", "parallel.zero=2"]),
+    "pp2-tp2-zero1": (4, ["parallel.pp=2", "parallel.tp=2", "parallel.zero=1"]),
+    "pp2-dp2-zero1": (4, ["parallel.pp=2", "parallel.zero=1", "parallel.activation_checkpointing=true"]),
+}
+
+
+@dataclass
+class Reference:
+    """What a plain loop computes: gradients of the first step, losses and gradient norms of every step."""
+
+    start: Path
+    gradients: dict[str, torch.Tensor]
+    losses: list[float]
+    norms: list[float]
+    clip: float
+
+
+@pytest.fixture(scope="module")
+def reference(
+    request: pytest.FixtureRequest, config_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Reference:
+    """One process, no engine: sums over all rows, divided by their counts, torch's own AdamW and clipping."""
+    config = load_config(config_file, [f"run.steps={STEPS}", f"optim.clip={request.param}"])
+    model = MoT(config)
+    initialize(model.named_parameters(), config)
+    torch.nn.init.normal_(model.head.up.to_velocity.weight, std=0.1)
+    start = checkpoint_dir(tmp_path_factory.mktemp("start"), 0)
+    save_start(start, model, config)
+    loader = Loader(Shards(config.data.train), load_tokenizer("toy_world"), config, dp_rank=0, dp_size=1)
+    optim = config.optim
+    groups = parameter_groups(model.named_parameters(), optim)
+    optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    result = Reference(start, {}, [], [], request.param)
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, STEPS, optim)
+        text, video, tokens, values = torch.zeros(()), torch.zeros(()), 0, 0
+        for batch in loader.step(step):
+            output = model(batch)
+            text += F.cross_entropy(output.text_logits, batch.text_targets, reduction="sum")
+            error = (output.velocity - batch.velocity)[batch.chunk_loss] ** 2
+            video += error.sum()
+            tokens += int((batch.text_targets != -100).sum())
+            values += error.numel()
+        loss = config.objective.text_weight * text / tokens + config.objective.video_weight * video / values
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 0:
+            result.gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        result.losses.append(loss.item())
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
+        result.norms.append(norm.item())
+        optimizer.step()
+    return result
+
+
+def save_start(path: Path, model: MoT, config: Config) -> None:
+    """A checkpoint of step 0: the model's weights and zero moments."""
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+    shapes = {n: tuple(w.shape) for n, w in weights.items()}
+    temporary = store.begin(path)
+    files = {}
+    for kind in ("model", "exp_avg", "exp_avg_sq"):
+        name = store.part_name(kind, 0, 1)
+        tensors = (w if kind == "model" else torch.zeros_like(w) for w in weights.values())
+        files[name] = store.write_tensors(temporary / name, shapes, tensors)
+    meta = {"step": 0, "updates": 0, "skipped": 0, "config": config_to_dict(config)}
+    store.commit(temporary, path, meta, files)
+
+
+CLIPPED = ("dp2-zero0", "tp2", "tp2-dp2-zero2", "pp2-tp2-zero1")
+"""Clipping by the global norm, on one grid of each kind."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("reference", "grid"),
+    [*((1e9, grid) for grid in GRIDS), *((0.5, grid) for grid in CLIPPED)],
+    indirect=["reference"],
+)
+def test_gradients_equal_the_single_process(
+    grid: str, reference: Reference, launch: Callable, finish: Callable, tmp_path: Path
+) -> None:
+    processes, overrides = GRIDS[grid]
+    arguments = [f"run.steps={STEPS}", f"optim.clip={reference.clip}", "checkpoint.every=1", *overrides]
+    finish(launch(processes, tmp_path / "run", "--resume", str(reference.start), *arguments))
+    beta1 = 0.9
+    found = Tensors(checkpoint_dir(tmp_path / "run", 1), "exp_avg")
+    scale = min(1.0, reference.clip / reference.norms[0])
+    assert found.names() == reference.gradients.keys()
+    wrong = {}
+    for name, gradient in reference.gradients.items():
+        expected = gradient * scale
+        error = (found[name] / (1 - beta1) - expected).abs().max() / expected.abs().max()
+        if not error < 2e-6:  # 1e-6 of the gradient, and the rounding of the division by 0.1
+            wrong[name] = error.item()
+    assert not wrong, f"gradients of {len(wrong)} parameters differ (relative to their largest): {wrong}"
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [r["loss"] for r in records] == pytest.approx(reference.losses, rel=2e-6)
+    assert [r["grad_norm"] for r in records] == pytest.approx(reference.norms, rel=1e-5)
