@@ -51,7 +51,7 @@ def test_parts_add_up_to_the_model():
         counts = parameter_counts(config)
         assert sum(counts.values()) == sum(p.numel() for p in MoT(config).parameters())
         assert counts["text_tower"] == counts["video_tower"] == 4 * (4 * 128**2 + 3 * 128 * 384 + 2 * 128)
-        assert counts["vocabulary"] == (1 if tied else 2) * 512 * 128
+        assert counts["vocabulary"] == (1 if tied else 2) * config.model.vocab * 128
     assert parameter_counts(paper_config())["patcher"] == 276_931_344
 
 
