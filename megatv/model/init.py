@@ -6,7 +6,8 @@ A weight is drawn whole, on the CPU, from a generator of its own, and then slice
     norms                                       1 (bias 0)
     biases                                      0
     to_velocity                                 0: the model starts by predicting no velocity
-    other U-Net and linear-patch matrices       N(0, 1 / (3 fan_in)), the variance of torch's default
+    other U-Net and linear-patch matrices       N(0, 1 / fan_in), which keeps the size of what passes
+    position                                    N(0, 0.2^2): a place must show beside a token's content
     wo, down (they write to the residual)       N(0, 2 / (5 D)) / sqrt(2 layers)
     everything else, D = model width            N(0, 2 / (5 D)), "small init" (Nguyen & Salazar 2019)
 
@@ -94,7 +95,9 @@ def _drawn(name: str, shape: tuple[int, ...], config: Config) -> Tensor:
     if kind == "bias" or module == "to_velocity":
         return torch.zeros(shape)
     if name.startswith(("embed.down.", "head.up.")):
-        std = 1 / math.sqrt(3 * math.prod(shape[1:]))
+        std = 1 / math.sqrt(math.prod(shape[1:]))
+    elif kind == "position":
+        std = 0.2
     else:
         std = math.sqrt(2 / (5 * config.model.width))
         if module in ("wo", "down"):
