@@ -6,6 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("megatv", deadline=None)  # a busy machine is no failure
+settings.load_profile("megatv")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from megatv_kernels.attention import BACKENDS
 
@@ -297,7 +297,6 @@ JUNK = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from([*LEAVES, *FULL, "model.rope_scaling", "nope", "run.nope"]), JUNK, max_size=3
@@ -318,7 +317,6 @@ def test_any_tree_is_a_config_that_round_trips_or_a_sentence(edits):
         assert config_from_dict(config_to_dict(config)) == config
 
 
-@settings(deadline=None)
 @given(
     st.tuples(st.integers(1, 8), st.integers(1, 8), st.integers(1, 3), st.integers(1, 3), st.integers(0, 100))
 )
@@ -339,7 +337,6 @@ def test_a_row_is_text_and_two_copies_of_every_chunk(sizes):
     assert config.accumulation(6) == 1
 
 
-@settings(deadline=None)
 @given(
     lr=st.floats(2e-5, 1.0),
     steps=st.integers(1, 10**9),
