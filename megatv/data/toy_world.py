@@ -123,7 +123,8 @@ def simulate(seed: int, groups: int = 1) -> Episode:
     player = Player()
     actions, states = [], []
     for draw, start, end in zip(draws.tolist(), starts[:-1], starts[1:], strict=True):
-        actions.append(player.act(state, dict(zip(Player.DRAWS, draw, strict=True))))
+        named = dict(zip(Player.DRAWS, draw, strict=True))
+        actions.append(player.act(state, named, one_frame=end - start == 1))
         for frame in range(start, end):
             state = step(state, actions[-1], frame == start)
             states.append(state)
@@ -132,7 +133,10 @@ def simulate(seed: int, groups: int = 1) -> Episode:
 
 
 class Player:
-    """Semi-Markov: keeps a move and a turn for 1 to 3 chunks; presses other keys when they have an effect."""
+    """Semi-Markov: keeps a move and a turn for 1 to 3 chunks; presses other keys when they have an effect.
+
+    A one-frame chunk is too short to press a key in: there the player only moves and turns.
+    """
 
     DRAWS = ("move", "move_for", "turn", "turn_for", "jump", "shoot", "reload")
     JUMPS, SHOOTS, RELOADS, RELOADS_EMPTY = 0.15, 0.25, 0.05, 0.6
@@ -140,7 +144,7 @@ class Player:
     def __init__(self) -> None:
         self.move = self.turn = self.move_left = self.turn_left = 0
 
-    def act(self, state: State, draw: dict[str, float]) -> Action:
+    def act(self, state: State, draw: dict[str, float], one_frame: bool) -> Action:
         """The next chunk's action, from the state before it and one uniform draw for each decision."""
         if self.move_left == 0:
             self.move, self.move_left = int(3 * draw["move"]) - 1, 1 + int(3 * draw["move_for"])
@@ -148,6 +152,8 @@ class Player:
             self.turn, self.turn_left = TURN * (int(3 * draw["turn"]) - 1), 1 + int(3 * draw["turn_for"])
         self.move_left -= 1
         self.turn_left -= 1
+        if one_frame:
+            return Action(self.move, self.turn, 0, 0, 0)
         ready = state.reload in (0, PHASES - 1)
         empty = state.ammo == 0 and state.reload == 0
         reload = ready and draw["reload"] < (self.RELOADS_EMPTY if empty else self.RELOADS)

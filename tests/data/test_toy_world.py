@@ -104,7 +104,7 @@ def test_episodes_are_a_function_of_the_seed():
 def test_the_world_stays_what_it_is():
     """Trained codecs, shards and scores hold for these very pictures; a new world needs a new hash here."""
     digest = hashlib.sha256(b"".join(simulate(seed).frames.tobytes() for seed in range(4))).hexdigest()
-    assert digest[:16] == "888b2b8f2c69348a"
+    assert digest[:16] == "8310f70ed7f7bcb0"
 
 
 def test_frames_show_the_states_that_the_actions_lead_to():
