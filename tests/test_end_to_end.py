@@ -24,7 +24,12 @@ def run(*command: object, check: bool = True) -> subprocess.CompletedProcess[str
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [str(word) for word in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+        [str(word) for word in command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     if check:
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -57,9 +62,30 @@ def test_the_toy_world_from_episodes_to_a_steered_video(tmp_path):
         "log={every: 1, val_every: 15, val_rows: 2, preview_every: 15}",
     ]
     make = [sys.executable, "tools/make_shards.py", "--config", config, *overrides]
-    train = ["deepspeed", "--num_gpus", 2, "launch/train.py", "--config", config, "--resume", "auto", *overrides]
+    train = [
+        "deepspeed",
+        "--num_gpus",
+        2,
+        "launch/train.py",
+        "--config",
+        config,
+        "--resume",
+        "auto",
+        *overrides,
+    ]
 
-    codec = ["--toy", 40, "--steps", 60, "--width", 48, "--threads", 1, "--out", tmp_path / "codec.safetensors"]
+    codec = [
+        "--toy",
+        40,
+        "--steps",
+        60,
+        "--width",
+        48,
+        "--threads",
+        1,
+        "--out",
+        tmp_path / "codec.safetensors",
+    ]
     run(sys.executable, "tools/train_codec.py", *codec)
     run(*make, "--toy", 48, "--split", "train", "--out", tmp_path / "train")
     run(*make, "--toy", 8, "--split", "val", "--stats", tmp_path / "train", "--out", tmp_path / "val")
@@ -80,10 +106,8 @@ def test_the_toy_world_from_episodes_to_a_steered_video(tmp_path):
         assert (out / name).stat().st_size > 0
 
     # the codec of this test is far too coarse to be read, and the scores say so instead of making some up
-    refused = run(
-        *(sys.executable, "tools/score_toy_world.py", "--checkpoint", run_dir, "--out", tmp_path / "scores.json"),
-        check=False,
-    )
+    score = [sys.executable, "tools/score_toy_world.py", "--checkpoint", run_dir]
+    refused = run(*score, "--out", tmp_path / "scores.json", check=False)
     assert refused.returncode == 2 and refused.stderr.count("error:") == 1
     assert not (tmp_path / "scores.json").exists()
 

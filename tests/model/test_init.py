@@ -52,8 +52,8 @@ def test_law_of_every_kind_of_weight():
         "blocks.0.text.wo.weight": small / 4,
         "blocks.7.video.down.weight": small / 4,
         "embed.down.full_blocks.0.conv1.weight": (16 * 9) ** -0.5,
-        "head.up.half_blocks.0.shortcut.weight": 64 ** -0.5,
-        "embed.down.time.0.weight": 256 ** -0.5,
+        "head.up.half_blocks.0.shortcut.weight": 64**-0.5,
+        "embed.down.time.0.weight": 256**-0.5,
     }.items():
         assert found[name].std().item() == pytest.approx(std, rel=0.06), name
         assert abs(found[name].mean()) < std / 4, name
