@@ -122,7 +122,7 @@ def finish() -> Callable[[subprocess.Popen], str]:
     """finish(process) waits for success and returns what the run printed."""
 
     def wait(process: subprocess.Popen) -> str:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=400)
         assert process.returncode == 0, output[-6000:]
         return output
 
