@@ -14,7 +14,7 @@ import pytest
 
 def refused(process: subprocess.Popen) -> str:
     """The one error sentence of a run that was refused."""
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode != 0
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, output
@@ -102,6 +102,6 @@ def test_shard_damaged_during_the_run(
             content[len(content) // 2] ^= 0xFF
         (broken / file.name).write_bytes(content)
     process = launch(2, tmp_path / "run", f"data.train={broken}", "run.steps=10")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode != 0
     assert "shard.00000.mds" in output and "damaged" in output

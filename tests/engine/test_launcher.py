@@ -24,7 +24,7 @@ def start(config_file: Path, *arguments: str) -> subprocess.CompletedProcess:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=400,
         env={**environment, "PATH": path},
     )
 
