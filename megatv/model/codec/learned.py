@@ -2,7 +2,7 @@
 
 Every chunk of four frames (a first frame is repeated four times) is coded by itself, so the codec is causal
 and exact on prefixes. All convolutions run at latent resolution, between a linear map of whole 4 x 8 x 8
-pixel blocks and its counterpart: on CPUs that learns faster than a pyramid of equal cost. Videos of any size
+pixel blocks and its counterpart: on CPUs that learned faster than the pyramids tried. Videos of any size
 that is a multiple of 8 can be coded.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from megatv.config import LATENT_CHANNELS, SPATIAL_FACTOR, TEMPORAL_FACTOR
@@ -84,7 +84,7 @@ class LearnedCodec(Codec):
         metadata = {"format": FORMAT, "hyper_parameters": json.dumps({"width": self.network.width})}
         temporary = path.with_name(path.name + ".tmp")
         state = {name: value.contiguous() for name, value in self.network.state_dict().items()}
-        save_file(state, temporary, metadata)
+        temporary.write_bytes(save(state, metadata))  # save_file would close the file to other users
         temporary.replace(path)
 
     @staticmethod
