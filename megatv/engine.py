@@ -326,6 +326,8 @@ def deepspeed_config(config: Config, dp: int, parameters: int) -> dict[str, Any]
             # the default allocates buffers of 5e8 elements however small the model
             "reduce_bucket_size": min(parameters, 500_000_000),
             "allgather_bucket_size": min(parameters, 500_000_000),
+            # below stage 3 "reduce_scatter" all-reduces just the same, with two more copies of every gradient
+            "reduce_scatter": config.parallel.zero == 3,
         },
         "bf16": {"enabled": bf16},
         "data_types": {"grad_accum_dtype": "fp32"},

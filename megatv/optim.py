@@ -80,9 +80,8 @@ class AdamW(torch.optim.AdamW):
         super().step(closure)
         if self.ema is None:
             return
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.state[parameter]["ema"].lerp_(parameter, 1 - self.ema)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        torch._foreach_lerp_([self.state[p]["ema"] for p in parameters], parameters, 1 - self.ema)
 
 
 class ClippedAdamW(AdamW):
