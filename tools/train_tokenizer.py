@@ -18,8 +18,8 @@ from megatv.data.tokenizer import TOY_PATTERN, TOY_WORLD_FILE
 from megatv.data.toy_world import ACTIONS, META_PROMPT, words
 from megatv.log import main_guard
 
-RANKS = 316
-"""256 bytes and all 60 merges that the corpus holds: every word of it becomes one token."""
+RANKS = 322
+"""256 bytes and all merges that the corpus holds: every word of it, and every set of keys, is one token."""
 
 
 def corpus() -> list[str]:

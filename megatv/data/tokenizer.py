@@ -24,8 +24,9 @@ LLAMA3_PATTERN = (
 """How text is split before merging (llama-models `llama3/tokenizer.py`, `pat_str`)."""
 LLAMA3_SPECIALS = 256
 
-TOY_PATTERN = r" ?\S+|\s+"
-"""Words with their punctuation, so that every key and every number of an action line can be one token."""
+TOY_PATTERN = r"\([^()\s]*(?: [^()\s]+)*\)\.?| ?\S+|\s+"
+"""What stands in brackets, or a word, with its punctuation: the keys and every number of an action line are
+one token each, so all lines are equally long and the last chunk is always equally far away."""
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|bof|>", "<|eof|>")
 
