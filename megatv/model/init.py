@@ -5,11 +5,15 @@ A weight is drawn whole, on the CPU, from a generator of its own, and then slice
     weight                                      law
     norms                                       1 (bias 0)
     biases                                      0
-    to_velocity                                 0: the model starts by predicting no velocity
+    conv2 of the U-Net's blocks                 0: every block starts as the identity (ADM's `zero_module`)
     other U-Net and linear-patch matrices       N(0, 1 / fan_in), which keeps the size of what passes
+    to_tokens                                   N(0, 0.3^2 / fan_in): noise must not drown what attention adds
     position                                    N(0, 0.2^2): a place must show beside a token's content
     wo, down (they write to the residual)       N(0, 2 / (5 D)) / sqrt(2 layers)
     everything else, D = model width            N(0, 2 / (5 D)), "small init" (Nguyen & Salazar 2019)
+
+`to_velocity` is drawn like the others, not zero as is the custom: from zero it first grows along the few
+directions that the noisy copy explains, and until it has others no gradient tells the towers about the past.
 
 With `init_text` the text tower is Llama's instead. With `init_video: copy` the video tower starts as a copy
 of the text tower, as in LMFusion, whichever way that began.
@@ -92,10 +96,12 @@ def _drawn(name: str, shape: tuple[int, ...], config: Config) -> Tensor:
     *_, module, kind = name.split(".")
     if "norm" in module:
         return torch.full(shape, 1.0 if kind == "weight" else 0.0)
-    if kind == "bias" or module == "to_velocity":
+    if kind == "bias" or module == "conv2":
         return torch.zeros(shape)
     if name.startswith(("embed.down.", "head.up.")):
-        std = 1 / math.sqrt(math.prod(shape[1:]))
+        # transposed convolutions are stored as [in, out, ..], and ours do not overlap
+        fan_in = shape[0] if module == "upsample" else math.prod(shape[1:])
+        std = (0.3 if module == "to_tokens" else 1) / math.sqrt(fan_in)
     elif kind == "position":
         std = 0.2
     else:

@@ -1,9 +1,13 @@
 """The patcher between latents and tokens: a 2 x 2 U-Net split into its way down and its way up.
 
-Transfusion's U-Net blocks (time embedding added, plain GroupNorm) in the two-level shape of ADM: the down
-path makes one token of 2 x 2 latent pixels, the up path makes velocities of the trunk's output, of the skips
-of the *noisy* copy, and of its time (TV2TV eq. 4 and 13). Skips carry x_t around the trunk, so that the trunk
-need not transmit noise. The time MLP is shared: its output travels to the up path with the skips.
+Transfusion's U-Net blocks (time embedding added, plain GroupNorm) in two levels: the down path makes one
+token of 2 x 2 latent pixels, the up path makes velocities of the trunk's output, of the skips of the *noisy*
+copy, and of its time (TV2TV eq. 4 and 13). Skips carry x_t around the trunk, so that the trunk need not
+transmit noise. The time MLP is shared: its output travels to the up path with the skips.
+
+Skips enter a block's branch only, and a transposed convolution opens every token into its own four pixels:
+what the trunk knows about the next chunk has a straight way to the velocity, which noise from the skips
+cannot drown.
 """
 
 from __future__ import annotations
@@ -34,21 +38,21 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """GroupNorm-SiLU-conv, plus the time, GroupNorm-SiLU-conv, plus the input (1 x 1 where widths differ)."""
+    """The input plus GroupNorm-SiLU-conv, plus the time, GroupNorm-SiLU-conv of the input and its skip."""
 
-    def __init__(self, inputs: int, outputs: int, time: int) -> None:
+    def __init__(self, width: int, skip: int, time: int) -> None:
         super().__init__()
-        self.norm1 = group_norm(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.time = nn.Linear(time, outputs)
-        self.norm2 = group_norm(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.norm1 = group_norm(width + skip)
+        self.conv1 = nn.Conv2d(width + skip, width, 3, padding=1)
+        self.time = nn.Linear(time, width)
+        self.norm2 = group_norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x [B, inputs, h, w], time [B, time] (after its SiLU) -> [B, outputs, h, w]."""
-        h = self.conv1(F.silu(self.norm1(x))) + self.time(time)[:, :, None, None]
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x: Tensor, time: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x [B, width, h, w], time [B, time] (after its SiLU), skip [B, skip, h, w] -> like x."""
+        h = x if skip is None else torch.cat([x, skip], 1)
+        h = self.conv1(F.silu(self.norm1(h))) + self.time(time)[:, :, None, None]
+        return x + self.conv2(F.silu(self.norm2(h)))
 
 
 class UNetDown(nn.Module):
@@ -64,9 +68,9 @@ class UNetDown(nn.Module):
         time = 2 * full
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, time), nn.SiLU(), nn.Linear(time, time))
         self.stem = nn.Conv2d(LATENT_CHANNELS, full, 3, padding=1)
-        self.full_blocks = nn.ModuleList([ResBlock(full, full, time) for _ in range(2)])
+        self.full_blocks = nn.ModuleList([ResBlock(full, 0, time) for _ in range(2)])
         self.downsample = nn.Conv2d(full, half, 3, stride=PATCH, padding=1)
-        self.half_blocks = nn.ModuleList([ResBlock(half, half, time) for _ in range(2)])
+        self.half_blocks = nn.ModuleList([ResBlock(half, 0, time) for _ in range(2)])
         self.to_tokens = nn.Conv2d(half, config.model.width, 1)
 
     def forward(self, x: Tensor, t: Tensor, clean: int = 0) -> tuple[Tensor, Tensor]:
@@ -86,7 +90,7 @@ class UNetDown(nn.Module):
 
 
 class UNetUp(nn.Module):
-    """Tokens and skips to velocities: [B, P, D], [B, X] -> [B, C, h, w]. Starts at zero velocity."""
+    """Tokens and skips to velocities: [B, P, D], [B, X] -> [B, C, h, w]."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -94,10 +98,9 @@ class UNetUp(nn.Module):
         time = 2 * full
         self.skip_shapes = skip_shapes(config)
         self.from_tokens = nn.Conv2d(config.model.width, half, 1)
-        self.half_blocks = nn.ModuleList([ResBlock(half + half, half, time) for _ in range(3)])
-        self.upsample = nn.Conv2d(half, half, 3, padding=1)
-        widths = [half, full, full]  # of what comes from below, before the skip is joined to it
-        self.full_blocks = nn.ModuleList([ResBlock(width + full, full, time) for width in widths])
+        self.half_blocks = nn.ModuleList([ResBlock(half, half, time) for _ in range(3)])
+        self.upsample = nn.ConvTranspose2d(half, full, PATCH, stride=PATCH)
+        self.full_blocks = nn.ModuleList([ResBlock(full, full, time) for _ in range(3)])
         self.norm = group_norm(full)
         self.to_velocity = nn.Conv2d(full, LATENT_CHANNELS, 3, padding=1)
 
@@ -110,10 +113,10 @@ class UNetUp(nn.Module):
         time, *maps = self.unflatten(skips)
         x = self.from_tokens(tokens.transpose(1, 2).unflatten(2, maps[-1].shape[2:]))
         for block in self.half_blocks:
-            x = block(torch.cat([x, maps.pop()], 1), time)
-        x = self.upsample(F.interpolate(x, scale_factor=PATCH, mode="nearest"))
+            x = block(x, time, maps.pop())
+        x = self.upsample(x)
         for block in self.full_blocks:
-            x = block(torch.cat([x, maps.pop()], 1), time)
+            x = block(x, time, maps.pop())
         return self.to_velocity(F.silu(self.norm(x)))
 
 
@@ -138,7 +141,7 @@ class LinearDown(nn.Module):
 
 
 class LinearUp(nn.Module):
-    """One matrix from a token to its 2 x 2 patch of velocities; starts at zero. Same shapes as `UNetUp`."""
+    """One matrix from a token to its 2 x 2 patch of velocities. Same shapes as `UNetUp`."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()

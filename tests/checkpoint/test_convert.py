@@ -134,7 +134,7 @@ def test_video_tower_starts_as_the_config_says(tmp_path, init_video):
     for name in ("blocks.1.{}.wq.weight", "blocks.0.{}.ffn_norm.weight", "head.{}_norm.weight"):
         same = torch.equal(tensors[name.format("text")], tensors[name.format("video")])
         assert same == (init_video == "copy"), name
-    assert not tensors["head.up.to_velocity.weight"].any()
+    assert not tensors["head.up.full_blocks.0.conv2.weight"].any()
 
 
 def test_averaged_weights_are_preferred(tmp_path):

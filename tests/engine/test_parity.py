@@ -1,7 +1,7 @@
 """R4: on every grid, every parameter's gradient is the single process's, and so are the losses after it.
 
 The reference is a plain loop over the whole model, written here. Both start from a checkpoint of step 0 whose
-`to_velocity` is not zero as it is initially, or the video's gradients would be zero. The engine's gradients
+`conv2` is not zero as it is initially, or the U-Net's blocks would have no gradients. The engine's gradients
 are read from its checkpoint of step 1: from zero moments AdamW makes exp_avg = (1 - beta1) * gradient.
 """
 
@@ -60,7 +60,9 @@ def reference(
     config = load_config(config_file, [f"run.steps={STEPS}", f"optim.clip={request.param}"])
     model = MoT(config)
     initialize(model.named_parameters(), config)
-    torch.nn.init.normal_(model.head.up.to_velocity.weight, std=0.1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("conv2.weight"):
+            torch.nn.init.normal_(parameter, std=0.1)
     start = checkpoint_dir(tmp_path_factory.mktemp("start"), 0)
     save_start(start, model, config)
     loader = Loader(Shards(config.data.train), load_tokenizer("toy_world"), config, dp_rank=0, dp_size=1)

@@ -52,13 +52,15 @@ def test_law_of_every_kind_of_weight():
         "blocks.0.text.wo.weight": small / 4,
         "blocks.7.video.down.weight": small / 4,
         "embed.down.full_blocks.0.conv1.weight": (16 * 9) ** -0.5,
-        "head.up.half_blocks.0.shortcut.weight": 64**-0.5,
+        "head.up.upsample.weight": 32**-0.5,
+        "head.up.to_velocity.weight": (16 * 9) ** -0.5,
+        "embed.down.to_tokens.weight": 0.3 * 32**-0.5,
         "embed.down.time.0.weight": 256**-0.5,
     }.items():
         assert found[name].std().item() == pytest.approx(std, rel=0.06), name
         assert abs(found[name].mean()) < std / 4, name
     for name, value in found.items():
-        if name.endswith("bias") or "to_velocity" in name:
+        if name.endswith("bias") or "conv2" in name:
             assert (value == 0).all(), name
         elif "norm" in name:
             assert (value == 1).all(), name
@@ -103,16 +105,16 @@ def test_only_matrices_of_towers_and_tables_are_split():
     }
 
 
-def test_the_model_starts_at_zero_velocity():
+def test_the_way_up_starts_from_the_tokens_alone():
+    """At first a velocity is the tokens' own, and nothing of the noisy copy's skips reaches it."""
     config = with_model()
-    found = weights(config)
     model = MoT(config)
-    model.load_state_dict(found)
-    hidden, skips = (
-        torch.randn(2, 4, 32),
-        torch.randn(2, model.embed.video(torch.randn(2, 16, 4, 4), torch.rand(2))[1].shape[1]),
-    )
-    assert (model.head.velocity(hidden, skips) == 0).all()
+    model.load_state_dict(weights(config))
+    width = model.embed.video(torch.randn(2, 16, 4, 4), torch.rand(2))[1].shape[1]
+    hidden, skips, other = torch.randn(2, 4, 32), torch.randn(2, width), torch.randn(2, width)
+    velocity = model.head.velocity(hidden, skips)
+    assert velocity.std() > 0.1 and torch.equal(velocity, model.head.velocity(hidden, other))
+    assert not torch.allclose(velocity, model.head.velocity(hidden.flip(0), skips))
 
 
 def test_markers_are_reset_in_llamas_tables(tmp_path):

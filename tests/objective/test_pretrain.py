@@ -183,17 +183,18 @@ class Paper:
         maps = list(maps)
         x = self.conv("head.up.from_tokens", tokens.T.reshape(1, WIDTH, *maps[-1].shape[2:]))
         for block in range(3):
-            x = self.res(f"head.up.half_blocks.{block}", torch.cat([x, maps.pop()], 1), time)
-        x = self.conv("head.up.upsample", x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+            x = self.res(f"head.up.half_blocks.{block}", x, time, maps.pop())
+        pixels = torch.einsum("nihw,ioab->nohawb", x, self.w["head.up.upsample.weight"])
+        x = pixels.flatten(4).flatten(2, 3) + self.w["head.up.upsample.bias"][:, None, None]
         for block in range(3):
-            x = self.res(f"head.up.full_blocks.{block}", torch.cat([x, maps.pop()], 1), time)
+            x = self.res(f"head.up.full_blocks.{block}", x, time, maps.pop())
         return self.conv("head.up.to_velocity", F.silu(self.group_norm("head.up.norm", x)))[0]
 
-    def res(self, name, x, time):
-        h = self.conv(name + ".conv1", F.silu(self.group_norm(name + ".norm1", x)))
+    def res(self, name, x, time, *skip):
+        h = self.conv(name + ".conv1", F.silu(self.group_norm(name + ".norm1", torch.cat([x, *skip], 1))))
         h = h + self.linear(name + ".time", time)[:, None, None]
         h = self.conv(name + ".conv2", F.silu(self.group_norm(name + ".norm2", h)))
-        return h + (self.conv(name + ".shortcut", x) if name + ".shortcut.weight" in self.w else x)
+        return x + h
 
     def conv(self, name, x, stride=1):
         weight = self.w[name + ".weight"]
