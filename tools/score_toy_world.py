@@ -23,7 +23,7 @@ import torch
 
 from megatv.config import SampleConfig
 from megatv.data.sequence import chunk_start_seconds
-from megatv.data.toy_world import META_PROMPT, Episode, State, simulate
+from megatv.data.toy_world import META_PROMPT, Episode, State, simulate, words
 from megatv.eval.toy_scores import (
     INTERVENTIONS,
     impossible_transitions,
@@ -87,7 +87,13 @@ def score(sampler: Sampler, starts: int, batch: int, seed: int, settings: Sample
     episodes = [simulate(FIRST_EPISODE + i, groups) for i in range(starts)]
     real, latents = codec_pass(sampler, episodes, batch)
     requests = [
-        Request(META_PROMPT, first_latents=latents[i, :1], seed=seed * starts + i) for i in range(starts)
+        Request(
+            META_PROMPT,
+            first_latents=latents[i, :1],
+            given_words=(words(episode.actions[0]),),
+            seed=seed * starts + i,
+        )
+        for i, episode in enumerate(episodes)
     ]
     plans = list(intervened(sampler, requests))
     total = -(-starts // batch) * (1 + len(plans))
@@ -107,7 +113,7 @@ def score(sampler: Sampler, starts: int, batch: int, seed: int, settings: Sample
     if not whole:
         raise ValueError("the model ends every video early, so there is nothing to score: train it longer")
     reading = read(whole)
-    lines = [[words.text for words in result.transcript] for result in whole]
+    lines = [[said.text for said in result.transcript] for result in whole]
     scores: dict[str, Any] = {
         "latents_per_second": speed,
         "ended_early": starts - len(whole),

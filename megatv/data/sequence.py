@@ -125,6 +125,17 @@ def text_ids(tokenizer: Tokenizer, texts: Iterable[str]) -> Ids:
     return tuple(tokenizer.encode(joined)) if joined else ()
 
 
+def texts_by_chunk(example: Example) -> list[list[str]]:
+    """The captions before each chunk of the example; those after its last valid chunk are left out."""
+    texts: list[list[str]] = [[] for _ in range(example.valid_latents)]
+    for caption in example.captions:
+        chunk = chunk_of_text(caption.start_seconds)
+        assert chunk >= 0, "shards refuse captions before the clip"
+        if chunk < len(texts):
+            texts[chunk].append(caption.text)
+    return texts
+
+
 def interleave(example: Example, tokenizer: Tokenizer, config: SequenceConfig) -> Plan:
     """Put the example's words in their places, by `config.mode` (TV2TV figure 3).
 
@@ -136,14 +147,8 @@ def interleave(example: Example, tokenizer: Tokenizer, config: SequenceConfig) -
     Chunks that only repeat the last frame (`valid_latents`) are left out: what bears no loss and conditions
     nothing needs no place.
     """
-    chunks = example.valid_latents
-    texts: list[list[str]] = [[] for _ in range(chunks)]
-    for caption in example.captions:
-        chunk = chunk_of_text(caption.start_seconds)
-        assert chunk >= 0, "shards refuse captions before the clip"
-        if chunk < chunks:
-            texts[chunk].append(caption.text)
-    prompt, before = [prompt_ids(tokenizer, example.meta_caption)], [Ids()] * chunks
+    texts = texts_by_chunk(example)
+    prompt, before = [prompt_ids(tokenizer, example.meta_caption)], [Ids()] * len(texts)
     if config.mode == "tv2tv":
         before = [text_ids(tokenizer, group) for group in texts]
     elif config.mode == "think2v" and config.think2v == "actions":

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 import megatv
 from megatv.config import SampleConfig
+from megatv.data.sequence import texts_by_chunk
 from megatv.data.shards import Shards
 from megatv.data.video import write_video
 from megatv.log import main_guard, say
@@ -72,8 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--image", help="first frame: any picture, resized to the model's size")
     start.add_argument(
-        "--example", type=int, help="first frame and prompt of this held-out example (data.val)"
+        "--example", type=int, help="first frame, its words and prompt of a held-out example (data.val)"
     )
+    add("--image-words", metavar="TEXT", help="words of the first frame, where the training data has some")
     add(
         "--intervene", action="append", default=[], metavar="SECONDS:TEXT", help="your words; may be repeated"
     )
@@ -132,11 +134,13 @@ def _request(args: argparse.Namespace, interventions: tuple[Intervention, ...], 
     )
     if args.image is not None:
         video = sampler.config.video
-        return dataclasses.replace(request, first_image=_read_image(args.image, video.width, video.height))
+        image = _read_image(args.image, video.width, video.height)
+        given = () if args.image_words is None else (args.image_words,)
+        return dataclasses.replace(request, first_image=image, given_words=given)
     if args.example is not None:
-        caption, latent = _example(sampler, args.example)
+        caption, words, latent = _example(sampler, args.example)
         prompt = caption if args.prompt is None else args.prompt
-        return dataclasses.replace(request, prompt=prompt, first_latents=latent)
+        return dataclasses.replace(request, prompt=prompt, first_latents=latent, given_words=(words,))
     return request
 
 
@@ -154,15 +158,16 @@ def _read_image(path: str, width: int, height: int) -> np.ndarray:
     return np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _example(sampler: Sampler, index: int) -> tuple[str, np.ndarray]:
-    """Meta-caption and first latent [1, C, h, w] of a held-out example, normalised for the model."""
+def _example(sampler: Sampler, index: int) -> tuple[str, str, np.ndarray]:
+    """Meta-caption, first words and first latent [1, C, h, w], normalised for the model, of an example."""
     if sampler.config.data.val is None:
         raise ValueError("--example needs held-out shards, but data.val of the checkpoint's config is null")
     shards = Shards(sampler.config.data.val)
     if not 0 <= index < len(shards):
         raise ValueError(f"--example {index}: {shards.path} has examples 0 to {len(shards) - 1}")
     example = shards[index]
-    return example.meta_caption, sampler.stats.normalize(shards.stats.denormalize(example.latents[:1]))
+    latent = sampler.stats.normalize(shards.stats.denormalize(example.latents[:1]))
+    return example.meta_caption, "\n".join(texts_by_chunk(example)[0]), latent
 
 
 def _record(args: argparse.Namespace, sampler: Sampler) -> dict[str, Any]:

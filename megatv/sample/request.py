@@ -25,6 +25,8 @@ class Request:
     prompt         the meta-caption
     first_image    uint8 [H, W, 3] of the configured size, shown by chunk 0; None: chunk 0 is generated too
     first_latents  float32 [k, C, h, w], normalised: the first k chunks, in place of `first_image`
+    given_words    words of the first given chunks, in order: training data has some before every chunk, so a
+                   given chunk without its words is a start that the model never saw (tv2tv only)
     interventions  words of the user's; what would fall on a given chunk moves on to the first generated one
     seconds        the video lasts at least so long; None: as long as one training example
     seed           of all its randomness, whatever else is in the batch
@@ -34,6 +36,7 @@ class Request:
     prompt: str
     first_image: np.ndarray | None = None
     first_latents: np.ndarray | None = None
+    given_words: tuple[str, ...] = ()
     interventions: tuple[Intervention, ...] = ()
     seconds: float | None = None
     seed: int = 0
@@ -42,7 +45,7 @@ class Request:
 
 @dataclass(frozen=True)
 class ChunkWords:
-    """The words of one chunk. A given chunk has none; `cut`: the text budget ended them, not the model."""
+    """The words of one chunk, a given one's too; `cut`: the text budget ended them, not the model."""
 
     start_seconds: float
     text: str

@@ -30,6 +30,12 @@ class Script:
         self.chunks = max(self.chunks, given)
         windows = plan_windows(self.chunks, groups)
         self.prompt = prompt_ids(tokenizer, request.prompt)
+        if len(request.given_words) > given:
+            raise ValueError(
+                f"words of {len(request.given_words)} chunks are given, but only {given} chunks: words for "
+                "chunks that are to be made are interventions"
+            )
+        self.given_ids = [text_ids(tokenizer, [text] if text else []) for text in request.given_words]
         self.forced = self._place(request, chunk_starts(windows))
         self._check_room(windows)
         self.transcript: list[ChunkWords] = []
@@ -83,12 +89,15 @@ class Script:
         return Plan((self.prompt,), tuple(words), ends=True).rows
 
     def _forced_ids(self, chunk: int) -> Ids:
+        if chunk < len(self.given_ids) and self.mode == "tv2tv":
+            return self.given_ids[chunk]
         return text_ids(self.tokenizer, [self.forced[chunk]]) if chunk in self.forced else ()
 
     def open(self, window: Window) -> None:
         """Start a window. Its kept chunks keep their words; a plan keeps its lines from there on."""
         self.window = window
-        self.words = [()] if window.recoded else self.words[len(self.words) - window.kept :]
+        # a frame coded anew keeps the words that it was drawn under
+        self.words = self.words[-1:] if window.recoded else self.words[len(self.words) - window.kept :]
         if self.lines_are_chunks:
             self.lines = self.lines[self.size - window.kept : self.size]
 
@@ -112,8 +121,8 @@ class Script:
             return kept, max(0, self._room(0) - len(kept))
         if chunk < self.window.kept:
             return self.words[chunk], 0
-        if index in self.forced:
-            return self._forced_ids(index), 0
+        if ids := self._forced_ids(index):
+            return ids, 0
         silent = self.mode == "t2v" or self.ended or not self.given <= index < self.chunks
         return (), 0 if silent else self._room(chunk)
 
