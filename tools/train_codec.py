@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--size", type=size, default=(320, 192), help="of --videos, in pixels (320x192)")
     parser.add_argument("--width", type=count, default=192, help="channels inside the network (192)")
-    parser.add_argument("--steps", type=count, default=4500, help="optimizer steps (4500)")
+    parser.add_argument("--steps", type=count, default=3200, help="optimizer steps (3200)")
     parser.add_argument("--batch", type=count, default=64, help="chunks of one step (64)")
     parser.add_argument("--lr", type=float, default=3e-3, help="largest learning rate (3e-3)")
     parser.add_argument("--noise", type=float, default=0.1, help="noise on unit latents (0.1)")
