@@ -14,11 +14,17 @@ video block-causal, and no other token ever sees a noisy one). Padding rows see 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .work import Work, make_work
+
+ALIGNMENT = 32
+"""Parts of the device buffer start at multiples of 128 bytes (int32 units), fit for vector loads."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,13 @@ class Document:
 
 @dataclass(frozen=True, eq=False)  # a record is itself: backends remember what they made of it
 class AttentionRecord:
-    """Live keys of every row of a packed row, and the extents of its documents.
+    """Live keys of every row of a packed row, and the extents of its documents; made by `build_record`.
 
     intervals       int32 [S, 3, 2]: (text, clean, own) half-open key intervals of each query row
     documents       int32 [D, 3, 2]: (text, clean, noisy) half-open row intervals of each document, on the
                     host, so that no backend has to ask the device for shapes
     text_rows, chunk_rows, chunks   T, P and M of the layout
+    host            the record that this one was moved from, for what is made on the host
     """
 
     intervals: Tensor
@@ -48,17 +55,55 @@ class AttentionRecord:
     text_rows: int
     chunk_rows: int
     chunks: int
+    host: AttentionRecord | None = field(default=None, repr=False)
+    _work: dict[tuple[int, int], Work] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.host is None:
+            _check_intervals(self.intervals, self.rows)
+        if self.intervals.device.type != "meta":
+            _live[_address(self.intervals, self.documents)] = self
 
     @property
     def rows(self) -> int:
         """S, the length of the packed row."""
         return self.text_rows + 2 * self.chunks * self.chunk_rows
 
+    def work(self, query_rows: int, key_rows: int) -> Work:
+        """Work lists for tiles of `query_rows` x `key_rows`, beside the intervals; made once and kept.
+
+        Raises ValueError for tiles of no rows.
+        """
+        key = query_rows, key_rows
+        if key not in self._work:
+            if self.host is None:
+                self._work[key] = make_work(self, *key)
+            else:
+                made = self.host.work(*key)
+                self._work[key] = replace(made, table=made.table.to(self.intervals.device))
+        return self._work[key]
+
     def to(self, device: torch.device | str) -> AttentionRecord:
-        """The same record with its intervals on `device`; the document extents stay on the host."""
-        return AttentionRecord(
-            self.intervals.to(device), self.documents, self.text_rows, self.chunk_rows, self.chunks
-        )
+        """The same record on `device`: intervals and the work lists made so far, in one copy.
+
+        The document extents stay on the host. Lists made after the move cost a copy of their own.
+        """
+        host = self.host or self
+        for record in (self, host):
+            if torch.device(device) == record.intervals.device:
+                return record
+        parts = [host.intervals, *(work.table for work in host._work.values())]
+        sizes = [-(-part.numel() // ALIGNMENT) * ALIGNMENT for part in parts]
+        buffer = torch.zeros(sum(sizes), dtype=torch.int32)
+        for piece, part in zip(buffer.split(sizes), parts, strict=True):
+            piece[: part.numel()] = part.flatten()
+        pieces = [
+            piece[: part.numel()].view(part.shape)
+            for piece, part in zip(buffer.to(device).split(sizes), parts, strict=True)
+        ]
+        lists = zip(host._work.items(), pieces[1:], strict=True)
+        work = {key: replace(made, table=table) for (key, made), table in lists}
+        return replace(self, intervals=pieces[0], host=host, _work=work)
 
     def live_pairs(self) -> int:
         """Number of visible (query, key) pairs, padding rows not counted."""
@@ -68,6 +113,30 @@ class AttentionRecord:
                 spans = self.intervals[lo:hi].long()
                 total += int((spans[..., 1] - spans[..., 0]).sum())
         return total
+
+
+_live: WeakValueDictionary[tuple[int, int], AttentionRecord] = WeakValueDictionary()
+
+
+def _address(intervals: Tensor, documents: Tensor) -> tuple[int, int]:
+    return intervals.data_ptr(), documents.data_ptr()
+
+
+def record_of(
+    intervals: Tensor, host_intervals: Tensor, documents: Tensor, text_rows: int, chunk_rows: int
+) -> AttentionRecord:
+    """The record that holds these tensors: operators are given tensors and numbers only.
+
+    While the record lives it is the very same one, with all that backends made of it; after that it is made
+    again (from the host's tensors, without asking the device).
+    """
+    record = _live.get(_address(intervals, documents))
+    if record is None:
+        chunks = (len(intervals) - text_rows) // (2 * chunk_rows)
+        record = AttentionRecord(host_intervals, documents, text_rows, chunk_rows, chunks)
+        if intervals.device != host_intervals.device:
+            record = replace(record, intervals=intervals, host=record, _work={})
+    return record
 
 
 def build_record(
@@ -120,6 +189,27 @@ def build_record(
     return AttentionRecord(
         torch.from_numpy(intervals), torch.from_numpy(extents), text_rows, chunk_rows, chunks
     )
+
+
+def _check_intervals(intervals: Tensor, rows: int) -> None:
+    """ValueError unless every row has a live key and its intervals are disjoint, in order and within rows."""
+    if intervals.device.type != "cpu":
+        raise ValueError("an attention record is made on the host: move it with .to(device) afterwards")
+    if intervals.dtype != torch.int32 or tuple(intervals.shape) != (rows, 3, 2):
+        raise ValueError(
+            f"intervals must be int32 [{rows}, 3, 2], got {intervals.dtype} {list(intervals.shape)}"
+        )
+    lo, hi = np.ascontiguousarray(intervals.numpy().transpose(2, 1, 0))  # [3, S] each
+    live = lo < hi
+    end = hi * live
+    for fault, row_is_bad in (
+        ("lies beyond the keys or ends before it starts", (lo < 0) | (hi > rows) | (hi < lo)),
+        ("starts before an earlier one ends", live[1:] & (lo[1:] < [end[0], np.maximum(end[0], end[1])])),
+        ("shows no key at all", ~(live[:1] | live[1:2] | live[2:])),
+    ):
+        if row_is_bad.any():
+            row = int(row_is_bad.any(0).argmax())
+            raise ValueError(f"row {row}: an interval {fault}: {intervals[row].tolist()} of {rows} keys")
 
 
 def _check_visibility(index: int, document: Document) -> None:

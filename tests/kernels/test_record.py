@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from megatv_kernels import Document, build_record
+from megatv_kernels import AttentionRecord, Document, build_record
 from megatv_kernels.reference import dense_mask
 
 WORDS = st.lists(st.text("tc", max_size=8), max_size=4)
@@ -84,3 +84,32 @@ def test_move_keeps_the_record(mask_by_definition):
 def test_impossible_documents_are_refused(document, message):
     with pytest.raises(ValueError, match=message):
         build_record([document], text_rows=3, chunk_rows=2, chunks=1)
+
+
+@pytest.mark.parametrize(
+    ("row", "interval", "value", "message"),
+    [
+        (2, 0, [3, 2], "row 2: an interval lies beyond the keys or ends before it starts"),
+        (2, 0, [-1, 2], "row 2: an interval lies beyond the keys"),
+        (6, 2, [5, 8], "row 6: an interval lies beyond the keys"),
+        (3, 1, [0, 2], "row 3: an interval starts before an earlier one ends"),
+        (3, 2, [0, 1], "row 3: an interval starts before an earlier one ends"),
+        (0, 0, [0, 0], "row 0: an interval shows no key at all"),
+    ],
+)
+def test_impossible_intervals_are_refused(row, interval, value, message):
+    record = build_record([visibility("tct")], text_rows=3, chunk_rows=2, chunks=1)
+    intervals = record.intervals.clone()
+    intervals[row, interval] = torch.tensor(value)
+    with pytest.raises(ValueError, match=message):
+        AttentionRecord(intervals, record.documents, 3, 2, 1)
+
+
+def test_records_are_made_of_int32_on_the_host():
+    record = build_record([visibility("tct")], text_rows=3, chunk_rows=2, chunks=1)
+    with pytest.raises(ValueError, match=r"must be int32 \[7, 3, 2\], got torch.int64"):
+        AttentionRecord(record.intervals.long(), record.documents, 3, 2, 1)
+    with pytest.raises(ValueError, match=r"got torch.int32 \[6, 3, 2\]"):
+        AttentionRecord(record.intervals[:6], record.documents, 3, 2, 1)
+    with pytest.raises(ValueError, match="made on the host"):
+        AttentionRecord(record.intervals.to("meta"), record.documents, 3, 2, 1)
