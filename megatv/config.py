@@ -230,7 +230,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     precision: Literal["fp32", "bf16"] = "fp32"
-    attention: Literal["auto", "sdpa", "reference"] = "auto"
+    attention: Literal["auto", "cuda", "fa4", "triton", "flex", "sdpa", "reference"] = "auto"
 
     @property
     def pixels_per_token(self) -> int:
