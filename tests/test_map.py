@@ -40,6 +40,8 @@ DOORS = {
     "tiktoken": ["megatv.data.tokenizer"],
     "triton": ["megatv_kernels"],
     "flash_attn": ["megatv_kernels"],
+    "liger_kernel": ["megatv_kernels"],
+    "cutlass": ["megatv_kernels.fa4"],
     "diffusers": ["megatv.model.codec.wan"],
     "megatron": ["megatv.parallel.layers", "megatv.parallel.mesh"],
     "deepspeed": ["megatv.parallel.pipeline", "megatv.engine"],
