@@ -39,10 +39,10 @@ if [[ ! -x .venv/bin/pip ]]; then
         fail "'$python -m venv' does not work here; on Debian and Ubuntu: apt install python3-venv"
 fi
 pip() { .venv/bin/python -m pip "$@" -qq --disable-pip-version-check; }
-torch_version() { .venv/bin/python -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null; }
+version() { .venv/bin/python -c "from importlib.metadata import version; print(version('$1'))" 2>/dev/null; }
 
 # torch first and alone: as a dependency it would come in PyPI's default build, several GB of CUDA on Linux.
-if ! torch_version >/dev/null; then
+if ! version torch >/dev/null; then
     torch=$(grep '^torch==' constraints.txt)
     if $gpu || [[ $(uname) != Linux ]]; then
         say "installing $torch"
@@ -56,10 +56,13 @@ if ! torch_version >/dev/null; then
     fi
 fi
 
-say "installing what megatv imports (about 200 MB, a minute or two)"
+say "installing what megatv imports (about 200 MB, 400 MB with dev; a minute or two)"
 pins=$(mktemp)
 trap 'rm -f "$pins"' EXIT
-sed "s/^torch==.*/torch==$(torch_version)/" constraints.txt >"$pins"  # nothing may replace the torch that is there
+cp constraints.txt "$pins"
+for name in torch triton; do  # nothing may replace the torch that is there, nor the triton that came with it
+    if found=$(version $name); then sed -i "s/^$name==.*/$name==$found/" "$pins"; fi
+done
 pip install -c "$pins" setuptools wheel
 # deepspeed comes as source and imports torch to build itself, so it must see this environment (no build isolation);
 # DS_BUILD_OPS=0 leaves its C++ parts to be compiled when first used.
@@ -67,4 +70,4 @@ DS_BUILD_OPS=0 pip install -c "$pins" --no-build-isolation -e ".${extra:+[$extra
 pip install -c "$pins" --no-deps mosaicml-streaming
 rm -f .venv/.megatv-*
 touch "$stamp${extra:+-$extra}"
-say "ready: torch $(torch_version), $(du -sh .venv | cut -f1) in .venv"
+say "ready: torch $(version torch), $(du -sh .venv | cut -f1) in .venv"
