@@ -2,5 +2,17 @@
 
 from .attention import attention, cached_attention
 from .record import AttentionRecord, Document, build_record
+from .rope_cache import rotate, rotate_and_store, rotate_qk
+from .swiglu import swiglu
 
-__all__ = ["AttentionRecord", "Document", "attention", "build_record", "cached_attention"]
+__all__ = [
+    "AttentionRecord",
+    "Document",
+    "attention",
+    "build_record",
+    "cached_attention",
+    "rotate",
+    "rotate_and_store",
+    "rotate_qk",
+    "swiglu",
+]

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
-from megatv_kernels import AttentionRecord, attention, cached_attention
+from megatv_kernels import AttentionRecord, attention, cached_attention, rotate_qk, swiglu
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from megatv.config import Config
-from megatv.model.rope import rope_table, rotate
+from megatv.model.rope import rope_table
 from megatv.model.unet import LinearDown, LinearUp, UNetDown, UNetUp
 from megatv.parallel.layers import Layers
 from megatv.types import Batch
@@ -37,8 +36,13 @@ class Cache(Protocol):
     lengths: Tensor
     """int64 [B]: rows that already count. The caller of the model advances it."""
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v [B, Q, K, E] at `lengths` of `layer`; return the whole [B, L, K, E] of it."""
+    def update(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, rope: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotate q and k by `rope` and write k, v [B, Q, K, E] at `lengths` of `layer`.
+
+        Returns the rotated q [B, Q, H, E] and the layer's whole keys and values [B, L, K, E].
+        """
 
 
 class Tower(nn.Module):
@@ -70,13 +74,12 @@ class Tower(nn.Module):
         """The block's output from its input x [..., D] and attended values [..., H/tp, E]."""
         x = x + self.wo(attended.flatten(-2))
         h = self.layers.fan_out(self.ffn_norm(x))
-        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+        return x + self.down(swiglu(self.gate(h), self.up(h)))
 
     def cached(self, x: Tensor, rope: Tensor, cache: Cache, layer: int, *, causal: bool) -> Tensor:
         """New rows x [B, Q, D] of this modality against the keys and values of both."""
-        q, k, v = self.qkv(x)
-        keys, values = cache.update(layer, rotate(k, rope), v)
-        return self.finish(x, cached_attention(rotate(q, rope), keys, values, cache.lengths, causal=causal))
+        q, keys, values = cache.update(layer, *self.qkv(x), rope)
+        return self.finish(x, cached_attention(q, keys, values, cache.lengths, causal=causal))
 
 
 class Block(nn.Module):
@@ -93,7 +96,8 @@ class Block(nn.Module):
         parts = [record.text_rows, len(hidden) - record.text_rows]
         text, video = hidden.split(parts)
         q, k, v = (torch.cat(pair) for pair in zip(self.text.qkv(text), self.video.qkv(video), strict=True))
-        attended = attention(rotate(q, rope), rotate(k, rope), v, record, backend=self.backend)
+        q, k = rotate_qk(q, k, rope)
+        attended = attention(q, k, v, record, backend=self.backend)
         attended_text, attended_video = attended.split(parts)
         return torch.cat([self.text.finish(text, attended_text), self.video.finish(video, attended_video)])
 

@@ -30,7 +30,7 @@ def inverse_frequencies(model: ModelConfig) -> Tensor:
 
 
 def rope_table(positions: Tensor, model: ModelConfig, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The rotation at integer positions [...], as `rotate` wants it: `dtype` [2, ..., E].
+    """The rotation at integer positions [...], as `megatv_kernels.rotate` wants it: `dtype` [2, ..., E].
 
     Row 0 holds (cos, cos), row 1 (-sin, sin), over the two halves of a head. Angles are taken in fp64, since
     fp32 is off by up to 5e-4 rad at position 9,000; and from scratch, since a buffer would be cast to bf16
@@ -39,9 +39,3 @@ def rope_table(positions: Tensor, model: ModelConfig, dtype: torch.dtype = torch
     angles = positions[..., None].double() * inverse_frequencies(model).to(positions.device)
     cos, sin = angles.cos(), angles.sin()
     return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]).to(dtype)
-
-
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate the pairs (x[i], x[i + E/2]) of every head: x [..., H, E], table [2, ..., E] -> like x."""
-    cos, sin = table[..., None, :]
-    return (x * cos + x.roll(x.shape[-1] // 2, -1) * sin).to(x.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from megatv_kernels import rotate_and_store
 from torch import Tensor
 
 from megatv.config import ModelConfig
@@ -37,15 +38,15 @@ class KVCache:
         """Some of the sequences, sharing their memory with this cache."""
         return KVCache(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v [B, Q, K, E] after each row's length; return that layer's [B, L, K, E] views.
+    def update(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, rope: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotate q and k, write k, v [B, Q, K, E] after each row's length.
 
-        Rows shorter than Q are padded at the end by the caller: what they write there lies beyond their
-        length and is overwritten later, or lands in the spare slot when the row is full.
+        Returns the rotated q and that layer's [B, L, K, E] views. Rows shorter than Q are padded at the end
+        by the caller: what they write there lies beyond their length and is overwritten later, or lands in
+        the spare slot when the row is full.
         """
-        row = torch.arange(k.shape[0], device=k.device)[:, None]
-        slot = self.lengths[:, None] + torch.arange(k.shape[1], device=k.device)
-        slot = slot.clamp_max(self.slots)
-        self.keys[layer][row, slot] = k.to(self.keys.dtype)
-        self.values[layer][row, slot] = v.to(self.values.dtype)
-        return self.keys[layer, :, :-1], self.values[layer, :, :-1]
+        keys, values = self.keys[layer], self.values[layer]
+        q = rotate_and_store(q, k, v, rope, keys, values, self.lengths)
+        return q, keys[:, :-1], values[:, :-1]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from megatv_kernels import rotate
 
 from megatv.config import LATENT_CHANNELS, Config, RopeScaling, load_config
 from megatv.data.packing import pack
@@ -81,8 +82,8 @@ def paper_config(width, layers, ffn, heads, tied):
 @pytest.mark.parametrize(
     ("sizes", "tower_billions", "total_billions", "unet"),
     [
-        ((3072, 28, 8192, 24, True), 2.819, 6.03, 276_931_344),
-        ((4096, 32, 14336, 32, False), 6.980, 15.01, 279_553_808),
+        ((3072, 28, 8192, 24, True), 2.819, 6.03, 249_464_080),
+        ((4096, 32, 14336, 32, False), 6.980, 15.01, 252_086_544),
     ],
     ids=["3B", "8B"],
 )
@@ -151,11 +152,12 @@ class PlainCache:
         self.k, self.v = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
         self.lengths = torch.zeros(rows, dtype=torch.int64)
 
-    def update(self, layer, k, v):
+    def update(self, layer, q, k, v, rope):
+        k = rotate(k, rope)
         for row, start in enumerate(self.lengths.tolist()):
             self.k[layer, row, start : start + k.shape[1]] = k[row]
             self.v[layer, row, start : start + k.shape[1]] = v[row]
-        return self.k[layer], self.v[layer]
+        return rotate(q, rope), self.k[layer], self.v[layer]
 
 
 def generate(model, cache, item, rows=1):

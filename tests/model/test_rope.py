@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from megatv_kernels import rotate
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatv.config import ModelConfig, RopeScaling
-from megatv.model.rope import inverse_frequencies, rope_table, rotate
+from megatv.model.rope import inverse_frequencies, rope_table
 
 MODEL = ModelConfig(layers=1, width=256, ffn=8, heads=2, kv_heads=2, vocab=8, tied_embeddings=False)
 
