@@ -80,10 +80,10 @@ OPTIONAL = [
 GPU_ONLY = [
     Library("triton", "triton", "no fused kernels on a GPU", "pip install -e '.[gpu]' -c constraints.txt"),
     Library(
-        "flash-attn",
-        "flash_attn",
-        "attention on a GPU takes torch's own kernels",
-        "pip install flash-attn --no-build-isolation",
+        "flash-attn-4",
+        "flash_attn.cute",
+        "no attention backend 'fa4', a peer of our own kernels on Hopper",
+        "pip install --pre flash-attn-4==4.0.0b36",
     ),
     Library(
         "transformer-engine",
@@ -186,7 +186,7 @@ def gpu() -> Iterator[Finding]:
         "CUDA toolkit",
         "ok" if release else "absent",
         f"nvcc {release[1]}" if release else "no nvcc",
-        "" if release else "flash-attn, apex and transformer-engine cannot be built",
+        "" if release else "the attention backend 'cuda', apex and transformer-engine cannot be built",
         "" if release else "https://developer.nvidia.com/cuda-downloads",
     )
 
