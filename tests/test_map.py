@@ -34,8 +34,8 @@ OUTSIDE = ["launch", "tools"]
 DOORS = {
     "yaml": ["megatv.config"],
     "wandb": ["megatv.log"],
-    "av": ["megatv.data.video"],
-    "nvidia": ["megatv.data.video"],
+    "av": ["megatv.data.video", "megatv.data.video_source", "megatv.data.video_picture"],
+    "nvidia": ["megatv.data.video_dali"],
     "streaming": ["megatv.data.shards"],
     "tiktoken": ["megatv.data.tokenizer"],
     "triton": ["megatv_kernels"],

@@ -1,30 +1,45 @@
-"""Bytes to frames and back: probe, decode at a fixed rate and size, cut to clips, write H.264.
+"""Bytes to frames and back: probe, decode at given times and size, cut to clips, write H.264.
 
-The only module that knows PyAV. Times are seconds from a video's first frame.
+Times are seconds from a video's first frame, and the picture of a time is the one on screen then, so any
+input rate, constant or not, is resampled without drift. PyAV and DALI stand behind one function,
+`decode_frames`; neither is ever asked for a frame by a nominal rate.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation
-from av.video.stream import VideoStream
 
 from megatv.config import FPS, GROUP_FRAMES, GROUP_LATENTS, TEMPORAL_FACTOR
+from megatv.data import video_dali
+from megatv.data.video_picture import picture
+from megatv.data.video_source import (
+    TIME_TOLERANCE,
+    Timeline,
+    header_seconds,
+    name_of,
+    open_video,
+    read_timeline,
+    timed_frames,
+)
+from megatv.log import say
 
-TIME_TOLERANCE = 1e-3
-"""Seconds. Containers such as Matroska round times to a millisecond, so times closer than this are equal."""
+if TYPE_CHECKING:
+    import torch
+
+MAX_DECODED_BYTES = 1 << 31
+"""Bytes that one call may return: 12 minutes of 320x192 at 16 fps."""
+Backend = Literal["auto", "pyav", "dali"]
 
 
 @dataclass(frozen=True)
@@ -42,14 +57,12 @@ def probe(source: str | Path | bytes) -> VideoInfo:
 
     Raises ValueError when it cannot be opened, has no video stream or is empty.
     """
-    name = _name(source)
-    with _open(source) as (container, stream):
-        if stream.duration and stream.time_base:
-            seconds = float(stream.duration * stream.time_base)
-        elif container.duration:
-            seconds = container.duration / av.time_base
-        else:
-            raise ValueError(f"{name}: has no duration; write it anew with `ffmpeg -i IN -c copy OUT.mp4`")
+    with open_video(source) as (container, stream):
+        seconds = header_seconds(container, stream)
+        if seconds is None:
+            raise ValueError(
+                f"{name_of(source)}: has no duration; write it anew with `ffmpeg -i IN -c copy OUT.mp4`"
+            )
         rate = float(stream.average_rate or 0)
         return VideoInfo(stream.codec_context.width, stream.codec_context.height, rate, seconds)
 
@@ -60,27 +73,49 @@ def iterate_video(
     """Frames uint8 [H, W, 3] (RGB), one at a time, until the video ends.
 
     Frame k is the picture on screen at `start_seconds + k / fps`: the last one whose time is not later. So
-    any rate, constant or not, is resampled without drift, and a video of that rate passes through unchanged.
-    Pictures are turned as their rotation metadata says and scaled to width x height without letterboxing, by
-    area when they shrink and bicubic when they grow. Raises ValueError with the file and the reason.
+    a video of that rate passes through unchanged. See `video_picture` for what a stored frame becomes.
+    Raises ValueError with the file and the reason.
     """
     assert start_seconds >= 0
-    name = _name(source)
-    k = 0
-    shown: VideoFrame | None = None
-    end = 0.0
-    with _open(source) as (container, stream):
-        for time, frame in _timed_frames(container, stream, name, start_seconds):
-            while shown is not None and start_seconds + k / fps < time - TIME_TOLERANCE:
-                yield _picture(shown, width, height, name)
-                k += 1
-            shown = frame
-            end = time + _duration(frame, stream)
-        if shown is None:
-            raise ValueError(f"{name}: holds no frames; make the file again or leave it out")
-        while start_seconds + k / fps < end - TIME_TOLERANCE:
-            yield _picture(shown, width, height, name)
-            k += 1
+    yield from _on_screen(source, (start_seconds + k / fps for k in itertools.count()), width, height)
+
+
+def decode_frames(
+    source: bytes,
+    seconds: Sequence[float],
+    *,
+    width: int,
+    height: int,
+    device: str | torch.device = "cpu",
+    backend: Backend = "auto",
+) -> torch.Tensor:
+    """uint8 [F, H, W, 3] (RGB) on `device`: the pictures on screen at `seconds` (ascending).
+
+    `source` is a whole video file. "auto" takes DALI (NVDEC) on a CUDA device, where it is installed and
+    shows this video rightly, and PyAV otherwise; which one, and why, is said once. The two pick the same
+    frames; their pixels differ by less than 3 of 255 on average. Raises ValueError when the video does not
+    decode or ends too early, and when a backend asked for by name is missing or cannot show this video.
+    """
+    import torch  # here, so that processes that only cut videos start without it
+
+    assert len(seconds) and seconds[0] >= 0 and all(a <= b for a, b in itertools.pairwise(seconds))
+    name = name_of(source)
+    _check_amount(len(seconds), width, height, name)
+    device = torch.device(device)
+    if backend == "dali" or (backend == "auto" and device.type == "cuda"):
+        timeline = read_timeline(source)
+        reason = video_dali.obstacle(timeline, device)
+        if not reason:
+            _say_once(timeline.codec, str(device), "DALI", "NVDEC" if device.type == "cuda" else "on the CPU")
+            indices = _indices(timeline, seconds, name)
+            return video_dali.decode(source, indices, timeline, width, height, device)
+        if backend == "dali":
+            raise ValueError(f"{name}: DALI was asked for, but {reason}; or take the backend 'pyav'")
+        _say_once(timeline.codec, str(device), "PyAV", reason)
+    pictures = list(_on_screen(source, iter(seconds), width, height))
+    if len(pictures) < len(seconds):
+        raise ValueError(_too_short(name, seconds[len(pictures)]))
+    return torch.from_numpy(np.stack(pictures)).to(device)
 
 
 def decode_video(
@@ -96,11 +131,16 @@ def decode_video(
 
     Raises ValueError when the video does not decode, or ends before the frames asked for.
     """
+    name = name_of(source)
+    _check_amount(frames or 0, width, height, name)
+    found: list[np.ndarray] = []
     pictures = iterate_video(source, width=width, height=height, start_seconds=start_seconds, fps=fps)
-    found = list(itertools.islice(pictures, frames))
+    for shown in itertools.islice(pictures, frames):
+        found.append(shown)
+        _check_amount(len(found), width, height, name)
     if not found or (frames is not None and len(found) < frames):
         raise ValueError(
-            f"{_name(source)}: is shorter than asked, it has {len(found)} frames at {fps:g} fps from "
+            f"{name}: is shorter than asked, it has {len(found)} frames at {fps:g} fps from "
             f"{start_seconds:g} s on instead of {frames or 'at least 1'}; ask for fewer or start earlier"
         )
     return np.stack(found)
@@ -154,79 +194,55 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = FPS) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _name(source: str | Path | bytes) -> str:
-    return "video bytes" if isinstance(source, bytes) else str(source)
+def _on_screen(
+    source: str | Path | bytes, times: Iterable[float], width: int, height: int
+) -> Iterator[np.ndarray]:
+    """The picture [height, width, 3] on screen at each of `times` (ascending), until the video ends."""
+    name, due = name_of(source), iter(times)
+    wanted: float | None = next(due)
+    assert wanted is not None
+    shown: VideoFrame | None = None
+    end = 0.0
+    for time, hold, frame in timed_frames(source, wanted):
+        if shown is not None and wanted < time - TIME_TOLERANCE:
+            pixels = picture(shown, width, height, name)
+            while wanted < time - TIME_TOLERANCE:
+                yield pixels
+                wanted = next(due, None)
+                if wanted is None:
+                    return
+        shown, end = frame, time + hold
+    if shown is None:
+        raise ValueError(f"{name}: holds no frames; make the file again or leave it out")
+    if wanted < end - TIME_TOLERANCE:
+        pixels = picture(shown, width, height, name)
+        while wanted is not None and wanted < end - TIME_TOLERANCE:
+            yield pixels
+            wanted = next(due, None)
 
 
-@contextmanager
-def _open(source: str | Path | bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its first video stream; PyAV's errors in the body become ValueErrors too."""
-    name = _name(source)
-    file: io.BytesIO | str
-    if isinstance(source, bytes):
-        empty, file = not source, io.BytesIO(source)
-    else:
-        empty, file = Path(source).is_file() and not Path(source).stat().st_size, str(source)
-    if empty:
-        raise ValueError(f"{name}: is empty (0 bytes); copy the file again or leave it out")
-    try:
-        with av.open(file, mode="r") as container:
-            if not container.streams.video:
-                raise ValueError(f"{name}: has no video stream; leave it out")
-            yield container, container.streams.video[0]
-    except av.FFmpegError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(f"{name}: does not decode ({reason}); repair the file or leave it out") from error
+def _indices(timeline: Timeline, seconds: Sequence[float], name: str) -> np.ndarray:
+    """int32 [F]: numbers, in order of showing, of the frames that `_on_screen` shows at `seconds`."""
+    late = next((second for second in seconds if second >= timeline.end - TIME_TOLERANCE), None)
+    if late is not None:
+        raise ValueError(_too_short(name, late))
+    after = np.searchsorted(timeline.seconds, np.asarray(seconds) + TIME_TOLERANCE, side="right")
+    return (after - 1).astype(np.int32)
 
 
-def _timed_frames(
-    container: InputContainer, stream: VideoStream, name: str, start_seconds: float
-) -> Iterator[tuple[float, VideoFrame]]:
-    """(time, frame) in order of time, from the frame on screen at `start_seconds` or earlier to the end."""
-    if not start_seconds:
-        # Refuse damage instead of painting over it; not after a seek, where an open GOP lacks references.
-        stream.codec_context.options = {"err_detect": "explode"}
-    frames = container.decode(stream)
-    first = next(frames, None)
-    if first is None:
-        return
-    origin = _time(first, name)
-    if start_seconds:
-        # With a margin of a second: indexes go by decoding time, some frames ahead of the time on screen.
-        container.seek(int((origin + max(start_seconds - 1, 0)) * av.time_base))
-        frames = container.decode(stream)
-        first = next(frames, first)
-    for frame in itertools.chain([first], frames):
-        yield _time(frame, name) - origin, frame
+def _too_short(name: str, second: float) -> str:
+    return f"{name}: is shorter than asked, it has ended at {second:g} s; ask for earlier times"
 
 
-def _time(frame: VideoFrame, name: str) -> float:
-    if frame.time is None:
-        raise ValueError(f"{name}: has frames without times; write it anew with `ffmpeg -i IN OUT.mp4`")
-    return frame.time
-
-
-def _duration(frame: VideoFrame, stream: VideoStream) -> float:
-    """How long the last frame stays: its own duration, or one period of the stream's mean rate."""
-    seconds = 0.0
-    if frame.duration and frame.time_base:
-        seconds = float(frame.duration * frame.time_base)
-    elif stream.average_rate:
-        seconds = float(1 / stream.average_rate)
-    return max(seconds, 2 * TIME_TOLERANCE)
-
-
-def _picture(frame: VideoFrame, width: int, height: int, name: str) -> np.ndarray:
-    """uint8 [height, width, 3] of one decoded frame, upright."""
-    if frame.is_corrupt:
+def _check_amount(frames: int, width: int, height: int, name: str) -> None:
+    """ValueError when so many frames should not be held at once."""
+    if frames * width * height * 3 > MAX_DECODED_BYTES:
         raise ValueError(
-            f"{name}: does not decode (damaged at {frame.time:.2f} s); repair the file or leave it out"
+            f"{name}: {frames} frames or more of {width}x{height} would take over "
+            f"{MAX_DECODED_BYTES >> 30} GiB; ask for fewer, or take them one by one (iterate_video)"
         )
-    turns = round(frame.rotation / 90) % 4
-    if turns % 2:
-        width, height = height, width
-    shrinks = width * height < frame.width * frame.height
-    scaled = frame.reformat(
-        width, height, "rgb24", interpolation=Interpolation.AREA if shrinks else Interpolation.BICUBIC
-    )
-    return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns))
+
+
+@cache
+def _say_once(codec: str, device: str, backend: str, why: str) -> None:
+    say(f"video: {codec} for {device} is decoded by {backend} ({why})")

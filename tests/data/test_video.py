@@ -157,13 +157,13 @@ def test_damage_is_named(tmp_path, damage, message):
 def test_missing_file_and_sound_only_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"none\.mp4: does not decode \(No such file"):
         probe(tmp_path / "none.mp4")
-    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+    with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         stream = container.add_stream("pcm_s16le", 8000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
-    with pytest.raises(ValueError, match=r"sound\.wav: has no video stream"):
-        probe(tmp_path / "sound.wav")
+    with pytest.raises(ValueError, match=r"sound\.mkv: has no video stream"):
+        probe(tmp_path / "sound.mkv")
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path):
