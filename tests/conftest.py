@@ -1,8 +1,9 @@
-"""Oracles that tests of several folders share."""
+"""Oracles and files that tests of several folders share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,3 +56,21 @@ def _mask_by_definition(
         for k in range(len(tokens)):
             mask[row_of[q], row_of[k]] = sees(q, k)
     return mask
+
+
+@pytest.fixture(scope="session")
+def write_episode() -> Callable[..., Path]:
+    """Write a CS:GO episode as published: pictures [F, 150, 280, 3] blue first, actions [F, 51]."""
+    h5py = pytest.importorskip("h5py", reason="h5py is absent, which reads and writes CS:GO's episodes")
+
+    def write(path: Path, pictures: np.ndarray, actions: np.ndarray) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as file:
+            for frame, (picture, action) in enumerate(zip(pictures, actions, strict=True)):
+                file[f"frame_{frame}_x"] = picture
+                file[f"frame_{frame}_y"] = action
+                file[f"frame_{frame}_xaux"] = np.zeros(54)
+                file[f"frame_{frame}_helperarr"] = np.zeros(2)
+        return path
+
+    return write

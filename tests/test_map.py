@@ -36,6 +36,7 @@ DOORS = {
     "wandb": ["megatv.log"],
     "av": ["megatv.data.video", "megatv.data.video_source", "megatv.data.video_picture"],
     "nvidia": ["megatv.data.video_dali"],
+    "h5py": ["megatv.data.csgo_episode"],
     "streaming": ["megatv.data.shards"],
     "tiktoken": ["megatv.data.tokenizer"],
     "triton": ["megatv_kernels"],
