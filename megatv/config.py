@@ -8,16 +8,14 @@ values; fields that the paper leaves open say so.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from megatv.checks import check
 from megatv.schema import build
+from megatv.yaml_tree import dump, parse
 
 LATENT_CHANNELS = 16
 SPATIAL_FACTOR = 8
@@ -66,10 +64,17 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Shard directories (MDS, with latents), training and held out; `val` may be null."""
+    """Shards (MDS, with latents), training and held out; `val` may be null.
+
+    max_bad_samples  training samples that may be left out because they cannot be read or used, before the
+                     run stops and names them; each is replaced by rule and counted in the record
+    workers          threads that build a step's rows; any number builds the same ones
+    """
 
     train: str
     val: str | None = None
+    max_bad_samples: int = 10
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -314,7 +319,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give --config a YAML file") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is not text; give --config a YAML file") from None
-    tree = _parse(text, str(path))
+    tree = parse(text, str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected sections such as `run:` and `model:` at the top level")
     for override in overrides:
@@ -338,43 +343,8 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 def save_config(config: Config, path: str | Path) -> None:
     """Write the resolved config as YAML; `load_config` reads it back to an equal Config."""
     temporary = Path(f"{path}.tmp")
-    temporary.write_text(yaml.dump(config_to_dict(config), Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+    temporary.write_text(dump(config_to_dict(config)), encoding="utf-8")
     os.replace(temporary, path)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with two of its traps closed: a key given twice is an error, and 3e-4 is a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"key '{key.value}' is given twice; keep one", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would read as numbers."""
-
-
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ValueError(f"{where}: not valid YAML: {line}{error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:  # such as control characters, or the date 2026-99-99
-        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -387,7 +357,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
             raise ValueError(f"override '{override}': '{section}' is a value, not a section")
-    node[leaf] = _parse(text, f"override '{override}'")
+    node[leaf] = parse(text, f"override '{override}'")
 
 
 def _plain(value: Any) -> Any:

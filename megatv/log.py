@@ -18,10 +18,6 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-class RankError(ValueError):
-    """A user error that only this rank met (a damaged shard, say): printed by the rank itself."""
-
-
 def rank() -> int:
     """Global rank of this process as its launcher says; 0 without a launcher."""
     return int(os.environ.get("RANK", 0))
@@ -30,12 +26,12 @@ def rank() -> int:
 def main_guard(main: Callable[[], int | None]) -> NoReturn:
     """Run a command-line entry point: ValueError becomes one `error:` line on stderr and exit code 2.
 
-    An error that all ranks share is printed by rank 0 alone; Ctrl-C exits with 130.
+    All ranks raise the same error and rank 0 prints it; Ctrl-C exits with 130.
     """
     try:
         code = main()
     except ValueError as error:
-        if rank() == 0 or isinstance(error, RankError):
+        if rank() == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = 2
     except KeyboardInterrupt:

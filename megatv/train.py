@@ -20,8 +20,9 @@ from megatv.data.loader import Loader
 from megatv.data.shards import Shards
 from megatv.data.tokenizer import load_tokenizer
 from megatv.engine import MODEL, Engine, StepResult
+from megatv.feed import Feed
 from megatv.health import SkippedSteps, StopSignal
-from megatv.log import RankError, RunLog, plot_losses, say, step_line
+from megatv.log import RunLog, plot_losses, say, step_line
 from megatv.model.mot import MoT
 from megatv.optim import learning_rate
 from megatv.parallel.mesh import Mesh, initialize_distributed
@@ -63,10 +64,10 @@ class Trainer:
         config = self.config
         record = self._open_log()
         with StopSignal() as signal:
-            batches = self.loader.iterate(self.done)
+            self.feed = Feed(self.loader, self.mesh, self.device, self.done)
             clock = Clock(config, self.done)
             while self.done < config.run.steps:
-                micro_batches = self._next(batches)
+                micro_batches = self.feed.next()
                 clock.got_data()
                 lr = learning_rate(self.done, config.run.steps, config.optim)
                 result = self.engine.step(micro_batches, lr, lambda: signal.requested)
@@ -93,7 +94,8 @@ class Trainer:
         self.tokenizer = load_tokenizer(config.tokenizer.path)
         self.shards = Shards(config.data.train)
         place: dict[str, Any] = {"dp_rank": mesh.dp_rank, "dp_size": mesh.dp}
-        self.loader = Loader(self.shards, self.tokenizer, config, **place)
+        pin = self.device.type == "cuda"
+        self.loader = Loader(self.shards, self.tokenizer, config, **place, pin=pin)
         self.val_batches: list[Batch] = []
         if config.log.val_every:
             assert config.data.val is not None
@@ -137,13 +139,6 @@ class Trainer:
             wandb_config=config_to_dict(config) if config.log.wandb else None,
         )
 
-    def _next(self, batches: Any) -> list[Batch]:
-        try:
-            return next(batches)
-        except ValueError as error:
-            where = "; ".join(getattr(error, "__notes__", ()))
-            raise RankError(f"rank {self.mesh.rank}: {error}" + (f" ({where})" if where else "")) from None
-
     def _log_step(
         self, record: RunLog | None, clock: Clock, result: StepResult, lr: float, batches: list[Batch]
     ) -> None:
@@ -163,6 +158,7 @@ class Trainer:
             "grad_norm": result.grad_norm,
             "lr": lr,
             "skipped": self.skipped.total,
+            "bad_samples": len(self.feed.bad),
             "memory_gib": _peak_memory(self.device),
             **clock.finish_step(),
         }

@@ -117,7 +117,8 @@ class Batch:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in moved.items():
             if name != "ids":
-                moved[name] = value.to(device)
+                pinned = isinstance(value, Tensor) and value.is_pinned()
+                moved[name] = value.to(device, non_blocking=True) if pinned else value.to(device)
         return Batch(**moved)
 
     def counts(self) -> Tensor:

@@ -17,7 +17,15 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     (
         "words",
-        ["megatv.config", "megatv.schema", "megatv.checks", "megatv.types", "megatv.log", "megatv_kernels"],
+        [
+            "megatv.config",
+            "megatv.yaml_tree",
+            "megatv.schema",
+            "megatv.checks",
+            "megatv.types",
+            "megatv.log",
+            "megatv_kernels",
+        ],
     ),
     ("data", ["megatv.data"]),
     ("parallel", ["megatv.parallel"]),
@@ -25,14 +33,14 @@ LAYERS = [
     ("memory", ["megatv.checkpoint"]),
     ("use", ["megatv.sample"]),
     ("learn", ["megatv.objective", "megatv.health", "megatv.optim"]),
-    ("run", ["megatv.engine", "megatv.train"]),
+    ("run", ["megatv.engine", "megatv.feed", "megatv.train"]),
     ("judge", ["megatv.eval"]),
 ]
 OUTSIDE = ["launch", "tools"]
 
 # An outside library and the only places that may import it.
 DOORS = {
-    "yaml": ["megatv.config"],
+    "yaml": ["megatv.yaml_tree"],
     "wandb": ["megatv.log"],
     "av": ["megatv.data.video", "megatv.data.video_source", "megatv.data.video_picture"],
     "nvidia": ["megatv.data.video_dali"],

@@ -17,7 +17,10 @@ from typing import Any
 from megatv.checkpoint.store import CHECKPOINTS, checkpoint_dir, latest, read_meta, verify
 from megatv.config import Config, config_to_dict, load_config, save_config
 
-FREE = ("run.dir", "parallel", "checkpoint", "log", "sample", "attention")
+FREE = (
+    *("run.dir", "parallel", "checkpoint", "log", "sample", "attention"),
+    *("data.max_bad_samples", "data.workers", "data.cache_dir", "data.cache_bytes"),
+)
 """Keys that a resumed run may change: they say where, how fast and how loud, not what is computed."""
 
 

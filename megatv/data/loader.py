@@ -1,20 +1,28 @@
 """From a step's number to its batches: no iterator state, so a resumed run goes on exactly where it was.
 
-Global example g = step * examples_per_step + j is example `order[g % n]` of epoch g // n, and the rows packed
-from a step's examples are dealt to the data-parallel ranks in turn. So what a step trains on is a function of
-(seed, step) and does not depend on the number of ranks.
+Global example g = step * examples_per_step + j is example `order[g % n]` of epoch g // n. A step's examples
+are grouped into rows and the rows dealt to the data-parallel ranks, by attention cost where the shards note
+the lengths (`megatv.data.balance`), else in turn. What a step trains on is a function of (seed, step) and of
+which samples are bad (`megatv.data.bad`); it does not depend on the number of ranks or workers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import queue
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+import torch
 
 from megatv.config import Config
+from megatv.data.bad import BadSample, BadSamples, places_to_try
+from megatv.data.balance import deal, example_costs
 from megatv.data.packing import pack
 from megatv.data.sequence import build_sequence
 from megatv.data.shards import Shards, epoch_order
@@ -23,12 +31,18 @@ from megatv.types import Batch, Sequence
 
 PREFETCH = 2
 """Steps built ahead. Reading and noise take milliseconds; this hides a hiccup of the disk."""
+STOP_SECONDS = 10
+"""How long an ending run waits for the thread to finish the step in hand."""
+STALL_SECONDS = 900
+"""A step that takes longer to build is taken for a hang (a file system that does not answer)."""
 
 
 class Loader:
     """Batches of one data-parallel rank; ranks that share `dp_rank` (tp and pp siblings) build equal ones.
 
-    train: examples in the epoch's order, with text dropout and clean flips; else in stored order, without.
+    train: examples in the epoch's order, with text dropout and clean flips, and up to `data.max_bad_samples`
+    samples that cannot be used replaced; else in stored order, without, and any bad sample is an error, since
+    losses are compared only over the same rows. pin: in page-locked memory, from which a GPU copies at once.
     Raises ValueError when the shards were not made for the config or `dp_size` does not divide a step's rows.
     """
 
@@ -41,23 +55,54 @@ class Loader:
         dp_rank: int,
         dp_size: int,
         train: bool = True,
+        pin: bool = False,
     ) -> None:
         assert 0 <= dp_rank < dp_size
         config.accumulation(dp_size)
         check_shards(shards, config)
         self.shards, self.tokenizer, self.config = shards, tokenizer, config
-        self.dp_rank, self.dp_size, self.train = dp_rank, dp_size, train
+        self.dp_rank, self.dp_size, self.train, self.pin = dp_rank, dp_size, train, pin
+        self.bad = BadSamples(config.data.max_bad_samples)
+        self._met: dict[int, list[BadSample]] = {}
+        workers = config.data.workers
+        self._map = map if workers == 1 else ThreadPoolExecutor(workers, "megatv-row").map
 
     def step(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of optimizer step `step`, counted from 0; a pure function of it."""
-        rows = self.config.rows_per_step
-        return [self._row(step * rows + row) for row in range(self.dp_rank, rows, self.dp_size)]
+        """This rank's micro-batches of optimizer step `step`, counted from 0; a pure function of it.
+
+        Raises ValueError when more samples cannot be used than the config allows.
+        """
+        met: list[BadSample] = []
+        batches = self._rows(self.plan(step)[self.dp_rank], met)
+        if met:
+            self._met[step] = met
+        return batches
+
+    def met(self, step: int) -> list[BadSample]:
+        """The bad samples that `step` met and replaced, by index; asked once for a step that was built."""
+        return sorted(set(self._met.pop(step, [])))
+
+    def plan(self, step: int) -> list[list[list[int]]]:
+        """The step's global examples as [dp_size][accumulation][examples_per_row]; equal on every rank."""
+        size, count, dp = self.config.sequence.examples_per_row, self.config.rows_per_step, self.dp_size
+        first = step * count * size
+        rows = [list(range(row * size, (row + 1) * size)) for row in range(count)]
+        hands = [list(range(rank, count, dp)) for rank in range(dp)]
+        if self.train and self.shards.lengths is not None:
+            n = len(self.shards)
+            indices = [self._at(*divmod(first + i, n)) for i in range(count * size)]
+            costs = example_costs(
+                self.shards.lengths[indices], self.config.tokens_per_chunk, self.config.text_rows_per_example
+            )
+            rows = deal(costs, rows)
+            hands = deal(np.array([costs[row].sum() for row in rows]), hands)
+        return [[[first + i for i in rows[row]] for row in hand] for hand in hands]
 
     def validation(self, rows: int) -> list[Batch]:
         """This rank's share of the first `rows` packed rows, for a loader that does not `train`.
 
         Where they need more examples than there are, these come again with other noise. Raises ValueError
-        when the ranks cannot share the rows equally.
+        when the ranks cannot share the rows equally or a sample cannot be used.
         """
         assert not self.train
         if rows % self.dp_size:
@@ -65,15 +110,18 @@ class Loader:
                 f"log.val_rows {rows} cannot be shared equally by {self.dp_size} data-parallel ranks: "
                 f"make it a multiple of {self.dp_size}"
             )
-        return [self._row(row) for row in range(self.dp_rank, rows, self.dp_size)]
+        size = self.config.sequence.examples_per_row
+        mine = range(self.dp_rank, rows, self.dp_size)
+        return self._rows([list(range(row * size, (row + 1) * size)) for row in mine], [])
 
     def iterate(self, start_step: int) -> Iterator[list[Batch]]:
         """`step(start_step)`, `step(start_step + 1)` and so on without end, built ahead by a thread.
 
-        An error of the thread is raised here, at the step where it belongs. The thread ends with the
-        generator: when that is closed, raises or is garbage.
+        An error of the thread is raised here, at the step where it belongs; a thread that died or that is
+        stuck for `STALL_SECONDS` is a RuntimeError. The thread ends with the generator: when that is closed,
+        raises or is garbage.
         """
-        ready: queue.Queue[list[Batch] | Exception] = queue.Queue(PREFETCH)
+        ready: queue.Queue[list[Batch] | BaseException] = queue.Queue(PREFETCH)
         closed = threading.Event()
 
         def work() -> None:
@@ -82,41 +130,95 @@ class Loader:
                 while not closed.is_set():
                     ready.put(self.step(step))
                     step += 1
-            except Exception as error:
+            except BaseException as error:
                 ready.put(error)
 
         thread = threading.Thread(target=work, name="megatv-loader", daemon=True)
         thread.start()
         try:
             while True:
-                item = ready.get()
-                if isinstance(item, Exception):
+                item = _take(ready, thread)
+                if isinstance(item, BaseException):
                     raise item
                 yield item
         finally:
             closed.set()
-            while thread.is_alive():
+            until = time.monotonic() + STOP_SECONDS  # one that is stuck in a read is left to its daemon's end
+            while thread.is_alive() and time.monotonic() < until:
                 with contextlib.suppress(queue.Empty):  # make room for what it may be waiting to hand over
                     ready.get(timeout=0.01)
 
-    def _row(self, row: int) -> Batch:
-        """Packed row `row` of the run."""
-        size = self.config.sequence.examples_per_row
-        return pack([self._sequence(row * size + i) for i in range(size)], self.config)
+    def _rows(self, rows: list[list[int]], met: list[BadSample]) -> list[Batch]:
+        """The packed rows of these global examples, built by the workers."""
 
-    def _sequence(self, example: int) -> Sequence:
-        """The sequence of global example `example`; errors name the sample."""
-        seed = self.config.run.seed
+        def build(row: list[int]) -> Batch:
+            batch = pack([self._sequence(example, met) for example in row], self.config)
+            return _pinned(batch) if self.pin else batch
+
+        return list(self._map(build, rows))
+
+    def _at(self, epoch: int, place: int) -> int:
+        """The shards' example at this place of this epoch."""
+        if not self.train:
+            return place
+        return int(epoch_order(self.config.run.seed, epoch, len(self.shards))[place])
+
+    def _sequence(self, example: int, met: list[BadSample]) -> Sequence:
+        """The sequence of global example `example`, or of the first that can be used in its place."""
         epoch, place = divmod(example, len(self.shards))
-        order = epoch_order(seed, epoch, len(self.shards)) if self.train else np.arange(len(self.shards))
-        sample = self.shards[int(order[place])]
+        for candidate in places_to_try(place, len(self.shards)):
+            index = self._at(epoch, candidate)
+            bad = self.bad.get(index)
+            if bad is None:
+                built = self._build(index, epoch, example)
+                if isinstance(built, Sequence):
+                    return built
+                if not self.train:
+                    raise ValueError(str(built))
+                self.bad.add(bad := built)
+            met.append(bad)
+        raise ValueError(f"{self.shards.path}: not one of its {len(self.shards)} samples can be used; {bad}")
+
+    def _build(self, index: int, epoch: int, example: int) -> Sequence | BadSample:
+        """The sequence, or why there is none; an error that is not the data's is raised with the sample."""
+        name = f"example {index} of the shards"
         try:
+            sample = self.shards[index]
+            name = sample.id
             return build_sequence(
-                sample, self.tokenizer, self.config, seed=seed, epoch=epoch, train=self.train
+                sample, self.tokenizer, self.config, seed=self.config.run.seed, epoch=epoch, train=self.train
             )
+        except (ValueError, OSError) as error:
+            return BadSample(index, name, str(error))
         except Exception as error:
-            error.add_note(f"while building sample '{sample.id}' (example {example} of the run)")
+            error.add_note(f"while building sample '{name}' (example {example} of the run)")
             raise
+
+
+def _take(ready: queue.Queue, thread: threading.Thread) -> list[Batch] | BaseException:
+    """The next thing that the thread hands over; RuntimeError when it died or does not come to an end."""
+    since = time.monotonic()
+    while True:
+        try:
+            return ready.get(timeout=0.2)
+        except queue.Empty:
+            if not thread.is_alive() and ready.empty():
+                raise RuntimeError(
+                    "the loader's thread died without a word; start again with --resume auto"
+                ) from None
+            if time.monotonic() - since > STALL_SECONDS:
+                raise RuntimeError(
+                    f"no batch for {STALL_SECONDS} s: the shards' file system or server does not answer; see "
+                    "to it and start again with --resume auto"
+                ) from None
+
+
+def _pinned(batch: Batch) -> Batch:
+    """The batch in page-locked memory; the record, small and rebuilt on the device's side, stays."""
+    tensors: dict[str, Any] = {
+        k: v.pin_memory() for k, v in vars(batch).items() if isinstance(v, torch.Tensor)
+    }
+    return dataclasses.replace(batch, **tensors)
 
 
 def check_shards(shards: Shards, config: Config) -> None:

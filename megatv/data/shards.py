@@ -4,6 +4,7 @@
     DIR/shard.00000.mds ..    columns id, latents (raw, float16 [N, C, h, w]), meta (the words), hash
     DIR/dataset.json          what the latents are: size, groups, rate, codec (`DatasetInfo`)
     DIR/latent_stats.json     mean and std that `Shards` normalises with (`LatentStats`)
+    DIR/lengths.npy           int32 [n, 2]: valid latents and bytes of text of every example, to balance with
 
 The only module that knows MosaicML streaming. It uses streaming's file format with plain random access: no
 shared memory, no background download, so nothing is left behind by a killed process, and a damaged shard is
@@ -35,6 +36,7 @@ from megatv.types import Caption, Example
 VERSION = 1
 HASH = "xxh64"
 SHARD_BYTES = 1 << 26
+LENGTHS = "lengths.npy"
 
 
 def _import_streaming() -> tuple[Any, Any]:
@@ -116,6 +118,7 @@ class ShardWriter:
             columns=columns, out=str(self._partial), hashes=[HASH], size_limit=SHARD_BYTES, max_workers=1
         )
         self._ids: set[str] = set()
+        self._lengths: list[tuple[int, int]] = []
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -164,6 +167,8 @@ class ShardWriter:
         sample = {"id": id, "latents": stored, "meta": meta}
         self._writer.write({**sample, "hash": _sample_hash(sample)})
         self._ids.add(id)
+        words = sum(len(text.encode()) for text in (meta_caption, *(c.text for c in captions)))
+        self._lengths.append((valid_latents, words))
 
     def finish(self, stats: LatentStats) -> None:
         """Write the index, dataset.json and latent_stats.json, and give the directory its name."""
@@ -174,6 +179,7 @@ class ShardWriter:
             json.dumps(dataclasses.asdict(self.info), indent=2) + "\n"
         )
         stats.save(self._partial / "latent_stats.json")
+        np.save(self._partial / LENGTHS, np.array(self._lengths, np.int32))
         try:
             os.rename(self._partial, self.out)
         except OSError as error:
@@ -187,6 +193,7 @@ class Shards:
 
     Opening compares the files with the index by size (`verify`), reading compares each example with its hash;
     both raise ValueError with the file, so damage never becomes training data. Holds no open files.
+    lengths: int32 [n, 2] of valid latents and bytes of text, mapped from the file; None in shards without it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -195,6 +202,7 @@ class Shards:
         self.info = DatasetInfo.load(self.path / "dataset.json")
         self.stats = LatentStats.load(self.path / "latent_stats.json")
         self._dataset = LocalDataset(str(self.path))
+        self.lengths = _read_lengths(self.path / LENGTHS, len(self))
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -280,6 +288,18 @@ def _fault(file: Path, info: dict[str, Any], hashes: bool) -> str | None:
         if digest.hexdigest() != info["hashes"][HASH]:
             return "has changed since it was written (its hash differs from the index)"
     return None
+
+
+def _read_lengths(path: Path, n: int) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    try:
+        lengths = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: is damaged ({error}); {_REMEDY}") from None
+    if lengths.shape != (n, 2) or lengths.dtype != np.int32:
+        raise ValueError(f"{path}: does not hold two numbers for each of {n} examples; {_REMEDY}")
+    return lengths
 
 
 def _sample_hash(sample: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What a step trains on is a function of (seed, step): of no rank count, no restart and no thread."""
 
+import collections
 import copy
 import itertools
 import shutil
@@ -118,10 +119,14 @@ def test_every_global_example_goes_to_one_rank(shards, tokenizer, step, dp_size)
 
 def test_epochs_follow_each_other_inside_a_step(make):
     loader = make()
-    seen = list(itertools.chain.from_iterable(ids(loader.step(step)) for step in range(11)))
-    epochs = [seen[k * EXAMPLES : (k + 1) * EXAMPLES] for k in range(8)]
-    assert all(sorted(epoch) == sorted(epochs[0]) and len(set(epoch)) == EXAMPLES for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 8
+    steps = [collections.Counter(ids(loader.step(step))) for step in range(11)]
+    seen = collections.Counter()
+    for step in steps:  # 8 examples a step, 11 an epoch: nobody comes a third time before all came once
+        seen += step
+        times = [seen[f"clip-{i}"] for i in range(EXAMPLES)]
+        assert max(times) - min(times) <= 2
+    assert set(times) == {8}
+    assert len({tuple(sorted(step)) for step in steps}) > 8
 
 
 def test_the_same_sample_gets_new_noise_in_another_epoch(make):
@@ -206,7 +211,8 @@ def test_a_damaged_shard_ends_the_run_with_its_name(shards, tokenizer, tmp_path)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    loader = Loader(Shards(copied), tokenizer, make_config(), dp_rank=0, dp_size=1)
+    config = make_config(data={"max_bad_samples": 0})
+    loader = Loader(Shards(copied), tokenizer, config, dp_rank=0, dp_size=1)
     with pytest.raises(ValueError, match=r"shard\.00000\.mds: example \d+ is damaged"):
         list(itertools.islice(loader.iterate(0), 3))
 

@@ -93,7 +93,7 @@ def test_unwritable_run_dir(launch: Callable, tmp_path: Path) -> None:
 def test_shard_damaged_during_the_run(
     launch: Callable, shards: Path, tmp_path: Path, config_file: Path
 ) -> None:
-    """Damage that opening does not see: the rank that reads the example says which file, all ranks end."""
+    """Damage that opening does not see: one sentence says which file, and all ranks end together."""
     broken = tmp_path / "train"
     broken.mkdir()
     for file in (shards / "train").iterdir():
@@ -101,7 +101,8 @@ def test_shard_damaged_during_the_run(
         if file.suffix == ".mds":
             content[len(content) // 2] ^= 0xFF
         (broken / file.name).write_bytes(content)
-    process = launch(2, tmp_path / "run", f"data.train={broken}", "run.steps=10")
+    limit = "data.max_bad_samples=0"
+    process = launch(2, tmp_path / "run", f"data.train={broken}", "run.steps=10", limit)
     output, _ = process.communicate(timeout=400)
     assert process.returncode != 0
     assert "shard.00000.mds" in output and "damaged" in output

@@ -1,0 +1,49 @@
+"""YAML text to plain data and back, with the traps of the format closed and errors that say where."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+
+def parse(text: str, where: str) -> Any:
+    """Plain data of a YAML text; ValueError with `where` and the line."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{where}: not valid YAML: {line}{error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:  # such as control characters, or the date 2026-99-99
+        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def dump(tree: Any) -> str:
+    """YAML that `parse` reads back to an equal tree; keys stay in their order."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with two of its traps closed: a key given twice is an error, and 3e-4 is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"key '{key.value}' is given twice; keep one", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would read as numbers."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
