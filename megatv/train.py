@@ -17,12 +17,13 @@ from megatv.checkpoint.load import check_shapes
 from megatv.checkpoint.rundir import open_run
 from megatv.config import Config, config_to_dict
 from megatv.data.loader import Loader
-from megatv.data.shards import Shards
+from megatv.data.shards import Encode, Shards
 from megatv.data.tokenizer import load_tokenizer
 from megatv.engine import MODEL, Engine, StepResult
 from megatv.feed import Feed
 from megatv.health import SkippedSteps, StopSignal
 from megatv.log import RunLog, plot_losses, say, step_line
+from megatv.model.codec import clip_encoder, load_codec
 from megatv.model.mot import MoT
 from megatv.optim import learning_rate
 from megatv.parallel.mesh import Mesh, initialize_distributed
@@ -49,6 +50,7 @@ class Trainer:
     def __init__(self, config: Config, mesh: Mesh, device: torch.device, resume: str) -> None:
         self.config, self.mesh, self.device = config, mesh, device
         self.run_dir = Path(config.run.dir)
+        self._encoder: Encode | None = None
         with mesh.agreement():
             self._open_data()
         with mesh.agreement():
@@ -92,15 +94,27 @@ class Trainer:
         config, mesh = self.config, self.mesh
         config.accumulation(mesh.dp)  # refuses a world that cannot share the batch
         self.tokenizer = load_tokenizer(config.tokenizer.path)
-        self.shards = Shards(config.data.train)
+        self.shards = Shards(config.data.train, self._clip_encoder)
         place: dict[str, Any] = {"dp_rank": mesh.dp_rank, "dp_size": mesh.dp}
         pin = self.device.type == "cuda"
         self.loader = Loader(self.shards, self.tokenizer, config, **place, pin=pin)
         self.val_batches: list[Batch] = []
         if config.log.val_every:
             assert config.data.val is not None
-            held_out = Loader(Shards(config.data.val), self.tokenizer, config, **place, train=False)
+            val = Shards(config.data.val, self._clip_encoder)
+            if val.stats.fingerprint() != self.shards.stats.fingerprint():
+                raise ValueError(
+                    f"{val.path}: is normalised with other latent statistics than {self.shards.path}, so "
+                    "held-out losses would mean nothing; make it with tools/make_shards.py --stats"
+                )
+            held_out = Loader(val, self.tokenizer, config, **place, train=False)
             self.val_batches = held_out.validation(config.log.val_rows)
+
+    def _clip_encoder(self) -> Encode:
+        """The config's codec, for shards that hold clips; one for both splits."""
+        if self._encoder is None:
+            self._encoder = clip_encoder(load_codec(self.config.codec, self.device))
+        return self._encoder
 
     def _agree_on_checkpoint(self) -> tuple[Path | None, dict[str, Any]]:
         """Rank 0's choice, on every rank, with its meta record (zeros for a fresh run)."""

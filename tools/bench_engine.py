@@ -42,6 +42,7 @@ def main() -> None:
     from megatv.data.shards import Shards
     from megatv.data.tokenizer import load_tokenizer
     from megatv.engine import Engine
+    from megatv.model.codec import clip_encoder, load_codec
     from megatv.model.init import initialize
     from megatv.model.mot import MoT
     from megatv.objective.pretrain import pretrain_loss, weighted
@@ -55,7 +56,8 @@ def main() -> None:
     mesh = Mesh(config)
     if mesh.tp > 1 or mesh.pp > 1:
         raise ValueError("the plain loop holds the whole model: set parallel.tp and parallel.pp to 1")
-    tokenizer, shards = load_tokenizer(config.tokenizer.path), Shards(config.data.train)
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    shards = Shards(config.data.train, lambda: clip_encoder(load_codec(config.codec, device)))
     batches = Loader(shards, tokenizer, config, dp_rank=mesh.dp_rank, dp_size=mesh.dp).iterate(0)
     engine = Engine(config, mesh, device, None)
     plain = MoT(config).to(device)

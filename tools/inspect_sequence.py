@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +22,16 @@ from megatv_kernels import Document, build_record
 from megatv_kernels.reference import dense_mask
 
 from megatv.config import LATENT_CHANNELS, Config, load_config
+from megatv.data.describe import describe, runs
 from megatv.data.loader import check_shards
-from megatv.data.sequence import build_sequence, chunk_start_seconds, interleave
+from megatv.data.sequence import build_sequence, chunk_start_seconds
 from megatv.data.shards import Shards
-from megatv.data.tokenizer import Tokenizer, load_tokenizer
+from megatv.data.tokenizer import load_tokenizer
 from megatv.data.toy_world import META_PROMPT, simulate
 from megatv.data.toy_world import words as action_line
 from megatv.log import main_guard
-from megatv.types import IGNORE, Caption, Example, Sequence
+from megatv.model.codec import clip_encoder, load_codec
+from megatv.types import Caption, Example, Sequence
 
 DEMO_CHUNKS = 4
 COLOURS = {"text": "#2f8f83", "clean": "#3f5fa8", "noisy": "#e0763f"}
@@ -63,46 +63,6 @@ def demo_example(config: Config) -> Example:
         valid_latents=DEMO_CHUNKS,
         ends_clip=False,
     )
-
-
-def runs(sequence: Sequence) -> list[range]:
-    """Text rows before chunk 0, between the chunks, and after the last one."""
-    bounds = [0, *sequence.chunk_sees_text.tolist(), len(sequence.text_ids)]
-    return [range(lo, hi) for lo, hi in pairwise(bounds)]
-
-
-def describe(example: Example, sequence: Sequence, tokenizer: Tokenizer, config: Config) -> Iterator[str]:
-    """The sequence line by line; a star marks what bears a loss."""
-    chunks, tokens = len(sequence.chunk_loss), config.tokens_per_chunk
-    text_losses = int((sequence.text_targets != IGNORE).sum())
-    yield (
-        f"sample {sequence.id}, {config.sequence.mode}: {chunks} of {config.latents} chunks, {tokens} tokens "
-        f"each; {len(sequence.text_ids)} of {config.text_rows_per_example} text rows"
-    )
-    yield (
-        f"losses (*): {text_losses} text targets, {int(sequence.chunk_loss.sum())} chunks; "
-        f"clean copies flipped: {int((sequence.clean_t != 1).sum())}"
-    )
-    said = interleave(example, tokenizer, config.sequence)
-    markers = [tokenizer.bos, tokenizer.eos, tokenizer.bof, tokenizer.eof]
-    for index, rows in enumerate(runs(sequence)):
-        ids, learned = sequence.text_ids[rows], sequence.text_targets[rows] != IGNORE
-        shown = tokenizer.decode(ids.tolist()).replace("\n", "\u21b5")
-        time = f"{chunk_start_seconds(index):7.4f} s" if index < chunks else " " * 9
-        first, last = sequence.text_positions[rows[0]], sequence.text_positions[rows[-1]]
-        line = f"{time}  {first:>5}-{last:<5} {shown}  *{learned.sum()}/{len(ids)}"
-        words = (said.prompt if index == 0 else ()) + said.before[index : index + 1]
-        dropped = sum(map(len, filter(None, words))) - np.isin(ids, markers, invert=True).sum()
-        yield line + (f"  ({dropped} tokens dropped)" if dropped and index < chunks else "")
-        if index < chunks:
-            star = "*" if sequence.chunk_loss[index] else ""
-            clean_t = sequence.clean_t[index]
-            clean = "clean" if clean_t == 1 else f"clean flipped to noisy, t={clean_t:.2f}"
-            noisy_at, clean_at = (
-                f"{p[index, 0]}-{p[index, -1]}" for p in (sequence.noisy_positions, sequence.clean_positions)
-            )
-            where = noisy_at if noisy_at == clean_at else f"{noisy_at}, {clean_at}"
-            yield f"{'':11}{where:^11} [noisy t={sequence.noisy_t[index]:.2f}{star} | {clean}]"
 
 
 def parts_in_time(sequence: Sequence, tokens: int) -> list[Part]:
@@ -200,7 +160,7 @@ def main() -> None:
     if args.demo:
         example = demo_example(config)
     else:
-        shards = Shards(config.data.train)
+        shards = Shards(config.data.train, lambda: clip_encoder(load_codec(config.codec)))
         check_shards(shards, config)
         if not 0 <= args.index < len(shards):
             raise ValueError(f"--index {args.index}: {shards.path} holds samples 0 to {len(shards) - 1}")

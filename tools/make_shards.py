@@ -2,10 +2,11 @@
 
     python tools/make_shards.py --config YAML --out DIR --videos DIR --captions FILE.jsonl
     python tools/make_shards.py --config YAML --out DIR --toy EPISODES [--seed S] [--split train|val]
-    python tools/make_shards.py --verify DIR
 
+`tools/shards.py` verifies, shows, measures and splits what this makes; `megatv.data.format` describes it.
 Frames go through the config's codec at the config's size; `megatv.data.captions` describes the captions file.
-`--stats DIR` takes the latent statistics of other shards, as held-out shards must.
+`--stats DIR` takes the latent statistics of other shards, as held-out shards must. `--store clips` keeps
+each clip as H.264 instead of its latents, and the codec runs while training.
 
 Videos are cut into consecutive clips of video.groups x 49 frames at 16 fps. The last, shorter clip is padded
 with its last frame, which `valid_latents` records; it is dropped when it holds less than one group, unless it
@@ -30,20 +31,23 @@ import torch
 
 from megatv.config import FPS, GROUP_FRAMES, Config, config_to_dict, load_config
 from megatv.data.captions import CaptionedVideo, check_duration, clip_captions, read_captions
+from megatv.data.format import STORES, codec_fingerprint
 from megatv.data.sequence import interleave
-from megatv.data.shards import DatasetInfo, Shards, ShardWriter, verify
+from megatv.data.shards import DatasetInfo, Shards, ShardWriter
 from megatv.data.stats import LatentStats, StatsAccumulator
 from megatv.data.tokenizer import load_tokenizer
 from megatv.data.toy_pictures import SIZE
 from megatv.data.toy_world import META_PROMPT, simulate
-from megatv.data.video import cut, iterate_video, probe, whole_latents
+from megatv.data.video import cut, encode_video, iterate_video, probe, whole_latents
 from megatv.log import main_guard, progress
-from megatv.model.codec import latents_to_frames, load_codec
+from megatv.model.codec import Codec, clip_encoder, latents_to_frames, load_codec
 from megatv.types import Caption, Example
 
+CLIP_CRF = 12
+"""H.264 quality of stored clips: its error in latents is within a tenth of that of 4:2:0 colour alone."""
 BATCH_VALUES = 1 << 22
 """Pixel values that go through the codec in one call."""
-SUMMARY_EXAMPLES = 256
+SUMMARY_EXAMPLES = {"latents": 256, "clips": 8}
 SPLITS = {"train": 0, "val": 1}
 EPISODES_PER_SEED = 1 << 32
 
@@ -62,15 +66,16 @@ class Clip:
 
 
 def main() -> None:
-    """Make or verify one shard directory, as the command line says."""
+    """Make one shard directory, as the command line says."""
     args = _arguments()
-    if args.verify:
-        verify(args.verify)
-        print(f"{args.verify}: {len(Shards(args.verify))} examples, every shard is as it was written")
-        return
     config = load_config(args.config, args.overrides)
     info = DatasetInfo(
-        config.video.width, config.video.height, config.video.groups, config_to_dict(config.codec)
+        config.video.width,
+        config.video.height,
+        config.video.groups,
+        config_to_dict(config.codec),
+        stores=args.store,
+        codec_fingerprint=codec_fingerprint(config.codec),
     )
     stats = _stats_of(args.stats, info) if args.stats else None
     budget = TextBudget(config)
@@ -80,12 +85,13 @@ def main() -> None:
         videos = checked_videos(args.videos, args.captions, budget)
         total = sum(math.ceil(seconds * FPS / clip_frames(config)) for _, seconds in videos)
         clips = (clip for video, _ in videos for clip in video_clips(args.videos, video, config))
+    codec = load_codec(config.codec, args.device)
     with ShardWriter(args.out, info) as writer:
         bar = progress(clips, total=total, desc="clips")
-        found, frames = encode(bar, writer, budget, config, args.device)
+        found, frames = encode(bar, writer, budget, config, codec)
         writer.finish(stats or found.finish())
     budget.report()
-    summarize(args.out, frames)
+    summarize(args.out, frames, codec)
 
 
 def toy_clips(episodes: int, seed: int, split: str, config: Config) -> Iterator[Clip]:
@@ -99,7 +105,7 @@ def toy_clips(episodes: int, seed: int, split: str, config: Config) -> Iterator[
         episode = simulate(first + index, config.video.groups)
         name = f"toy-{split}-{seed}-{index:06d}"
         words = _words(name, episode.captions(), META_PROMPT, valid_latents=config.latents)
-        yield Clip(name, words, episode.frames, {"toy_world_seed": first + index})
+        yield Clip(name, words, episode.frames, {"video": name, "toy_world_seed": first + index})
 
 
 def checked_videos(folder: Path, captions: Path, budget: TextBudget) -> list[tuple[CaptionedVideo, float]]:
@@ -178,10 +184,9 @@ class TextBudget:
 
 
 def encode(
-    clips: Iterable[Clip], writer: ShardWriter, budget: TextBudget, config: Config, device: str
+    clips: Iterable[Clip], writer: ShardWriter, budget: TextBudget, config: Config, codec: Codec
 ) -> tuple[StatsAccumulator, int]:
     """Code and write the clips, in batches; the statistics of their valid latents and the frames of these."""
-    codec = load_codec(config.codec, device)
     stats, frames = StatsAccumulator(), 0
     clips = iter(clips)
     values = clip_frames(config) * config.video.width * config.video.height * 3
@@ -196,7 +201,7 @@ def encode(
                 frames += latents_to_frames(words.valid_latents)
                 writer.write(
                     words.id,
-                    coded,
+                    coded if writer.info.stores == "latents" else encode_video(clip.frames, crf=CLIP_CRF),
                     captions=words.captions,
                     meta_caption=words.meta_caption,
                     detailed_caption=words.detailed_caption,
@@ -207,11 +212,11 @@ def encode(
     return stats, frames
 
 
-def summarize(path: Path, frames: int) -> None:
+def summarize(path: Path, frames: int, codec: Codec) -> None:
     """Print what the directory holds, read back from it; `frames` are those that are not padding."""
-    shards = Shards(path)
+    shards = Shards(path, lambda: clip_encoder(codec))
     size = sum(file.stat().st_size for file in path.iterdir())
-    examples = [shards[i] for i in range(min(len(shards), SUMMARY_EXAMPLES))]
+    examples = [shards[i] for i in range(min(len(shards), SUMMARY_EXAMPLES[shards.info.stores]))]
     values = np.concatenate([e.latents[: e.valid_latents].ravel() for e in examples], dtype=np.float64)
     print(
         f"{path}: {len(shards)} examples of {shards.info.latent_shape[0]} latents, "
@@ -241,10 +246,14 @@ def _words(
 def _stats_of(path: Path, info: DatasetInfo) -> LatentStats:
     """Latent statistics of other shards; ValueError when those came from another codec."""
     other = DatasetInfo.load(path / "dataset.json")
-    if other.codec != info.codec:
+    if other.codec_fingerprint is None or info.codec_fingerprint is None:
+        same = other.codec == info.codec
+    else:
+        same = (other.codec["kind"], other.codec_fingerprint) == (info.codec["kind"], info.codec_fingerprint)
+    if not same:
         raise ValueError(
-            f"{path}: --stats was made with codec {other.codec}, the config says {info.codec}: statistics "
-            "hold for one codec only"
+            f"{path}: --stats was made with codec {other.codec} (weights {other.codec_fingerprint}), the "
+            f"config says {info.codec} ({info.codec_fingerprint}): statistics hold for one codec only"
         )
     return LatentStats.load(path / "latent_stats.json")
 
@@ -265,20 +274,18 @@ def _arguments() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--videos", type=Path, metavar="DIR", help="folder of the videos; needs --captions")
     source.add_argument("--toy", type=int, metavar="EPISODES", help="episodes of the toy world")
-    source.add_argument("--verify", type=Path, metavar="DIR", help="check every shard of a directory")
     parser.add_argument("--captions", type=Path, metavar="FILE", help="captions of the videos (JSONL)")
     parser.add_argument(
-        "--config", type=Path, metavar="YAML", help="config of the run that will read the shards"
+        "--config", type=Path, required=True, metavar="YAML", help="config of the run that will read them"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="shard directory to make")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="shard directory to make")
+    parser.add_argument("--store", choices=STORES, default="latents", help="what to keep of a clip (latents)")
     parser.add_argument("--stats", type=Path, metavar="DIR", help="normalise as these shards do")
     parser.add_argument("--seed", type=int, default=0, help="of the toy world (0)")
     parser.add_argument("--split", choices=SPLITS, default="train", help="of the toy world (train)")
     parser.add_argument("--device", default="cpu", help="where the codec runs (cpu)")
     args = parser.parse_args()
-    if not args.verify and not (args.config and args.out):
-        parser.error("--config and --out are needed")
     if args.videos and not args.captions:
         parser.error("--videos needs --captions")
     if args.toy is not None and args.toy < 1:

@@ -23,6 +23,7 @@ import torch
 from megatv.config import Config
 from megatv.data.bad import BadSample, BadSamples, places_to_try
 from megatv.data.balance import deal, example_costs
+from megatv.data.format import check_codec
 from megatv.data.packing import pack
 from megatv.data.sequence import build_sequence
 from megatv.data.shards import Shards, epoch_order
@@ -235,3 +236,4 @@ def check_shards(shards: Shards, config: Config) -> None:
                 f"{shards.path}: its {key} is {made}, the config's is {asked}; make the shards again with "
                 "this config (tools/make_shards.py) or correct the config"
             )
+    check_codec(info, config.codec, shards.path)

@@ -1,8 +1,8 @@
-"""Shards on disk: latents and their words as MDS, written atomically, checked when opened and when read.
+"""Shards on disk: latents or clips and their words as MDS, written atomically, checked when opened and read.
 
     DIR/index.json            MDS index: every shard file with its size and hash
-    DIR/shard.00000.mds ..    columns id, latents (raw, float16 [N, C, h, w]), meta (the words), hash
-    DIR/dataset.json          what the latents are: size, groups, rate, codec (`DatasetInfo`)
+    DIR/shard.00000.mds ..    the examples; `megatv.data.format` describes them
+    DIR/dataset.json          what they are: size, groups, rate, codec, latents or clips (`DatasetInfo`)
     DIR/latent_stats.json     mean and std that `Shards` normalises with (`LatentStats`)
     DIR/lengths.npy           int32 [n, 2]: valid latents and bytes of text of every example, to balance with
 
@@ -16,24 +16,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-import json
 import os
 import shutil
 import sys
 import tempfile
 import types
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from megatv.config import FPS, GROUP_LATENTS, LATENT_CHANNELS, SPATIAL_FACTOR
+from megatv.data.format import REMEDY, DatasetInfo, Record, hash_file, read_json, sample_hash
 from megatv.data.stats import LatentStats
+from megatv.data.video import decode_video
 from megatv.types import Caption, Example
 
-VERSION = 1
+Encode = Callable[[np.ndarray], np.ndarray]
+"""Frames uint8 [F, H, W, 3] to raw latents float32 [N, C, h, w]: a codec, as the data layer sees it."""
 HASH = "xxh64"
 SHARD_BYTES = 1 << 26
 LENGTHS = "lengths.npy"
@@ -65,39 +66,6 @@ def _import_streaming() -> tuple[Any, Any]:
 LocalDataset, MDSWriter = _import_streaming()
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What the latents were made of: frame size in pixels, 49-frame groups, codec section, rate."""
-
-    width: int
-    height: int
-    groups: int
-    codec: dict[str, Any]
-    fps: int = FPS
-    version: int = VERSION
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """(N, C, h, w) of every example."""
-        height, width = self.height // SPATIAL_FACTOR, self.width // SPATIAL_FACTOR
-        return self.groups * GROUP_LATENTS, LATENT_CHANNELS, height, width
-
-    @staticmethod
-    def load(path: Path) -> DatasetInfo:
-        """Read dataset.json; ValueError when it is missing, damaged or of another version."""
-        tree = _read_json(path)
-        names = [f.name for f in dataclasses.fields(DatasetInfo)]
-        if not isinstance(tree, dict) or sorted(tree) != sorted(names):
-            raise ValueError(f"{path}: must hold exactly {', '.join(names)}; make the shards again")
-        info = DatasetInfo(**tree)
-        if info.version != VERSION:
-            raise ValueError(
-                f"{path}: is of version {info.version} and this program reads version {VERSION}; "
-                "make the shards again"
-            )
-        return info
-
-
 class ShardWriter:
     """Writes one shard directory. It appears at `out` in one piece when `finish` is called, or not at all.
 
@@ -113,7 +81,8 @@ class ShardWriter:
         self._partial = Path(tempfile.mkdtemp(dir=self.out.parent, prefix=f".{self.out.name}.partial-"))
         self._partial.chmod(0o755)
         shape = ",".join(map(str, info.latent_shape))
-        columns = {"id": "str", "latents": f"ndarray:float16:{shape}", "meta": "str", "hash": "str"}
+        content = f"ndarray:float16:{shape}" if info.stores == "latents" else "bytes"
+        columns = {"id": "str", info.column: content, "meta": "str", "hash": "str"}
         self._writer = MDSWriter(
             columns=columns, out=str(self._partial), hashes=[HASH], size_limit=SHARD_BYTES, max_workers=1
         )
@@ -131,7 +100,7 @@ class ShardWriter:
     def write(
         self,
         id: str,
-        latents: np.ndarray,
+        content: np.ndarray | bytes,
         *,
         captions: tuple[Caption, ...],
         meta_caption: str,
@@ -139,33 +108,31 @@ class ShardWriter:
         valid_latents: int,
         ends_clip: bool,
         source: dict[str, Any],
+        quality: dict[str, float] | None = None,
     ) -> None:
-        """Add one example: raw latents [N, C, h, w] and its words; `source` says where it came from.
+        """Add one example: raw latents [N, C, h, w] or a clip's bytes, as `info.stores` says, and its words.
 
-        Raises ValueError when the id was used before or the latents do not fit float16.
+        `source` says where it came from (`video`: the file or episode), `quality` holds scores by name; see
+        `megatv.data.format`. Raises ValueError when the id was used before or latents do not fit float16.
         """
-        assert latents.shape == self.info.latent_shape and 1 <= valid_latents <= len(latents)
+        assert 1 <= valid_latents <= self.info.latent_shape[0]
         if id in self._ids:
             raise ValueError(f"{self.out}: the id '{id}' comes twice; give every clip its own")
-        with np.errstate(over="ignore"):
-            stored = latents.astype(np.float16)
-        if not np.isfinite(stored).all():
-            raise ValueError(
-                f"{self.out}: latents of '{id}' do not fit float16 (largest {np.abs(latents).max():g}), "
-                "so the codec's weights do not suit the video"
-            )
-        meta = json.dumps(
-            {
-                "captions": [[caption.start_seconds, caption.text] for caption in captions],
-                "meta_caption": meta_caption,
-                "detailed_caption": detailed_caption,
-                "valid_latents": valid_latents,
-                "ends_clip": ends_clip,
-                "source": source,
-            }
+        if isinstance(content, np.ndarray):
+            content = self._as_stored(id, content)
+        assert isinstance(content, bytes) == (self.info.stores == "clips")
+        record = Record(
+            id,
+            content,
+            captions,
+            meta_caption,
+            detailed_caption,
+            valid_latents,
+            ends_clip,
+            source,
+            quality or {},
         )
-        sample = {"id": id, "latents": stored, "meta": meta}
-        self._writer.write({**sample, "hash": _sample_hash(sample)})
+        self._writer.write(record.to_sample(self.info.column))
         self._ids.add(id)
         words = sum(len(text.encode()) for text in (meta_caption, *(c.text for c in captions)))
         self._lengths.append((valid_latents, words))
@@ -175,9 +142,8 @@ class ShardWriter:
         if not self._ids:
             raise ValueError(f"{self.out}: no example was written, so there is nothing to train on")
         self._writer.finish()
-        (self._partial / "dataset.json").write_text(
-            json.dumps(dataclasses.asdict(self.info), indent=2) + "\n"
-        )
+        self.info = dataclasses.replace(self.info, stats_fingerprint=stats.fingerprint())
+        self.info.save(self._partial / "dataset.json")
         stats.save(self._partial / "latent_stats.json")
         np.save(self._partial / LENGTHS, np.array(self._lengths, np.int32))
         try:
@@ -187,6 +153,17 @@ class ShardWriter:
                 f"{self.out}: cannot be created ({error.strerror}); name another --out"
             ) from error
 
+    def _as_stored(self, id: str, latents: np.ndarray) -> np.ndarray:
+        assert latents.shape == self.info.latent_shape
+        with np.errstate(over="ignore"):
+            stored = latents.astype(np.float16)
+        if not np.isfinite(stored).all():
+            raise ValueError(
+                f"{self.out}: latents of '{id}' do not fit float16 (largest {np.abs(latents).max():g}), "
+                "so the codec's weights do not suit the video"
+            )
+        return stored
+
 
 class Shards:
     """Random access to the examples of a shard directory, latents normalised with its own statistics.
@@ -194,13 +171,23 @@ class Shards:
     Opening compares the files with the index by size (`verify`), reading compares each example with its hash;
     both raise ValueError with the file, so damage never becomes training data. Holds no open files.
     lengths: int32 [n, 2] of valid latents and bytes of text, mapped from the file; None in shards without it.
+
+    load_encoder gives the codec that turns clips into latents. It is called once, when a directory of clips
+    is opened; then whoever reads an example decodes and codes it, in a run the loader's thread. Without it,
+    clips can be read as records only.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, load_encoder: Callable[[], Encode] | None = None) -> None:
         self.path = Path(path)
         verify(self.path, hashes=False)
         self.info = DatasetInfo.load(self.path / "dataset.json")
         self.stats = LatentStats.load(self.path / "latent_stats.json")
+        if self.info.stats_fingerprint not in (None, self.stats.fingerprint()):
+            raise ValueError(
+                f"{self.path / 'latent_stats.json'}: does not hold the statistics that were stored with "
+                f"these shards; {REMEDY}"
+            )
+        self._encode = load_encoder() if load_encoder and self.info.stores == "clips" else None
         self._dataset = LocalDataset(str(self.path))
         self.lengths = _read_lengths(self.path / LENGTHS, len(self))
 
@@ -209,35 +196,51 @@ class Shards:
 
     def __getitem__(self, index: int) -> Example:
         """Example `index`, 0 <= index < len. Raises ValueError when its bytes are not those written."""
-        sample = self._read(index)
-        meta = json.loads(sample["meta"])
+        record = self.record(index)
         return Example(
-            id=sample["id"],
-            latents=self.stats.normalize(sample["latents"].astype(np.float32)),
-            captions=tuple(Caption(start, text) for start, text in meta["captions"]),
-            meta_caption=meta["meta_caption"],
-            detailed_caption=meta["detailed_caption"],
-            valid_latents=meta["valid_latents"],
-            ends_clip=meta["ends_clip"],
+            id=record.id,
+            latents=self.stats.normalize(self.latents(record)),
+            captions=record.captions,
+            meta_caption=record.meta_caption,
+            detailed_caption=record.detailed_caption,
+            valid_latents=record.valid_latents,
+            ends_clip=record.ends_clip,
         )
 
-    def _read(self, index: int) -> dict[str, Any]:
+    def latents(self, record: Record) -> np.ndarray:
+        """Raw latents of a record, float32 [N, C, h, w]; those of a clip come from the codec, on the fly."""
+        if isinstance(record.content, np.ndarray):
+            return record.content.astype(np.float32)
+        if self._encode is None:
+            raise ValueError(
+                f"{self.path}: holds clips, which only a codec turns into latents; give a config"
+            )
+        latents = self._encode(self.frames(record))
+        assert latents.shape == self.info.latent_shape
+        return latents
+
+    def frames(self, record: Record) -> np.ndarray:
+        """All frames of a stored clip, uint8 [F, H, W, 3]; ValueError when it does not decode to them."""
+        assert isinstance(record.content, bytes)
+        info = self.info
+        try:
+            return decode_video(record.content, width=info.width, height=info.height, frames=info.frames)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: clip '{record.id}': {error}") from error
+
+    def record(self, index: int) -> Record:
+        """Example `index` as it is stored. Raises ValueError when its bytes are not those written."""
         assert 0 <= index < len(self)
         shard, row = self._dataset.spanner[index]
         try:
             sample = self._dataset[index]
-            if _sample_hash(sample) == sample["hash"]:
-                return sample
+            if sample_hash(sample, self.info.column) == sample["hash"]:
+                return Record.of_sample(sample, self.info.column)
             reason = "its hash differs from the one written"
         except Exception as error:  # damaged bytes fail in any way; the reason goes into the sentence
             reason = str(error) or type(error).__name__
         file = self.path / self._dataset.shards[shard].raw_data.basename
-        raise ValueError(f"{file}: example {row} is damaged ({reason}); {_REMEDY}")
-
-
-_REMEDY = (
-    "copy the directory again or make the shards anew (tools/make_shards.py --verify DIR checks them all)"
-)
+        raise ValueError(f"{file}: example {row} is damaged ({reason}); {REMEDY}")
 
 
 def verify(path: str | Path, *, hashes: bool = True) -> None:
@@ -248,18 +251,18 @@ def verify(path: str | Path, *, hashes: bool = True) -> None:
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"{path}: is not a directory of shards; make one with tools/make_shards.py")
-    index = _read_json(path / "index.json")
+    index = read_json(path / "index.json")
     try:
         shards = [(path / info["basename"], info) for info in (s["raw_data"] for s in index["shards"])]
         faults = [(file, fault) for file, info in shards if (fault := _fault(file, info, hashes))]
     except (KeyError, TypeError):
-        raise ValueError(f"{path / 'index.json'}: is not an MDS index; {_REMEDY}") from None
+        raise ValueError(f"{path / 'index.json'}: is not an MDS index; {REMEDY}") from None
     if not shards:
         raise ValueError(f"{path}: its index lists no shards; make them with tools/make_shards.py")
     if faults:
         others = f" ({len(faults)} of {len(shards)} shards are damaged)" if len(faults) > 1 else ""
         file, fault = faults[0]
-        raise ValueError(f"{file}: {fault}{others}; {_REMEDY}")
+        raise ValueError(f"{file}: {fault}{others}; {REMEDY}")
 
 
 @functools.lru_cache(maxsize=4)
@@ -282,9 +285,7 @@ def _fault(file: Path, info: dict[str, Any], hashes: bool) -> str | None:
         return f"has {size} bytes where the index says {info['bytes']}"
     if hashes:
         digest = xxhash.xxh64()
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
+        hash_file(file, digest)
         if digest.hexdigest() != info["hashes"][HASH]:
             return "has changed since it was written (its hash differs from the index)"
     return None
@@ -296,22 +297,7 @@ def _read_lengths(path: Path, n: int) -> np.ndarray | None:
     try:
         lengths = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: is damaged ({error}); {_REMEDY}") from None
+        raise ValueError(f"{path}: is damaged ({error}); {REMEDY}") from None
     if lengths.shape != (n, 2) or lengths.dtype != np.int32:
-        raise ValueError(f"{path}: does not hold two numbers for each of {n} examples; {_REMEDY}")
+        raise ValueError(f"{path}: does not hold two numbers for each of {n} examples; {REMEDY}")
     return lengths
-
-
-def _sample_hash(sample: dict[str, Any]) -> str:
-    digest = xxhash.xxh64(sample["latents"].tobytes())
-    digest.update(sample["id"].encode() + b"\0" + sample["meta"].encode())
-    return digest.hexdigest()
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: is damaged ({error}); {_REMEDY}") from None

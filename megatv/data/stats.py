@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from megatv.config import GROUP_LATENTS, LATENT_CHANNELS
@@ -45,6 +46,10 @@ class LatentStats:
     def save(self, path: str | Path) -> None:
         """Write JSON: {"first": {"mean": [C], "std": [C]}, "rest": ...}."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    def fingerprint(self) -> str:
+        """xxh64 of the numbers: equal for equal statistics, wherever they are stored."""
+        return xxhash.xxh64(np.stack([self.mean, self.std]).astype("<f4").tobytes()).hexdigest()
 
     def to_dict(self) -> dict[str, dict[str, list[float]]]:
         """Plain data that `from_dict` reads back bit for bit."""

@@ -7,6 +7,7 @@ input rate, constant or not, is resampled without drift. PyAV and DALI stand beh
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Literal
 
 import av
 import numpy as np
+from av.container import OutputContainer
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace
 
 from megatv.config import FPS, GROUP_FRAMES, GROUP_LATENTS, TEMPORAL_FACTOR
 from megatv.data import video_dali
@@ -172,26 +175,46 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = FPS) -> None:
     Raises ValueError when the frames are not of that kind or H.264 cannot hold their size.
     """
     path = Path(path)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
-        raise ValueError(
-            f"{path}: frames must be uint8 [F, H, W, 3] with F >= 1, got {frames.dtype} {frames.shape}"
-        )
-    height, width = frames.shape[1:3]
-    if height % 2 or width % 2:
-        raise ValueError(f"{path}: yuv420p needs an even width and height, got {width}x{height}")
+    _check_frames(frames, str(path))
     partial = path.with_name(f".{path.name}.partial")
     try:
         with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream(
-                "libx264", Fraction(fps).limit_denominator(1001), options={"crf": "18"}
-            )
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            for picture in frames:
-                container.mux(stream.encode(VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
+            _encode(container, frames, fps, crf=18)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def encode_video(frames: np.ndarray, *, crf: int, fps: float = FPS) -> bytes:
+    """An mp4 of the frames uint8 [F, H, W, 3] as H.264 (yuv420p), its bytes; ValueError as `write_video`."""
+    _check_frames(frames, "video bytes")
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        _encode(container, frames, fps, crf=crf)
+    return file.getvalue()
+
+
+def _check_frames(frames: np.ndarray, name: str) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+        raise ValueError(
+            f"{name}: frames must be uint8 [F, H, W, 3] with F >= 1, got {frames.dtype} {frames.shape}"
+        )
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(f"{name}: yuv420p needs an even width and height, got {width}x{height}")
+
+
+def _encode(container: OutputContainer, frames: np.ndarray, fps: float, *, crf: int) -> None:
+    """All frames as the one H.264 stream of an open container."""
+    stream = container.add_stream("libx264", Fraction(fps).limit_denominator(1001), options={"crf": str(crf)})
+    height, width = frames.shape[1:3]
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    # What swscale makes of RGB; said, so that no decoder has to guess it from the size.
+    stream.codec_context.colorspace = Colorspace.SMPTE170M
+    stream.codec_context.color_range = ColorRange.MPEG
+    for pixels in frames:
+        container.mux(stream.encode(VideoFrame.from_ndarray(pixels, format="rgb24")))
+    container.mux(stream.encode())
 
 
 def _on_screen(

@@ -26,6 +26,7 @@ from megatv.data.sequence import texts_by_chunk
 from megatv.data.shards import Shards
 from megatv.data.video import write_video
 from megatv.log import main_guard, say
+from megatv.model.codec import clip_encoder
 from megatv.sample.render import Strip, contact_sheet, enlarge
 from megatv.sample.request import Intervention, Request, Result
 from megatv.sample.sampler import Sampler
@@ -162,7 +163,7 @@ def _example(sampler: Sampler, index: int) -> tuple[str, str, np.ndarray]:
     """Meta-caption, first words and first latent [1, C, h, w], normalised for the model, of an example."""
     if sampler.config.data.val is None:
         raise ValueError("--example needs held-out shards, but data.val of the checkpoint's config is null")
-    shards = Shards(sampler.config.data.val)
+    shards = Shards(sampler.config.data.val, lambda: clip_encoder(sampler.codec))
     if not 0 <= index < len(shards):
         raise ValueError(f"--example {index}: {shards.path} has examples 0 to {len(shards) - 1}")
     example = shards[index]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+
+import numpy as np
 import torch
 
 from megatv.config import CodecConfig
@@ -11,7 +15,7 @@ from megatv.model.codec.dct import DCTCodec
 from megatv.model.codec.learned import LearnedCodec
 from megatv.model.codec.wan import WanCodec
 
-__all__ = ["Codec", "frames_to_latents", "latents_to_frames", "load_codec"]
+__all__ = ["Codec", "clip_encoder", "frames_to_latents", "latents_to_frames", "load_codec"]
 
 
 def load_codec(config: CodecConfig, device: torch.device | str = "cpu") -> Codec:
@@ -28,3 +32,18 @@ def load_codec(config: CodecConfig, device: torch.device | str = "cpu") -> Codec
     if config.kind == "learned":
         return LearnedCodec.load(config.path, device)
     return (CosmosCodec if config.kind == "cosmos" else WanCodec)(config.path, device)
+
+
+def clip_encoder(codec: Codec) -> Callable[[np.ndarray], np.ndarray]:
+    """The codec as the data layer takes it: frames uint8 [F, H, W, 3] to raw latents float32 [N, C, h, w].
+
+    On a GPU it works in a stream of its own, so that a loader's thread codes beside the training step instead
+    of queueing behind it.
+    """
+    stream = torch.cuda.Stream(codec.device) if codec.device.type == "cuda" else None
+
+    def encode(frames: np.ndarray) -> np.ndarray:
+        with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+            return codec.encode(torch.from_numpy(frames)[None])[0].cpu().numpy()
+
+    return encode
