@@ -100,8 +100,9 @@ class DatasetInfo:
         return DatasetInfo(**tree)
 
     def save(self, path: Path) -> None:
-        """Write dataset.json."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        """Write dataset.json, in the present version."""
+        tree = {**dataclasses.asdict(self), "version": VERSION}
+        path.write_text(json.dumps(tree, indent=2) + "\n")
 
 
 @dataclass(frozen=True)

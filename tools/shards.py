@@ -1,0 +1,184 @@
+"""Check, show, measure or split a directory of shards.
+
+    python tools/shards.py verify DIR
+    python tools/shards.py inspect DIR --config YAML [--index I] [--out sheet.png]
+    python tools/shards.py stats DIR [--out stats.png]
+    python tools/shards.py stats DIR --recompute [--config YAML]
+    python tools/shards.py split DIR --out DIR [--share 0.05] [--seed S] [--by video]
+
+verify    every shard and example against its hash; clips are decoded. Exit code 2 when anything differs.
+inspect   one example: a contact sheet, the transcript with its token counts, the training sequence as text
+stats     histograms of durations, captions and quality scores, and the latent statistics, as one PNG;
+          `--recompute` computes the latent statistics anew and stores them (clips: with the config's codec)
+split     into OUT/train and OUT/val, all clips of one source video on one side
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from draw_shards import draw_stats
+
+from megatv.config import Config, config_to_dict, load_config
+from megatv.data.describe import describe, transcript
+from megatv.data.format import DatasetInfo, codec_fingerprint
+from megatv.data.loader import check_shards
+from megatv.data.sequence import build_sequence, chunk_start_seconds, texts_by_chunk
+from megatv.data.shards import Shards, verify
+from megatv.data.split import split
+from megatv.data.stats import StatsAccumulator
+from megatv.data.tokenizer import load_tokenizer
+from megatv.log import main_guard, progress
+from megatv.model.codec import clip_encoder, latents_to_frames, load_codec
+from megatv.sample.render import Strip, contact_sheet
+from megatv.sample.request import ChunkWords
+
+
+def main() -> int:
+    """Run the verb of the command line; 2 when `verify` found damage."""
+    args = _arguments()
+    if args.verb == "verify":
+        return verify_all(args.directory)
+    if args.verb == "inspect":
+        inspect(args.directory, load_config(args.config, args.overrides), args.index, args.out)
+    elif args.verb == "split":
+        train, val = split(Shards(args.directory), args.out, share=args.share, seed=args.seed, by=args.by)
+        print(f"{args.out}: {train} examples in train, {val} in val, no `{args.by}` in both")
+    elif args.recompute:
+        config = load_config(args.config, args.overrides) if args.config else None
+        recompute(args.directory, config, args.device)
+    else:
+        shards = Shards(args.directory)
+        indices = progress(range(len(shards)), total=len(shards))
+        records = [dataclasses.replace(shards.record(index), content=b"") for index in indices]
+        _save(args.out, lambda path: print(draw_stats(records, shards, path)))
+        print(f"histograms: {args.out}")
+    return 0
+
+
+def verify_all(path: Path) -> int:
+    """Name everything that differs from what was written, on stderr; 0 when nothing does, else 2."""
+    shards, faults = Shards(path), []
+    try:
+        verify(path)
+    except ValueError as error:
+        faults.append(str(error))
+    for index in progress(range(len(shards)), total=len(shards), desc="examples"):
+        try:
+            record = shards.record(index)
+            if shards.info.stores == "clips":
+                shards.frames(record)
+            elif not np.isfinite(np.asarray(record.content)).all():
+                raise ValueError(f"{path}: latents of '{record.id}' are not finite; make the shards again")
+        except ValueError as error:
+            faults.append(str(error))
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    if not faults:
+        decoded = " and every clip decodes" if shards.info.stores == "clips" else ""
+        print(f"{path}: {len(shards)} examples, every shard and example is as it was written{decoded}")
+    return 2 if faults else 0
+
+
+def inspect(path: Path, config: Config, index: int, out: Path) -> None:
+    """Print one example as it is stored and as it is trained on, and save its contact sheet."""
+    codec = load_codec(config.codec)
+    shards = Shards(path, lambda: clip_encoder(codec))
+    check_shards(shards, config)
+    if not 0 <= index < len(shards):
+        raise ValueError(f"--index {index}: {path} holds examples 0 to {len(shards) - 1}")
+    record, example = shards.record(index), shards[index]
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    print(f"{record.id}  source {record.source}  quality {record.quality or 'not scored'}")
+    for line in transcript(example, tokenizer):
+        print(line)
+    print()
+    sequence = build_sequence(example, tokenizer, config, seed=config.run.seed, epoch=0, train=False)
+    for line in describe(example, sequence, tokenizer, config):
+        print(line)
+    if shards.info.stores == "clips":
+        frames = shards.frames(record)
+    else:
+        frames = codec.decode(torch.from_numpy(shards.latents(record))[None])[0].cpu().numpy()
+    words = tuple(
+        ChunkWords(chunk_start_seconds(chunk), "\n".join(texts), "own")
+        for chunk, texts in enumerate(texts_by_chunk(example))
+    )
+    strip = Strip(record.id, frames[: latents_to_frames(record.valid_latents)], words)
+    note = f"{path} example {index}: {record.id}, stored as {shards.info.stores}"
+    sheet = contact_sheet([strip], example.meta_caption, note)
+    _save(out, lambda temporary: sheet.save(temporary, format="png"))
+    print(f"contact sheet: {out}")
+
+
+def recompute(path: Path, config: Config | None, device: str) -> None:
+    """Compute the latent statistics over all valid latents and store them with the codec's fingerprint.
+
+    A run that is killed in between leaves statistics that are not bound to the shards, never wrong ones.
+    """
+    info = Shards(path).info
+    if info.stores == "clips" and config is None:
+        raise ValueError(f"{path}: holds clips; give --config, whose codec makes latents of them")
+    codec = load_codec(config.codec, device) if config and info.stores == "clips" else None
+    shards = Shards(path, (lambda: clip_encoder(codec)) if codec else None)
+    found = StatsAccumulator()
+    for index in progress(range(len(shards)), total=len(shards), desc="examples"):
+        record = shards.record(index)
+        found.add(shards.latents(record)[: record.valid_latents])
+    stats = found.finish()
+    _store(path, dataclasses.replace(info, stats_fingerprint=None))
+    _save(path / "latent_stats.json", stats.save)
+    if config and codec:
+        fingerprint = codec_fingerprint(config.codec)
+        info = dataclasses.replace(info, codec=config_to_dict(config.codec), codec_fingerprint=fingerprint)
+    _store(path, dataclasses.replace(info, stats_fingerprint=stats.fingerprint()))
+    print(f"{path}: latent statistics of {len(shards)} examples stored; a model trained before keeps its own")
+
+
+def _store(path: Path, info: DatasetInfo) -> None:
+    _save(path / "dataset.json", info.save)
+
+
+def _save(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary sibling, and give it its name."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"--out {path}: give the name of a file in a folder that exists")
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verify|inspect|stats|split")
+    parsers = {name: verbs.add_parser(name) for name in ("verify", "inspect", "stats", "split")}
+    for verb in parsers.values():
+        verb.add_argument("directory", type=Path, metavar="DIR", help="the shards")
+    for name in ("inspect", "stats"):
+        parsers[name].add_argument("--config", type=Path, required=name == "inspect", metavar="YAML")
+        parsers[name].add_argument("--out", type=Path, default=Path(f"{name}.png"), help="the picture")
+        parsers[name].add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parsers["inspect"].add_argument("--index", type=int, default=0, help="of the example (0)")
+    parsers["stats"].add_argument("--recompute", action="store_true", help="of the latents, and store them")
+    parsers["stats"].add_argument("--device", default="cpu", help="where the codec runs (cpu)")
+    parsers["split"].add_argument("--out", type=Path, required=True, help="gets folders train and val")
+    parsers["split"].add_argument("--share", type=float, default=0.05, help="of sources held out (0.05)")
+    parsers["split"].add_argument("--seed", type=int, default=0, help="another choice of sources")
+    parsers["split"].add_argument("--by", default="video", metavar="KEY", help="of `source` (video)")
+    args = parser.parse_args()
+    if args.verb == "split" and not 0 < args.share < 1:
+        parser.error(f"--share {args.share:g}: must lie between 0 and 1")
+    return args
+
+
+if __name__ == "__main__":
+    main_guard(main)
