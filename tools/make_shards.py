@@ -21,7 +21,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,14 @@ EPISODES_PER_SEED = 1 << 32
 class Clip:
     """One example before the codec: its words (an Example without latents) and padded frames [F, H, W, 3].
 
-    where names the clip's origin in messages; source is kept in the shards.
+    where names the clip's origin in messages; source and quality are kept in the shards.
     """
 
     where: str
     words: Example
     frames: np.ndarray
     source: dict[str, Any]
+    quality: dict[str, float] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -146,7 +147,8 @@ def video_clips(folder: Path, video: CaptionedVideo, config: Config) -> Iterator
             )
             padding = np.repeat(piece[-1:], length - len(piece), axis=0)
             source = {"video": video.video, "start": video.start_seconds + start, "frames": len(piece)}
-            yield Clip(video.where, words, np.concatenate([piece, padding]), source)
+            source |= video.source
+            yield Clip(video.where, words, np.concatenate([piece, padding]), source, video.quality)
 
 
 class TextBudget:
@@ -208,6 +210,7 @@ def encode(
                     valid_latents=words.valid_latents,
                     ends_clip=words.ends_clip,
                     source=clip.source,
+                    quality=clip.quality,
                 )
     return stats, frames
 

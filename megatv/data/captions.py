@@ -3,7 +3,9 @@
 One line is one video (or its part from `start` on); times are seconds from there:
     {"video": "match.mp4", "start": 0.0, "meta_caption": "A point is played.", "detailed_caption": "...",
      "captions": [{"start": 0.0, "text": "She serves."}, {"start": 2.5, "text": "He returns."}]}
-`start` (0) and `detailed_caption` (empty) may be left out, and `captions` may be an empty list.
+`start` (0) and `detailed_caption` (empty) may be left out, and `captions` may be an empty list. Two more keys
+may be given and are stored with every clip: `"quality": {"motion": 0.7}`, scores by name, higher is better,
+and `"source": {"licence": "CC0"}`, provenance in any words.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ class CaptionedVideo:
     meta_caption: str
     captions: tuple[Caption, ...]
     detailed_caption: str
+    quality: dict[str, float] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
 
 
 def read_captions(path: str | Path) -> list[CaptionedVideo]:
@@ -92,7 +96,7 @@ def clip_captions(captions: tuple[Caption, ...], start: float, seconds: float) -
     )
 
 
-_KEYS = ("video", "start", "meta_caption", "captions", "detailed_caption")
+_KEYS = ("video", "start", "meta_caption", "captions", "detailed_caption", "quality", "source")
 
 
 def _parse(line: str, where: str) -> CaptionedVideo:
@@ -122,7 +126,28 @@ def _parse(line: str, where: str) -> CaptionedVideo:
         meta_caption=_text(tree["meta_caption"], f"{where}: meta_caption"),
         captions=tuple(captions),
         detailed_caption=_text(detailed, f"{where}: detailed_caption") if detailed else "",
+        quality=_scores(tree.get("quality", {}), f"{where}: quality"),
+        source=_provenance(tree.get("source", {}), f"{where}: source"),
     )
+
+
+def _scores(tree: Any, where: str) -> dict[str, float]:
+    if not isinstance(tree, dict):
+        raise ValueError(f'{where} must be an object of numbers such as {{"motion": 0.7}}')
+    for name, score in tree.items():
+        number = isinstance(score, (int, float)) and not isinstance(score, bool)
+        if not number or not math.isfinite(score):
+            raise ValueError(f"{where}: '{name}' must be a number, got {json.dumps(score)}")
+    return {name: float(score) for name, score in tree.items()}
+
+
+def _provenance(tree: Any, where: str) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise ValueError(f'{where} must be an object such as {{"licence": "CC0"}}')
+    taken = [key for key in ("video", "start", "frames") if key in tree]
+    if taken:
+        raise ValueError(f"{where}: '{taken[0]}' is written by the tool; give it another name")
+    return tree
 
 
 def _check_keys(tree: Any, known: tuple[str, ...], needed: tuple[str, ...], where: str) -> None:

@@ -188,6 +188,10 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(run, tmp_pat
         (line_of("long.mp4"), "was described before"),
         (line_of("long.mp4", start=3.0625), "the id 'long.mp4@3.0625' comes twice"),
         ('{"video"', "is not valid JSON"),
+        (line_of("short.mp4", quality={"motion": "high"}), "quality: 'motion' must be a number, got"),
+        (line_of("short.mp4", quality=[1]), "quality must be an object of numbers"),
+        (line_of("short.mp4", source={"video": "x"}), "source: 'video' is written by the tool"),
+        (line_of("short.mp4", source="web"), "source must be an object"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(run, folder, tmp_path, line, message):
@@ -279,3 +283,13 @@ def test_statistics_of_a_retrained_codec_are_refused(run, tmp_path):
     config = load_config(tmp_path / "config.yaml", codec)
     with pytest.raises(ValueError, match="train: its latents were made with other weights"):
         Loader(Shards(tmp_path / "train"), load_tokenizer("toy_world"), config, dp_rank=0, dp_size=1)
+
+
+def test_scores_and_provenance_of_a_video_stay_with_its_clips(run, folder, tmp_path):
+    more = {"quality": {"motion": 1, "faces": 0.5}, "source": {"licence": "CC0"}}
+    lines = describe(tmp_path / "c.jsonl", line_of("long.mp4", (0.0, "a"), **more), line_of("short.mp4"))
+    run("--videos", folder, "--captions", lines, "--out", tmp_path / "set")
+    records = [Shards(tmp_path / "set").record(index) for index in range(3)]
+    assert [r.quality for r in records] == [{"motion": 1.0, "faces": 0.5}] * 2 + [{}]
+    assert records[1].source == {"video": "long.mp4", "start": 3.0625, "frames": 49, "licence": "CC0"}
+    assert records[2].source == {"video": "short.mp4", "start": 0.0, "frames": 20}
