@@ -198,7 +198,7 @@ def test_a_read_that_never_ends_is_an_error(whole, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(loader_module, "STALL_SECONDS", 0.3)
     monkeypatch.setattr(loader_module, "STOP_SECONDS", 0.1)
-    monkeypatch.setattr(Shards, "_read", lambda self, index: release.wait(60))
+    monkeypatch.setattr(Shards, "__getitem__", lambda self, index: release.wait(60))
     try:
         with pytest.raises(RuntimeError, match=r"no batch for 0\.3 s"):
             next(make(whole).iterate(0))
