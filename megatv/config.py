@@ -69,12 +69,19 @@ class DataConfig:
     max_bad_samples  training samples that may be left out because they cannot be read or used, before the
                      run stops and names them; each is replaced by rule and counted in the record
     workers          threads that build a step's rows; any number builds the same ones
+    shuffle_shards   0: examples are shuffled over the whole epoch; else inside windows of so many shards,
+                     which themselves are shuffled (`megatv.data.order`), for shards that are fetched
+    cache_dir        where shards of `s3://bucket/prefix` are kept, shared by the ranks of a node
+    cache_bytes      the most that the shards of one location may take there
     """
 
     train: str
     val: str | None = None
     max_bad_samples: int = 10
     workers: int = 1
+    shuffle_shards: int = 0
+    cache_dir: str = "cache/shards"
+    cache_bytes: int = 64 << 30
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from megatv.checkpoint.load import check_shapes
 from megatv.checkpoint.rundir import open_run
 from megatv.config import Config, config_to_dict
 from megatv.data.loader import Loader
-from megatv.data.shards import Encode, Shards
+from megatv.data.remote import open_shards
+from megatv.data.shards import Encode
 from megatv.data.tokenizer import load_tokenizer
 from megatv.engine import MODEL, Engine, StepResult
 from megatv.feed import Feed
@@ -94,14 +95,14 @@ class Trainer:
         config, mesh = self.config, self.mesh
         config.accumulation(mesh.dp)  # refuses a world that cannot share the batch
         self.tokenizer = load_tokenizer(config.tokenizer.path)
-        self.shards = Shards(config.data.train, self._clip_encoder)
+        self.shards = open_shards(config.data.train, config.data, self._clip_encoder)
         place: dict[str, Any] = {"dp_rank": mesh.dp_rank, "dp_size": mesh.dp}
         pin = self.device.type == "cuda"
         self.loader = Loader(self.shards, self.tokenizer, config, **place, pin=pin)
         self.val_batches: list[Batch] = []
         if config.log.val_every:
             assert config.data.val is not None
-            val = Shards(config.data.val, self._clip_encoder)
+            val = open_shards(config.data.val, config.data, self._clip_encoder)
             if val.stats.fingerprint() != self.shards.stats.fingerprint():
                 raise ValueError(
                     f"{val.path}: is normalised with other latent statistics than {self.shards.path}, so "

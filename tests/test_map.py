@@ -45,7 +45,7 @@ DOORS = {
     "av": ["megatv.data.video", "megatv.data.video_source", "megatv.data.video_picture"],
     "nvidia": ["megatv.data.video_dali"],
     "h5py": ["megatv.data.csgo_episode"],
-    "streaming": ["megatv.data.shards"],
+    "streaming": ["megatv.data.shards", "megatv.data.remote"],
     "tiktoken": ["megatv.data.tokenizer"],
     "triton": ["megatv_kernels"],
     "flash_attn": ["megatv_kernels"],

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatv.checkpoint.store import CHECKPOINTS, checkpoint_dir, latest, read_meta, verify
-from megatv.config import Config, config_to_dict, load_config, save_config
+from megatv.config import Config, config_from_dict, config_to_dict, load_config, save_config
 
 FREE = (
     *("run.dir", "parallel", "checkpoint", "log", "sample", "attention"),
@@ -88,7 +88,8 @@ def _records(path: Path, checkpoint: Path | None) -> Iterator[tuple[Path, dict[s
     if (path / "config.yaml").exists():
         yield path / "config.yaml", config_to_dict(load_config(path / "config.yaml"))
     if checkpoint is not None:
-        yield checkpoint, read_meta(checkpoint)["config"]
+        # through Config, so that a key which is younger than the checkpoint counts as its default
+        yield checkpoint, config_to_dict(config_from_dict(read_meta(checkpoint)["config"]))
 
 
 def _require_same(before: dict[str, Any], now: dict[str, Any], source: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import queue
 import threading
 import time
@@ -24,6 +25,7 @@ from megatv.config import Config
 from megatv.data.bad import BadSample, BadSamples, places_to_try
 from megatv.data.balance import deal, example_costs
 from megatv.data.format import check_codec
+from megatv.data.order import window_order
 from megatv.data.packing import pack
 from megatv.data.sequence import build_sequence
 from megatv.data.shards import Shards, epoch_order
@@ -65,6 +67,7 @@ class Loader:
         self.dp_rank, self.dp_size, self.train, self.pin = dp_rank, dp_size, train, pin
         self.bad = BadSamples(config.data.max_bad_samples)
         self._met: dict[int, list[BadSample]] = {}
+        self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
         workers = config.data.workers
         self._map = map if workers == 1 else ThreadPoolExecutor(workers, "megatv-row").map
 
@@ -158,11 +161,17 @@ class Loader:
 
         return list(self._map(build, rows))
 
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        seed, window = self.config.run.seed, self.config.data.shuffle_shards
+        if window == 0:
+            return epoch_order(seed, epoch, len(self.shards))
+        return window_order(seed, epoch, self.shards.shard_sizes, window)
+
     def _at(self, epoch: int, place: int) -> int:
         """The shards' example at this place of this epoch."""
         if not self.train:
             return place
-        return int(epoch_order(self.config.run.seed, epoch, len(self.shards))[place])
+        return int(self._order(epoch)[place])
 
     def _sequence(self, example: int, met: list[BadSample]) -> Sequence:
         """The sequence of global example `example`, or of the first that can be used in its place."""

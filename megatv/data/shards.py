@@ -177,9 +177,17 @@ class Shards:
     clips can be read as records only.
     """
 
-    def __init__(self, path: str | Path, load_encoder: Callable[[], Encode] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        load_encoder: Callable[[], Encode] | None = None,
+        *,
+        complete: bool = True,
+    ) -> None:
+        """complete: False where shard files arrive later (`megatv.data.remote`): they are not compared."""
         self.path = Path(path)
-        verify(self.path, hashes=False)
+        if complete:
+            verify(self.path, hashes=False)
         self.info = DatasetInfo.load(self.path / "dataset.json")
         self.stats = LatentStats.load(self.path / "latent_stats.json")
         if self.info.stats_fingerprint not in (None, self.stats.fingerprint()):
@@ -193,6 +201,11 @@ class Shards:
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    @property
+    def shard_sizes(self) -> np.ndarray:
+        """int64 [shards]: examples of every shard; they are numbered shard by shard."""
+        return np.array([shard.samples for shard in self._dataset.shards], np.int64)
 
     def __getitem__(self, index: int) -> Example:
         """Example `index`, 0 <= index < len. Raises ValueError when its bytes are not those written."""

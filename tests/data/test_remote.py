@@ -1,0 +1,235 @@
+"""Shards from an S3-compatible server on loopback: whole, damaged, missing; a small cache that many share."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from megatv.config import DataConfig
+from megatv.data import remote
+from megatv.data.remote import RemoteShards, open_shards
+from megatv.data.shards import LENGTHS, DatasetInfo, Shards, ShardWriter
+from megatv.data.stats import LatentStats
+
+boto3 = pytest.importorskip("boto3", reason="the object store needs boto3")
+moto = pytest.importorskip("moto.server", reason="the test server needs moto[server]")
+EXAMPLES = 12
+URL = "s3://clips/train"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Six shards of two examples."""
+    path = tmp_path_factory.mktemp("source") / "set"
+    info = DatasetInfo(width=16, height=16, groups=1, codec={"kind": "dct"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("megatv.data.shards.SHARD_BYTES", 4400)
+        with ShardWriter(path, info) as writer:
+            for index in range(EXAMPLES):
+                latents = np.random.default_rng(index).normal(size=info.latent_shape).astype(np.float32)
+                words = {"captions": (), "meta_caption": "m", "detailed_caption": "", "source": {}}
+                writer.write(f"clip-{index}", latents, **words, valid_latents=13, ends_clip=True)
+            writer.finish(LatentStats(np.zeros((2, 16), np.float32), np.ones((2, 16), np.float32)))
+    assert len(list(path.glob("*.mds"))) == 6
+    return path
+
+
+@pytest.fixture(scope="module")
+def server():
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    yield "http://{}:{}".format(*running.get_host_and_port())
+    running.stop()
+
+
+@pytest.fixture
+def bucket(server, source, monkeypatch):
+    """The bucket with the shards, as the environment's endpoint."""
+    for key, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{key}", value)
+    monkeypatch.setenv("S3_ENDPOINT_URL", server)
+    monkeypatch.setattr(remote, "BACKOFF_SECONDS", 0.0)
+    bucket = boto3.resource("s3", endpoint_url=server).create_bucket(Bucket="clips")
+    for file in source.iterdir():
+        bucket.upload_file(str(file), f"train/{file.name}")
+    yield bucket
+    bucket.objects.all().delete()
+    bucket.delete()
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """Names of the shards asked for, in order."""
+    names, download = [], remote._download
+
+    def counted(url, local):
+        if url.endswith(".mds"):
+            names.append(url.rpartition("/")[2])
+        return download(url, local)
+
+    monkeypatch.setattr(remote, "_download", counted)
+    return names
+
+
+def size_of(source, shards=1):
+    return shards * max(file.stat().st_size for file in source.glob("*.mds"))
+
+
+def cached(cache):
+    return sorted(path.name for path in cache.glob("*/shard*"))
+
+
+def test_remote_examples_are_the_local_ones_and_fetched_once(bucket, source, tmp_path, fetched):
+    shards, local = RemoteShards(URL, tmp_path, 1 << 20), Shards(source)
+    assert len(shards) == EXAMPLES and fetched == []
+    assert np.array_equal(shards.lengths, local.lengths)
+    for index in (5, 4, 0, 5, 11):
+        assert shards[index].id == local[index].id == f"clip-{index}"
+        assert np.array_equal(shards[index].latents, local[index].latents)
+    assert fetched == ["shard.00002.mds", "shard.00000.mds", "shard.00005.mds"]
+    assert RemoteShards(URL, tmp_path, 1 << 20)[4].id == "clip-4" and len(fetched) == 3
+    assert cached(tmp_path) == sorted(fetched)
+
+
+def test_the_cache_stays_within_its_bytes_and_keeps_what_was_read_last(bucket, source, tmp_path, fetched):
+    shards = RemoteShards(URL, tmp_path, size_of(source, 2))
+    for index in (0, 2, 0, 4):
+        assert shards[index].id == f"clip-{index}"
+        assert sum(p.stat().st_size for p in tmp_path.glob("*/*.mds")) <= size_of(source, 2)
+    assert cached(tmp_path) == ["shard.00000.mds", "shard.00002.mds"]
+    assert len(fetched) == 3
+
+
+def test_what_is_in_use_is_not_evicted(bucket, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "FULL_SECONDS", 0.2)
+    shards = RemoteShards(URL, tmp_path, size_of(source))
+    file = shards._files[0]
+    with shards._cache.hold(file.basename, file.bytes, file.hashes["xxh64"]) as path:
+        with pytest.raises(ValueError, match=r"no room for \d+ bytes"):
+            shards[11]
+        assert path.exists()
+    assert shards[11].id == "clip-11" and not path.exists()
+
+
+def test_a_transfer_that_went_wrong_is_repeated(bucket, tmp_path, monkeypatch):
+    download, calls = remote._download, itertools.count()
+
+    def unreliable(url, local):
+        answer = download(url, local)
+        if url.endswith(".mds"):
+            match next(calls):
+                case 0:
+                    local.write_bytes(local.read_bytes()[:-1])
+                case 1:
+                    return "connection reset", False
+        return answer
+
+    monkeypatch.setattr(remote, "_download", unreliable)
+    assert RemoteShards(URL, tmp_path, 1 << 20)[3].id == "clip-3" and next(calls) == 3
+
+
+def test_a_damaged_object_is_an_error_once_and_never_data(bucket, tmp_path, fetched):
+    data = bytearray(bucket.Object("train/shard.00001.mds").get()["Body"].read())
+    data[-9] ^= 1
+    bucket.put_object(Key="train/shard.00001.mds", Body=bytes(data))
+    shards = RemoteShards(URL, tmp_path, 1 << 20)
+    for index in (2, 3):
+        with pytest.raises(ValueError, match=r"s3://clips/train/shard\.00001\.mds: cannot be fetched \(its"):
+            shards[index]
+    assert fetched == ["shard.00001.mds"] * remote.ATTEMPTS and cached(tmp_path) == []
+    assert shards[4].id == "clip-4"
+
+
+def test_a_missing_object_is_not_asked_for_again(bucket, tmp_path, fetched):
+    bucket.Object("train/shard.00001.mds").delete()
+    with pytest.raises(ValueError, match=r"shard\.00001\.mds: cannot be fetched \(.*not found"):
+        RemoteShards(URL, tmp_path, 1 << 20)[2]
+    assert fetched == ["shard.00001.mds"]
+
+
+def test_a_cached_file_that_went_bad_is_fetched_again(bucket, tmp_path, fetched):
+    RemoteShards(URL, tmp_path, 1 << 20)[0]
+    (path,) = tmp_path.glob("*/shard.00000.mds")
+    path.write_bytes(path.read_bytes()[:100])
+    assert RemoteShards(URL, tmp_path, 1 << 20)[0].id == "clip-0" and len(fetched) == 2
+
+
+def test_another_set_at_the_same_place_finds_no_old_shards(bucket, source, tmp_path):
+    RemoteShards(URL, tmp_path, 1 << 20)[0]
+    index = (source / "index.json").read_text()
+    bucket.put_object(Key="train/index.json", Body=index + " ")
+    RemoteShards(URL, tmp_path, 1 << 20)
+    assert len([p for p in tmp_path.iterdir() if p.is_dir()]) == 2
+
+
+def test_shards_without_lengths_open(bucket, tmp_path):
+    bucket.Object(f"train/{LENGTHS}").delete()
+    assert RemoteShards(URL, tmp_path, 1 << 20).lengths is None
+
+
+@pytest.mark.parametrize("gone", ["index.json", "dataset.json", "latent_stats.json"])
+def test_an_incomplete_set_is_refused(bucket, tmp_path, gone):
+    bucket.Object(f"train/{gone}").delete()
+    with pytest.raises(ValueError, match=f"s3://clips/train/{gone}: cannot be fetched"):
+        RemoteShards(URL, tmp_path, 1 << 20)
+
+
+def test_a_server_that_does_not_answer_is_refused(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    with pytest.raises(ValueError, match=r"index\.json: cannot be fetched \(Could not connect"):
+        RemoteShards(URL, tmp_path, 1 << 20)
+
+
+def test_a_cache_that_the_order_would_thrash_is_refused(bucket, source, tmp_path):
+    def opened(**values):
+        return open_shards(URL, DataConfig(train=URL, cache_dir=str(tmp_path), **values))
+
+    four = size_of(source, 4)
+    with pytest.raises(ValueError, match=r"set data\.shuffle_shards to at most 2$"):
+        opened(cache_bytes=four)
+    assert len(opened(cache_bytes=four, shuffle_shards=2)) == EXAMPLES
+    assert len(opened(cache_bytes=size_of(source, 6))) == EXAMPLES
+    with pytest.raises(ValueError, match="a shard has"):
+        opened(cache_bytes=10)
+    assert type(open_shards(str(source), DataConfig(train="x"))) is Shards
+
+
+READER = """
+import sys, threading
+from pathlib import Path
+import numpy as np
+from megatv.data.remote import RemoteShards
+url, cache, capacity, seed, examples = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
+shards = RemoteShards(url, cache, capacity)
+order = np.random.default_rng(seed).integers(0, examples, 24)
+wrong = []
+def read(indices):
+    wrong.extend(i for i in indices if shards[int(i)].id != f"clip-{i}")
+threads = [threading.Thread(target=read, args=(part,)) for part in np.split(order, 2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print("wrong:", wrong)
+"""
+
+
+def test_ranks_share_a_cache_that_holds_half(bucket, source, tmp_path):
+    """Three processes of two threads read while shards come and go, after one died while fetching."""
+    RemoteShards(URL, tmp_path, 1 << 20)
+    (directory,) = (p for p in tmp_path.iterdir() if p.is_dir())
+    (directory / "shard.00003.mds.room").write_bytes(b"\0" * size_of(source))  # what a killed rank leaves
+    (directory / "shard.00003.mds.arriving.ab12").write_bytes(b"\0" * 9)
+    fixed = [sys.executable, "-c", READER, URL, str(tmp_path), str(size_of(source, 3))]
+    ranks = [
+        subprocess.Popen([*fixed, str(seed), str(EXAMPLES)], stdout=subprocess.PIPE, text=True)
+        for seed in range(3)
+    ]
+    assert [rank.communicate(timeout=120)[0] for rank in ranks] == ["wrong: []\n"] * 3
+    assert [rank.returncode for rank in ranks] == [0, 0, 0]
+    left = [p.name for p in directory.iterdir() if ".room" in p.name or ".arriving" in p.name]
+    assert left == [] and len(cached(tmp_path)) <= 3
+    assert os.listdir(tmp_path) == [directory.name]
