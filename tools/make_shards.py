@@ -1,6 +1,7 @@
-"""Make a shard directory from videos with captions, or from episodes of the toy world.
+"""Make a shard directory from videos with captions, from recordings of CS:GO, or from the toy world.
 
     python tools/make_shards.py --config YAML --out DIR --videos DIR --captions FILE.jsonl
+    python tools/make_shards.py --config YAML --out DIR --csgo DIR [--split train|val] [--held-out FILE]
     python tools/make_shards.py --config YAML --out DIR --toy EPISODES [--seed S] [--split train|val]
 
 `tools/shards.py` verifies, shows, measures and splits what this makes; `megatv.data.format` describes it.
@@ -11,7 +12,8 @@ each clip as H.264 instead of its latents, and the codec runs while training.
 Videos are cut into consecutive clips of video.groups x 49 frames at 16 fps. The last, shorter clip is padded
 with its last frame, which `valid_latents` records; it is dropped when it holds less than one group, unless it
 is all there is. A clip ends its source (EOS may follow) when the video ends with it, but for up to three
-frames that do not fill a latent. The toy world's game goes on, so its episodes end nothing.
+frames that do not fill a latent. Games go on: episodes of CS:GO, cut like videos, and of the toy world end
+nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import numpy as np
 import torch
 
 from megatv.config import FPS, GROUP_FRAMES, Config, config_to_dict, load_config
+from megatv.data import csgo
 from megatv.data.captions import CaptionedVideo, check_duration, clip_captions, read_captions
 from megatv.data.format import STORES, codec_fingerprint
 from megatv.data.sequence import interleave
@@ -82,6 +85,12 @@ def main() -> None:
     budget = TextBudget(config)
     if args.toy:
         total, clips = args.toy, toy_clips(args.toy, args.seed, args.split, config)
+    elif args.csgo:
+        episodes = csgo.split_episodes(csgo.find_episodes(args.csgo), args.split, args.held_out)
+        length, lag = clip_frames(config), args.action_lag
+        checks = progress(episodes, desc="checking episodes")
+        total = sum(csgo.check_episode(path, length=length, action_lag=lag) for path in checks)
+        clips = (clip for path in episodes for clip in csgo_clips(path, lag, config))
     else:
         videos = checked_videos(args.videos, args.captions, budget)
         total = sum(math.ceil(seconds * FPS / clip_frames(config)) for _, seconds in videos)
@@ -107,6 +116,19 @@ def toy_clips(episodes: int, seed: int, split: str, config: Config) -> Iterator[
         name = f"toy-{split}-{seed}-{index:06d}"
         words = _words(name, episode.captions(), META_PROMPT, valid_latents=config.latents)
         yield Clip(name, words, episode.frames, {"video": name, "toy_world_seed": first + index})
+
+
+def csgo_clips(path: Path, action_lag: int, config: Config) -> Iterator[Clip]:
+    """The clips of one episode of CS:GO, in order of time."""
+    length = clip_frames(config)
+    found = csgo.episode_clips(
+        path, width=config.video.width, height=config.video.height, length=length, action_lag=action_lag
+    )
+    for clip in found:
+        name = f"{path.stem}@{clip.first_frame / FPS:.4f}"
+        words = _words(name, clip.captions, csgo.META_PROMPT, valid_latents=whole_latents(len(clip.frames)))
+        source = {"video": path.name, "start": clip.first_frame / FPS, "frames": len(clip.frames)}
+        yield Clip(str(path), words, _padded(clip.frames, length), source | {"action_lag": action_lag})
 
 
 def checked_videos(folder: Path, captions: Path, budget: TextBudget) -> list[tuple[CaptionedVideo, float]]:
@@ -145,10 +167,9 @@ def video_clips(folder: Path, video: CaptionedVideo, config: Config) -> Iterator
                 valid_latents=whole_latents(len(piece)),
                 ends_clip=is_last,
             )
-            padding = np.repeat(piece[-1:], length - len(piece), axis=0)
             source = {"video": video.video, "start": video.start_seconds + start, "frames": len(piece)}
             source |= video.source
-            yield Clip(video.where, words, np.concatenate([piece, padding]), source, video.quality)
+            yield Clip(video.where, words, _padded(piece, length), source, video.quality)
 
 
 class TextBudget:
@@ -233,6 +254,11 @@ def clip_frames(config: Config) -> int:
     return config.video.groups * GROUP_FRAMES
 
 
+def _padded(frames: np.ndarray, length: int) -> np.ndarray:
+    """`length` frames: those given, and the last one again as often as needed."""
+    return np.concatenate([frames, np.repeat(frames[-1:], length - len(frames), axis=0)])
+
+
 def _words(
     id: str,
     captions: tuple[Caption, ...],
@@ -276,6 +302,9 @@ def _arguments() -> argparse.Namespace:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--videos", type=Path, metavar="DIR", help="folder of the videos; needs --captions")
+    source.add_argument(
+        "--csgo", type=Path, nargs="+", metavar="DIR", help=".hdf5 episodes or folders of them"
+    )
     source.add_argument("--toy", type=int, metavar="EPISODES", help="episodes of the toy world")
     parser.add_argument("--captions", type=Path, metavar="FILE", help="captions of the videos (JSONL)")
     parser.add_argument(
@@ -286,11 +315,20 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--store", choices=STORES, default="latents", help="what to keep of a clip (latents)")
     parser.add_argument("--stats", type=Path, metavar="DIR", help="normalise as these shards do")
     parser.add_argument("--seed", type=int, default=0, help="of the toy world (0)")
-    parser.add_argument("--split", choices=SPLITS, default="train", help="of the toy world (train)")
+    parser.add_argument("--split", choices=SPLITS, default="train", help="of CS:GO or the toy world (train)")
+    parser.add_argument(
+        "--held-out", type=Path, metavar="FILE", help="names of CS:GO's val episodes (by hash, one in 11)"
+    )
+    parser.add_argument(
+        "--action-lag", type=int, default=0, metavar="N", help="CS:GO's frame f shows action f - N (0)"
+    )
     parser.add_argument("--device", default="cpu", help="where the codec runs (cpu)")
     args = parser.parse_args()
     if args.videos and not args.captions:
         parser.error("--videos needs --captions")
+    for flag, given in (("--held-out", args.held_out), ("--action-lag", args.action_lag)):
+        if given and not args.csgo:
+            parser.error(f"{flag} needs --csgo")
     if args.toy is not None and args.toy < 1:
         parser.error(f"--toy {args.toy}: at least 1 episode is needed")
     return args

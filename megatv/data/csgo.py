@@ -27,7 +27,7 @@ META_PROMPT = (
     "A brief gameplay clip from the iconic Dust 2 map, showcasing classic Counter-Strike tactical combat in "
     "the legendary desert setting."
 )
-"""The prompt that the paper gives every clip (section 3.3)."""
+"""The prompt of the paper's evaluation (section 3.3). That training clips carry it too is our choice."""
 HELD_OUT_ONE_IN = 11
 """Without a list, one episode in so many is held out: as many as diamond's `test_split.txt` (500 of 5503)."""
 
@@ -65,27 +65,21 @@ def split_episodes(episodes: list[Path], split: str, held_out: Path | None = Non
     """The episodes of `train` or `val`: by the hash of their names, or `val` is what `held_out` lists.
 
     An episode keeps its side whatever else lies in the folder. The list has one file name a line, as
-    diamond's `test_split.txt`. Raises ValueError when the list cannot be read or nothing is left.
+    diamond's `test_split.txt`; it may name episodes that are not here. Raises ValueError when the list cannot
+    be read, a line is no such name, or nothing is left.
     """
     if held_out:
-        try:
-            lines = held_out.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{held_out}: cannot be read ({error}); give one file name a line") from None
-        names = {Path(line.strip()).name for line in lines if line.strip()}
-        if names.isdisjoint(episode.name for episode in episodes):
-            raise ValueError(
-                f"{held_out}: lists none of the {len(episodes)} episodes; give one file name a line, such as "
-                f"{episodes[0].name}"
-            )
+        names = _names(held_out)
     else:
         names = {e.name for e in episodes if xxhash.xxh64_intdigest(e.stem) % HELD_OUT_ONE_IN == 0}
     chosen = [episode for episode in episodes if (episode.name in names) == (split == "val")]
     if not chosen:
-        rule = f"{held_out} lists" if held_out else f"the hash of the names (one in {HELD_OUT_ONE_IN}) gives"
+        rule = (
+            str(held_out) if held_out else f"the hash of their names (one in {HELD_OUT_ONE_IN} is held out)"
+        )
         raise ValueError(
-            f"none of {len(episodes)} episodes is left for the split '{split}': {rule} them all to the other "
-            "one; name more episodes, or list the held-out ones with --held-out"
+            f"none of {len(episodes)} episodes is left for the split '{split}': {rule} puts them all into "
+            "the other one; name more episodes, or list the held-out ones with --held-out"
         )
     return chosen
 
@@ -143,3 +137,19 @@ def caption_actions(actions: list[GameAction]) -> tuple[Caption, ...]:
 def resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     """uint8 [height, width, 3], bicubic (over the area of a pixel when it shrinks), without letterboxing."""
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _names(path: Path) -> set[str]:
+    """The episodes that a list holds out. A line that can match none would let its episode into training."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); give one file name a line") from None
+    names = set()
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if line and (Path(line).suffix != ".hdf5" or Path(line).name != line):
+            raise ValueError(
+                f"{path} line {number}: '{line}' is not the name of an episode, such as a_1.hdf5"
+            )
+        names.add(line)
+    return names - {""}
