@@ -67,14 +67,18 @@ NEEDED = [
     Library("tqdm", "tqdm", "no progress bars, which every tool imports"),
     Library("megatv", "megatv_kernels", "the package itself is not installed"),
 ]
+DATA = "pip install -e '.[data]' -c constraints.txt"
 OPTIONAL = [
     Library("wandb", "wandb", "log.wandb cannot be set"),
     Library(
         "diffusers",
         "diffusers",
         "codec.kind `wan` cannot be used",
-        "pip install -e '.[data]' -c constraints.txt",
+        DATA,
     ),
+    Library("h5py", "h5py", "recordings of CS:GO cannot be read", DATA),
+    Library("boto3", "boto3", "data.train cannot be an object store", DATA),
+    Library("nvidia-dali-cuda130", "nvidia.dali", "videos are decoded by PyAV on a GPU too", DATA),
     Library("pytest", "pytest", "the tests cannot run", "source launch/setup.sh dev"),
 ]
 GPU_ONLY = [
