@@ -28,6 +28,7 @@ LAYERS = [
         ],
     ),
     ("data", ["megatv.data"]),
+    ("curate", ["megatv.curate"]),
     ("parallel", ["megatv.parallel"]),
     ("model", ["megatv.model"]),
     ("memory", ["megatv.checkpoint"]),
