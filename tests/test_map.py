@@ -47,6 +47,7 @@ DOORS = {
     "nvidia": ["megatv.data.video_dali"],
     "h5py": ["megatv.data.csgo_episode"],
     "streaming": ["megatv.data.shards", "megatv.data.remote"],
+    "ray": ["megatv.curate.engine"],
     "tiktoken": ["megatv.data.tokenizer"],
     "triton": ["megatv_kernels"],
     "flash_attn": ["megatv_kernels"],

@@ -1,0 +1,251 @@
+"""Runs one stage over its items with Ray Data: on this machine by default, on a cluster by its address.
+
+The driver alone writes the manifest, line by line as results stream in; workers return plain data. So a
+restart, after kill -9 too, redoes only the items that were in flight. What goes wrong with one item is
+recorded with its reason and ends nothing, a crash of the worker's whole process included.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import socket
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from megatv.curate.manifest import Item, Manifest, Record, key_of
+from megatv.log import say
+
+WINDOW = 4096
+"""Items given to Ray at once. Each is a task of its own, so that nothing finished waits for its neighbours."""
+CRASHES = 2
+"""Times that a task may lose its worker and start anew, since the node may have gone and not the item be bad."""
+OBJECT_STORE_BYTES = 256 << 20
+"""Of a local Ray: items are small, frames never leave the worker that decoded them."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage says of one item: outputs to pass on, or none and the reason; facts for the report."""
+
+    outputs: Sequence[Item] = ()
+    reason: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    name      also of its manifest
+    version   raise it when `work` changes what it returns: finished items are then done again
+    work      item -> Outcome, run by a worker; ValueError is the way to say that an item cannot be done
+    settings  plain data of all that decides the result; a change does the items again
+    cpus      that one task takes
+    threads   items that a task works on together, for work that waits for a server
+    tasks     at most so many tasks at once; None: as many as there are cores
+    """
+
+    name: str
+    version: int
+    work: Callable[[Item], Outcome]
+    settings: Any
+    cpus: float = 1.0
+    threads: int = 1
+    tasks: int | None = None
+
+    def key(self, item: Item) -> str:
+        """The item's key in this stage's manifest."""
+        return key_of(item, self.name, self.version, self.settings)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run of one stage: items by status over all inputs, and the speed of what was done in this run."""
+
+    stage: str
+    inputs: int
+    kept: int
+    dropped: int
+    failed: int
+    outputs: int
+    done_now: int
+    wall_seconds: float
+
+    @property
+    def items_per_second(self) -> float:
+        """Of the items done in this run; 0 when there was nothing to do."""
+        return self.done_now / self.wall_seconds if self.done_now else 0.0
+
+    def line(self) -> str:
+        """One line for people."""
+        speed = f", {self.items_per_second:.2f} items/s" if self.done_now else ", nothing new"
+        return (
+            f"{self.stage}: {self.inputs} in, {self.kept} kept, {self.dropped} dropped, {self.failed} failed, "
+            f"{self.outputs} out{speed}"
+        )
+
+
+def start_ray(address: str | None) -> None:
+    """Start Ray on this machine, or join the cluster at `address`. Raises ValueError when it is not there.
+
+    On a cluster every node needs megatv installed and the folders of videos and output under the same paths.
+    """
+    if address:
+        _knock(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+
+
+def _knock(address: str) -> None:
+    """Is anybody there? Ray itself finds out after minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(
+            f"--ray-address {address}: must look like HOST:PORT, as `ray start --head` prints it"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"--ray-address {address}: no Ray cluster answers ({error}); start one with `ray start --head`"
+        ) from None
+
+
+def run_stage(
+    stage: Stage, items: Sequence[Item], manifest_path: Path, *, retry_failed: bool = False
+) -> tuple[list[Record], Summary]:
+    """Bring every item's record up to date; the records in the order of the items.
+
+    Items that the manifest has under the same key are skipped; failed ones too, unless `retry_failed`.
+    """
+    began = time.monotonic()
+    keys = [stage.key(item) for item in items]
+    repeated = [k for k, n in Counter(item["id"] for item in items).items() if n > 1]
+    assert not repeated, f"{stage.name}: ids must be unique, {repeated[0]!r} is not"
+    with Manifest(manifest_path) as manifest:
+        todo = {
+            key: item
+            for key, item in zip(keys, items, strict=True)
+            if not (old := manifest.records.get(key)) or (retry_failed and old.status == "failed")
+        }
+        results = _results(stage, todo) if todo else iter(())
+        bar = tqdm(
+            total=len(items),
+            initial=len(items) - len(todo),
+            desc=stage.name,
+            unit="item",
+            disable=not sys.stderr.isatty(),
+        )
+        with bar:
+            for record in results:
+                manifest.append(record)
+                bar.update()
+        records = [manifest.records[key] for key in keys]
+    by_status = Counter(record.status for record in records)
+    summary = Summary(
+        stage.name,
+        len(records),
+        by_status["kept"],
+        by_status["dropped"],
+        by_status["failed"],
+        sum(len(record.outputs) for record in records),
+        len(todo),
+        time.monotonic() - began,
+    )
+    say(summary.line())
+    return records, summary
+
+
+def _results(stage: Stage, todo: dict[str, Item]) -> Iterator[Record]:
+    """Records as workers finish them, in any order; one for every item."""
+    for window in _windows(todo.items(), WINDOW):
+        missing = dict(window)
+        for record in _ray_results(stage, window):
+            del missing[record.key]
+            yield record
+        for key, item in missing.items():
+            yield Record(
+                key,
+                item["id"],
+                "failed",
+                reason="its worker died (out of memory, or a crash in native code); free memory or leave it out",
+            )
+
+
+def _ray_results(stage: Stage, window: list[tuple[str, Item]]) -> Iterator[Record]:
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1  # a lost block is an item to report, see `_results`
+    rows = [{"task": json.dumps(pair)} for pair in window]
+    blocks = -(-len(rows) // stage.threads)
+    source = ray.data.from_items(rows, override_num_blocks=blocks)
+    with warnings.catch_warnings():
+        # Ray 2.60 has no named parameter for max_retries yet (its default is endless), and warns of this way.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        results = source.map_batches(
+            _Task(stage).__call__,
+            batch_size=stage.threads,
+            num_cpus=stage.cpus,
+            concurrency=stage.tasks,
+            max_retries=CRASHES,
+        )
+    for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
+        for text in batch["record"]:
+            yield Record(**json.loads(text))
+
+
+class _Task:
+    """What Ray runs on a worker: a batch of (key, item) in JSON to a batch of records in JSON."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = replace(stage, settings=None)  # only the keys depend on them
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        pairs = [json.loads(text) for text in batch["task"]]
+        with ThreadPoolExecutor(max(1, len(pairs))) as pool:
+            return {"record": list(pool.map(self._one, pairs))}
+
+    def _one(self, pair: tuple[str, Item]) -> str:
+        key, item = pair
+        began = time.monotonic()
+        try:
+            outcome = self._stage.work(item)
+            status = "kept" if outcome.outputs else "dropped"
+            record = Record(key, item["id"], status, [*outcome.outputs], outcome.reason, outcome.facts)  # type: ignore[arg-type]
+            assert status == "kept" or record.reason, (
+                f"{self._stage.name} drops {item['id']} without a reason"
+            )
+            return json.dumps(asdict(replace(record, seconds=time.monotonic() - began)))
+        except Exception as error:  # whatever it is, it is this item's, and the other items go on
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            record = Record(key, item["id"], "failed", reason=reason or type(error).__name__)
+            return json.dumps(asdict(replace(record, seconds=time.monotonic() - began)))
+
+
+def _windows(pairs: Iterable[tuple[str, Item]], size: int) -> Iterator[list[tuple[str, Item]]]:
+    pairs = iter(pairs)
+    while window := list(itertools.islice(pairs, size)):
+        yield window
