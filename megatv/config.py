@@ -315,26 +315,30 @@ class Config:
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file, apply `section.key=value` overrides (values in YAML) and check everything.
+    """Read a YAML file, apply `section.key=value` overrides and check everything.
 
-    Raises ValueError with the file, the key and the remedy.
+    Values are in YAML. ValueError with file, key and remedy.
     """
-    path = Path(path)
+    tree = read_yaml(path, overrides)
     try:
-        text = path.read_text(encoding="utf-8")
+        return build(Config, tree)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A YAML file's sections as plain data, with overrides; ValueError names the file."""
+    try:
+        tree = parse(Path(path).read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give --config a YAML file") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is not text; give --config a YAML file") from None
-    tree = parse(text, str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected sections such as `run:` and `model:` at the top level")
     for override in overrides:
         _override(tree, override)
-    try:
-        return config_from_dict(tree)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return tree
 
 
 def config_from_dict(tree: Mapping[str, Any]) -> Config:

@@ -16,7 +16,7 @@ _WORDS = {int: "a whole number", float: "a finite number", bool: "true or false"
 def build(cls: Any, tree: Any) -> Any:
     """Make the dataclass `cls` from plain data.
 
-    Fields may be int, float, bool, str, Literal, fixed-length tuples of these, dataclasses, and any of them
+    Fields may be int, float, bool, str, Literal, tuples of these, dataclasses, and any of them
     `| None`. Ints pass as floats and lists as tuples; nothing else is converted.
     Raises ValueError with the dotted key and the remedy.
     """
@@ -52,6 +52,10 @@ def _value(hint: Any, value: Any, where: str, paths: list[str]) -> Any:
         if not any(type(value) is type(a) and value == a for a in args):
             raise ValueError(f"{where} is {value!r}: choose one of {', '.join(map(str, args))}")
         return value
+    if origin is tuple and args[-1] is ...:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where} must be a list, got {value!r}")
+        return tuple(_value(args[0], v, f"{where}[{i}]", paths) for i, v in enumerate(value))
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(args):
             raise ValueError(f"{where} must be a list of {len(args)} values, got {value!r}")

@@ -48,6 +48,7 @@ DOORS = {
     "h5py": ["megatv.data.csgo_episode"],
     "streaming": ["megatv.data.shards", "megatv.data.remote"],
     "ray": ["megatv.curate.engine"],
+    "httpx": ["megatv.curate.endpoint"],
     "tiktoken": ["megatv.data.tokenizer"],
     "triton": ["megatv_kernels"],
     "flash_attn": ["megatv_kernels"],

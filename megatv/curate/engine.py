@@ -28,9 +28,9 @@ from megatv.curate.manifest import Item, Manifest, Record, key_of
 from megatv.log import say
 
 WINDOW = 4096
-"""Items given to Ray at once. Each is a task of its own, so that nothing finished waits for its neighbours."""
+"""Items given to Ray at once, each a task of its own, so that nothing finished waits for its neighbours."""
 CRASHES = 2
-"""Times that a task may lose its worker and start anew, since the node may have gone and not the item be bad."""
+"""Times that a task may lose its worker and start anew: the node may have gone."""
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray: items are small, frames never leave the worker that decoded them."""
 
@@ -92,8 +92,8 @@ class Summary:
         """One line for people."""
         speed = f", {self.items_per_second:.2f} items/s" if self.done_now else ", nothing new"
         return (
-            f"{self.stage}: {self.inputs} in, {self.kept} kept, {self.dropped} dropped, {self.failed} failed, "
-            f"{self.outputs} out{speed}"
+            f"{self.stage}: {self.inputs} in, {self.kept} kept, {self.dropped} dropped, "
+            f"{self.failed} failed, {self.outputs} out{speed}"
         )
 
 
@@ -188,7 +188,7 @@ def _results(stage: Stage, todo: dict[str, Item]) -> Iterator[Record]:
                 key,
                 item["id"],
                 "failed",
-                reason="its worker died (out of memory, or a crash in native code); free memory or leave it out",
+                reason="its worker died (out of memory, or a crash in native code); leave it out",
             )
 
 

@@ -41,7 +41,7 @@ class Record:
 
 
 def key_of(item: Item, stage: str, version: int, settings: Any) -> str:
-    """Hash of all that decides a result: the item (its id and what earlier stages said), the stage, settings."""
+    """Hash of all that decides a result: item (its id and what earlier stages said), stage, settings."""
     plain = json.dumps([item, stage, version, settings], sort_keys=True)
     return hashlib.sha256(plain.encode()).hexdigest()[:24]
 

@@ -1,0 +1,179 @@
+"""The whole of a data set in one YAML: which videos, every threshold, who writes the words, what is made.
+
+Read with the same strictness as a run's config: an unknown key is an error with a suggestion. The thresholds
+of the analysis are in `megatv.curate.settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from megatv.config import FPS, GROUP_FRAMES, PATCH, SPATIAL_FACTOR, read_yaml
+from megatv.curate.settings import (
+    ClipSettings,
+    EmbedSettings,
+    FaceSettings,
+    MotionSettings,
+    SegmentSettings,
+    ShotSettings,
+)
+from megatv.schema import build
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """Which videos are taken (TV2TV section 4.1: "keyword-based and other filtering criteria").
+
+    metadata      JSONL with `video` (a path below the folder) and texts such as `title`; null: all videos
+    keywords      at least one of them must be in the texts, as words, in any case; an empty list takes all
+    exclude       none of them may be
+    min_seconds, min_width_pixels, min_height_pixels, min_frames_per_second   of the file, by its header
+    """
+
+    metadata: str | None = None
+    keywords: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    min_seconds: float = 6.0
+    min_width_pixels: int = 320
+    min_height_pixels: int = 192
+    min_frames_per_second: float = 15.0
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """A server that speaks OpenAI's chat completions with images, such as `vllm serve`.
+
+    url            up to and with `/v1`
+    model          name that the server knows
+    api_key_env    environment variable that holds the key; null: none is sent
+    concurrency    requests at once, over the whole cluster
+    timeout_seconds, retries   of one request; the busy, broken or slow is asked again, ever later
+    temperature, max_tokens    of a reply
+    image_width_pixels, jpeg_quality   of the frames sent, which keep their aspect ratio
+    prompt_price, completion_price     of a million tokens, in any currency, for the cost counters
+    """
+
+    url: str
+    model: str
+    api_key_env: str | None = None
+    concurrency: int = 16
+    timeout_seconds: float = 120.0
+    retries: int = 5
+    temperature: float = 0.2
+    max_tokens: int = 1024
+    image_width_pixels: int = 448
+    jpeg_quality: int = 85
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"endpoint.url is {self.url!r}: give one such as http://localhost:8000/v1")
+        for key in ("concurrency", "timeout_seconds", "max_tokens", "image_width_pixels", "jpeg_quality"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"endpoint.{key} is {getattr(self, key)}: it must be above 0")
+        if self.retries < 0:
+            raise ValueError(f"endpoint.retries is {self.retries}: it must not be negative")
+
+
+@dataclass(frozen=True)
+class QualitySettings:
+    """The model's score of a clip, 1 to 10 (TV2TV appendix B.1); lower than `min_score` is dropped.
+
+    frames   shown from each of start, centre and end: consecutive ones, `frame_seconds` apart
+    """
+
+    min_score: float = 6.0
+    frames: int = 3
+    frame_seconds: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_score <= 10 or self.frames < 1 or self.frame_seconds <= 0:
+            raise ValueError("quality needs min_score from 1 to 10, frames >= 1 and frame_seconds > 0")
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """Who writes the words.
+
+    words_from           JSONL that people wrote, as `tools/make_shards.py` reads it; null: the endpoint
+    frames_per_segment   shown of every segment     frames_per_clip   shown for the meta and detailed captions
+    detailed             whether Think2V's long caption is asked for
+    """
+
+    words_from: str | None = None
+    frames_per_segment: int = 4
+    frames_per_clip: int = 8
+    detailed: bool = True
+
+    def __post_init__(self) -> None:
+        if self.frames_per_segment < 1 or self.frames_per_clip < 1:
+            raise ValueError("captions.frames_per_segment and captions.frames_per_clip must be at least 1")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Size in pixels of the clips' own files, at 16 frames a second. Shards of that size resample no more."""
+
+    width: int = 320
+    height: int = 192
+
+    def __post_init__(self) -> None:
+        step = SPATIAL_FACTOR * PATCH
+        for key in ("width", "height"):
+            size = getattr(self, key)
+            if size < step or size % step:
+                raise ValueError(f"export.{key} is {size}: it must be a multiple of {step}")
+
+
+@dataclass(frozen=True)
+class ShardSettings:
+    """config: YAML of the run that will read the shards; it says codec, size and length of an example."""
+
+    config: str = "configs/own_videos.yaml"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All sections. Without `endpoint`: captions.words_from and `quality: null`. `shards: null` makes none."""
+
+    source: SourceSettings = field(default_factory=SourceSettings)
+    shots: ShotSettings = field(default_factory=ShotSettings)
+    embed: EmbedSettings = field(default_factory=EmbedSettings)
+    clips: ClipSettings = field(default_factory=ClipSettings)
+    motion: MotionSettings = field(default_factory=MotionSettings)
+    faces: FaceSettings = field(default_factory=FaceSettings)
+    endpoint: EndpointSettings | None = None
+    quality: QualitySettings | None = field(default_factory=QualitySettings)
+    segments: SegmentSettings = field(default_factory=SegmentSettings)
+    captions: CaptionSettings = field(default_factory=CaptionSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
+    shards: ShardSettings | None = field(default_factory=ShardSettings)
+
+    def __post_init__(self) -> None:
+        if self.endpoint is None and self.captions.words_from is None:
+            raise ValueError(
+                "nobody is there to write captions: give endpoint.url and endpoint.model of an "
+                "OpenAI-compatible server, or captions.words_from, a JSONL file of captions that people wrote"
+            )
+        if self.endpoint is None and self.quality is not None:
+            raise ValueError("quality scores come from a model: give endpoint.url, or set quality to null")
+        if self.clips.min_seconds * FPS < GROUP_FRAMES:
+            raise ValueError(
+                f"clips.min_seconds {self.clips.min_seconds:g} is less than a group of {GROUP_FRAMES} frames "
+                f"at {FPS} fps: make it at least {GROUP_FRAMES / FPS:.2f}"
+            )
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe with `section.key=value` overrides; ValueError with the file, the key and the remedy."""
+    tree = read_yaml(path, overrides)
+    try:
+        return build(Recipe, tree)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

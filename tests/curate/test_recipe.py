@@ -1,0 +1,36 @@
+"""A recipe is as strict as a run's config, and refuses at the start what cannot end well."""
+
+from pathlib import Path
+
+import pytest
+
+from megatv.curate.recipe import load_recipe
+
+SPORTS = Path(__file__).parents[2] / "configs/data/sports.yaml"
+PEOPLE = ["captions.words_from=words.jsonl", "quality=null"]
+
+
+def test_the_shipped_recipe_reads_with_a_model_or_with_people():
+    served = load_recipe(SPORTS, ["endpoint={url: 'http://localhost:8000/v1', model: seer}"])
+    assert served.endpoint.model == "seer" and served.quality.min_score == 6.0
+    spoken = load_recipe(SPORTS, [*PEOPLE, "source.keywords=[game highlights, match]"])
+    assert spoken.endpoint is None and spoken.source.keywords == ("game highlights", "match")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        ([], "nobody is there to write captions: give endpoint.url"),
+        (["captions.words_from=words.jsonl"], "set quality to null"),
+        ([*PEOPLE, "clip.min_seconds=6"], "unknown key 'clip'; did you mean 'clips'"),
+        ([*PEOPLE, "source.keywords=ball"], "source.keywords must be a list"),
+        ([*PEOPLE, "source.keywords=[3]"], r"source.keywords\[0\] must be text"),
+        ([*PEOPLE, "clips.min_seconds=2"], "less than a group of 49 frames"),
+        ([*PEOPLE, "export.width=300"], "multiple of 16"),
+        (["endpoint={url: 'localhost:8000', model: m}"], "give one such as http://localhost:8000/v1"),
+        (["endpoint={url: 'http://x/v1', model: m, concurrency: 0}"], "endpoint.concurrency is 0"),
+    ],
+)
+def test_what_cannot_work_is_refused(overrides, fault):
+    with pytest.raises(ValueError, match=fault):
+        load_recipe(SPORTS, overrides)
