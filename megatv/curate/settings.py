@@ -30,7 +30,7 @@ class ShotSettings:
     """Where one camera take ends and the next begins.
 
     method                     `transnetv2` (a 3D convolutional network, finds fades too) or `pyscenedetect`
-                               (colour differences, about 40 times faster, hard cuts only)
+                               (colour differences, far faster, hard cuts only)
     frames_per_second          rate at which a video is looked at; both methods were made for 24 to 30
     transnetv2_probability     a frame is the end of a shot above this (the authors use 0.5)
     pyscenedetect_ratio        a cut's colour difference over the mean of its two neighbours on each side
@@ -144,7 +144,7 @@ class SegmentSettings:
 class MotionSettings:
     """Clips in which little moves are dropped.
 
-    method               `dis` (Dense Inverse Search) or `farneback` (as in TV2TV, about 10 times slower)
+    method               `dis` (Dense Inverse Search) or `farneback` (as in TV2TV, slower)
     frames_per_second    rate at which neighbouring frames are compared
     width_pixels, height_pixels   every frame is scaled to this, so that one threshold fits all videos
     min_widths_per_second   least mean speed of a pixel, in frame widths a second
@@ -176,7 +176,7 @@ class FaceSettings:
     """
 
     frames_per_second: float = 2.0
-    long_side_pixels: int = 480
+    long_side_pixels: int = 320
     smallest_face: float = 0.1
     neighbours: int = 6
     max_coverage: float = 0.05
