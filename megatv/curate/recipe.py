@@ -140,7 +140,7 @@ class ShardSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All sections. Without `endpoint`: captions.words_from and `quality: null`. `shards: null` makes none."""
+    """All sections. Without `endpoint`: captions.words_from, `quality: null`. `shards: null` makes none."""
 
     source: SourceSettings = field(default_factory=SourceSettings)
     shots: ShotSettings = field(default_factory=ShotSettings)

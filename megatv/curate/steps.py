@@ -1,0 +1,261 @@
+"""The stages of the pipeline in their order, each from one item to an Outcome; see TV2TV section 4.1.
+
+An item is a video, then a shot, then a clip, and carries what earlier stages said of it: `video` (path below
+the folder), `start` and `end` in seconds, `key_frames`, `segments`, words. Stages run on workers: everything
+they read is under `Places`, on a file system that all nodes see.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatv.config import FPS
+from megatv.curate.embed import Embedder, embed_span, load_embedder
+from megatv.curate.endpoint import PROMPTS
+from megatv.curate.engine import Outcome, Stage
+from megatv.curate.filters import face_frame_size, judge_faces, judge_motion
+from megatv.curate.manifest import Item
+from megatv.curate.peaks import choose_clips, find_key_frames
+from megatv.curate.recipe import Recipe
+from megatv.curate.segments import choose_segments
+from megatv.curate.settings import EmbedSettings
+from megatv.curate.shots import find_shots
+from megatv.curate.words import human_words, model_words, score_quality
+from megatv.data.captions import read_captions
+from megatv.data.video import decode_video, iterate_video, probe, write_video
+
+VIDEO_ENDINGS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".mpg")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Folders: the raw videos, and everything that the pipeline writes."""
+
+    videos: Path
+    out: Path
+
+
+def list_videos(places: Places, recipe: Recipe) -> list[Item]:
+    """The items of the first stage: every video of the folder, or those that the metadata name.
+
+    Raises ValueError when there are none, or a line of the metadata is no object with `video`.
+    """
+    if recipe.source.metadata is None:
+        found = sorted(p for p in places.videos.rglob("*") if p.suffix.lower() in VIDEO_ENDINGS)
+        rows: list[dict[str, Any]] = [{"video": p.relative_to(places.videos).as_posix()} for p in found]
+    else:
+        rows = list(_metadata(Path(recipe.source.metadata)))
+    if not rows:
+        raise ValueError(
+            f"{places.videos}: holds no videos ({', '.join(VIDEO_ENDINGS)}); give --videos a folder"
+        )
+    items, seen = [], set()
+    for row in rows:
+        if row["video"] in seen:
+            raise ValueError(f"{recipe.source.metadata}: names '{row['video']}' twice; keep one line")
+        seen.add(row["video"])
+        file = places.videos / row["video"]
+        stamp = [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else None
+        items.append({"id": row["video"], "video": row["video"], "stamp": stamp, "metadata": row})
+    return items
+
+
+def stages(places: Places, recipe: Recipe) -> list[Stage]:
+    """All stages but the shards, in order."""
+
+    def stage(name: str, work: Any, settings: Any, version: int = 1, **options: Any) -> Stage:
+        plain = json.loads(json.dumps(settings, default=asdict))
+        return Stage(name, version, partial(work, places=places, recipe=recipe), plain, **options)
+
+    waiting: dict[str, Any] = {}
+    asked: dict[str, Any] = {}
+    if recipe.endpoint:
+        threads = min(8, recipe.endpoint.concurrency)
+        waiting = {"threads": threads, "tasks": max(1, recipe.endpoint.concurrency // threads), "cpus": 0.5}
+        e = recipe.endpoint
+        prompts = [file.read_text(encoding="utf-8") for file in sorted(PROMPTS.glob("*.txt"))]
+        asked = {
+            "model": e.model,
+            "temperature": e.temperature,
+            "width": e.image_width_pixels,
+            "prompts": prompts,
+        }
+    captions: dict[str, Any] = {"captions": recipe.captions, "endpoint": asked}
+    if recipe.captions.words_from:
+        captions = {"captions": Path(recipe.captions.words_from).read_text(encoding="utf-8")}
+        read_captions(recipe.captions.words_from)  # refuse a faulty file now, not clip by clip
+    return [
+        stage("source", _source, [recipe.source.keywords, recipe.source.exclude]),
+        stage("probe", _probe, recipe.source),
+        stage("shots", _shots, recipe.shots),
+        stage("clips", _clips, [recipe.embed, recipe.clips]),
+        stage("filters", _filters, [recipe.motion, recipe.faces]),
+        *([stage("quality", _quality, [recipe.quality, asked], **waiting)] if recipe.quality else []),
+        stage("segments", _segments, [recipe.embed, recipe.segments]),
+        stage("captions", _captions, captions, **({} if recipe.captions.words_from else waiting)),
+        stage("export", _export, [recipe.export]),
+    ]
+
+
+def _source(item: Item, places: Places, recipe: Recipe) -> Outcome:
+    if item["stamp"] is None:
+        raise ValueError(f"{places.videos / item['video']}: is not there; copy it or correct the metadata")
+    texts = " ".join(str(value) for value in item["metadata"].values()).lower()
+
+    def has(word: str) -> bool:
+        return re.search(rf"(?<!\w){re.escape(word.lower())}(?!\w)", texts) is not None
+
+    if recipe.source.keywords and not any(map(has, recipe.source.keywords)):
+        return Outcome(reason="none of source.keywords is in its metadata")
+    if found := [word for word in recipe.source.exclude if has(word)]:
+        return Outcome(reason=f"'{found[0]}' of source.exclude is in its metadata")
+    return Outcome([item])
+
+
+def _probe(item: Item, places: Places, recipe: Recipe) -> Outcome:
+    info = probe(places.videos / item["video"])
+    least = recipe.source
+    for what, value, limit in (
+        ("seconds", info.seconds, least.min_seconds),
+        ("width_pixels", info.width, least.min_width_pixels),
+        ("height_pixels", info.height, least.min_height_pixels),
+        ("frames_per_second", info.rate, least.min_frames_per_second),
+    ):
+        if value < limit:
+            return Outcome(reason=f"{what} {value:.4g} below source.min_{what} {limit:g}", facts=asdict(info))
+    return Outcome([{**item, "info": asdict(info)}], facts=asdict(info))
+
+
+def _shots(item: Item, places: Places, recipe: Recipe) -> Outcome:
+    shots = find_shots(places.videos / item["video"], recipe.shots)
+    outputs = [
+        {**item, "id": f"{item['video']}#{index:04d}", "start": start, "end": end}
+        for index, (start, end) in enumerate(shots)
+    ]
+    return Outcome(outputs, "" if outputs else "no shot is long enough", {"shots": len(shots)})
+
+
+def _clips(item: Item, places: Places, recipe: Recipe) -> Outcome:
+    span, settings = (item["start"], item["end"]), recipe.clips
+    seconds = span[1] - span[0]
+    facts = {"seconds": seconds}
+    if seconds < settings.min_seconds:
+        return Outcome(
+            reason=f"shot of {seconds:.2f} s, below clips.min_seconds {settings.min_seconds:g}", facts=facts
+        )
+    times, vectors = embed_span(places.videos / item["video"], span, _embedder(recipe.embed), recipe.embed)
+    key_frames = find_key_frames(vectors, times, settings)
+    clips = choose_clips(span, key_frames, settings)
+    outputs = [
+        {
+            **item,
+            "id": f"{item['video']}@{start:.3f}-{end:.3f}",
+            "start": start,
+            "end": end,
+            "shot_start": span[0],
+            "key_frames": [time for time in key_frames if start <= time < end],
+        }
+        for start, end in clips
+    ]
+    reason = f"{len(key_frames)} key frames, no clip with clips.min_peaks {settings.min_peaks}"
+    return Outcome(outputs, "" if outputs else reason, {**facts, "key_frames": len(key_frames)})
+
+
+def _filters(item: Item, places: Places, recipe: Recipe) -> Outcome:
+    motion, faces, info = recipe.motion, recipe.faces, item["info"]
+    size = (motion.width_pixels, motion.height_pixels)
+    verdicts = [
+        judge_motion(_frames(item, places, size, motion.frames_per_second), motion),
+        judge_faces(
+            _frames(
+                item, places, face_frame_size(info["width"], info["height"], faces), faces.frames_per_second
+            ),
+            faces,
+        ),
+    ]
+    facts = {name: value for verdict in verdicts for name, value in verdict.measures.items()}
+    reasons = [verdict.reason for verdict in verdicts if not verdict.kept]
+    return Outcome([] if reasons else [item], "; ".join(reasons), facts)
+
+
+def _quality(item: Item, places: Places, recipe: Recipe) -> Outcome:
+    assert recipe.quality is not None
+    score, facts = score_quality(item, places.videos, places.out / "cache", recipe)
+    if score < recipe.quality.min_score:
+        return Outcome(
+            reason=f"quality {score:g} below quality.min_score {recipe.quality.min_score:g}", facts=facts
+        )
+    return Outcome([{**item, "quality": score}], facts=facts)
+
+
+def _segments(item: Item, places: Places, recipe: Recipe) -> Outcome:
+    # On the grid of the shot's frames, to which the key frames belong.
+    fps, shot_start = recipe.embed.frames_per_second, item["shot_start"]
+    skipped = int((item["start"] - shot_start) * fps)
+    span = (shot_start + skipped / fps, item["end"])
+    _, vectors = embed_span(places.videos / item["video"], span, _embedder(recipe.embed), recipe.embed)
+    times = shot_start + np.arange(skipped, skipped + len(vectors)) / fps
+    clip = (item["start"], item["end"])
+    found = choose_segments(clip, vectors, times, item["key_frames"], recipe.segments)
+    return Outcome([{**item, "segments": found}], facts={"segments": len(found)})
+
+
+def _captions(item: Item, places: Places, recipe: Recipe) -> Outcome:
+    if recipe.captions.words_from:
+        return Outcome([{**item, **human_words(item, recipe.captions.words_from)}])
+    words, facts = model_words(item, places.videos, places.out / "cache", recipe)
+    return Outcome([{**item, **words}], facts=facts)
+
+
+def _export(item: Item, places: Places, recipe: Recipe) -> Outcome:
+    count = int((item["end"] - item["start"]) * FPS + 1e-6)
+    frames = decode_video(
+        places.videos / item["video"],
+        width=recipe.export.width,
+        height=recipe.export.height,
+        start_seconds=item["start"],
+        frames=count,
+    )
+    name = re.sub(r"[^\w.-]+", "_", item["id"]) + ".mp4"
+    (places.out / "clips").mkdir(parents=True, exist_ok=True)
+    write_video(places.out / "clips" / name, frames)
+    return Outcome([{**item, "file": name}], facts={"frames": count})
+
+
+@lru_cache(maxsize=1)
+def _embedder(settings: EmbedSettings) -> Embedder:
+    """One a worker process."""
+    return load_embedder(settings)
+
+
+def _frames(item: Item, places: Places, size: tuple[int, int], fps: float) -> Iterator[np.ndarray]:
+    """The clip's frames at a size and rate."""
+    frames = iterate_video(
+        places.videos / item["video"], width=size[0], height=size[1], start_seconds=item["start"], fps=fps
+    )
+    return islice(frames, max(1, int((item["end"] - item["start"]) * fps)))
+
+
+def _metadata(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); source.metadata is a JSONL file") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path} line {number}: is not valid JSON ({error})") from None
+            if not isinstance(row, dict) or not isinstance(row.get("video"), str):
+                raise ValueError(f"{path} line {number}: must be an object with `video`, a path")
+            yield row

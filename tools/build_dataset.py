@@ -1,0 +1,117 @@
+"""From a folder of raw videos to captioned, segmented examples in shards, with a report of every decision.
+
+    python tools/build_dataset.py --videos DIR --out DIR --config configs/data/sports.yaml [key=value ...]
+
+Stages: source, probe, shots, clips, filters, quality, segments, captions, export, shards. Each leaves a
+manifest in OUT/manifests, so that the command may be interrupted (kill -9 too) and started again: finished
+items are skipped, failed ones also unless --retry-failed. OUT/report.html shows what was kept, dropped and
+failed, and why.
+`--ray-address HOST:PORT` runs the same on a Ray cluster whose nodes see both folders under the same paths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from megatv.curate.engine import Summary, run_stage, start_ray
+from megatv.curate.manifest import Item, Record
+from megatv.curate.recipe import ShardSettings, load_recipe
+from megatv.curate.report import write_report
+from megatv.curate.steps import Places, list_videos, stages
+from megatv.log import main_guard, say
+
+MAKE_SHARDS = Path(__file__).with_name("make_shards.py")
+USAGE = ("requests", "cached", "retries", "repairs", "prompt_tokens", "completion_tokens", "cost")
+
+
+def main() -> None:
+    """Run every stage, write captions.jsonl, the shards and the report."""
+    args = _arguments()
+    recipe = load_recipe(args.config, args.overrides)
+    if not args.videos.is_dir():
+        raise ValueError(f"--videos {args.videos}: is no folder")
+    places = Places(args.videos.resolve(), args.out.resolve())
+    items, chain = list_videos(places, recipe), stages(places, recipe)
+    start_ray(args.ray_address)
+    results: list[tuple[list[Item], list[Record], Summary]] = []
+    for number, stage in enumerate(chain, 1):
+        manifest = places.out / "manifests" / f"{stage.name}.jsonl"
+        records, summary = run_stage(stage, items, manifest, retry_failed=args.retry_failed)
+        results.append((items, records, summary))
+        items = [output for record in records for output in record.outputs]
+        if not items and number < len(chain):
+            say(f"nothing is left after {stage.name}")
+            break
+    notes = [_usage_line(results)] if recipe.endpoint else ["words of people; no model was asked"]
+    if not items:
+        notes.append(f"nothing is left after {results[-1][2].stage}: there are no shards")
+    else:
+        captions = write_captions(places.out / "captions.jsonl", items)
+        if recipe.shards:
+            notes.append(make_shards(places.out, captions, recipe.shards))
+    write_report(places.out / "report.html", places.videos, results, notes)
+    say("\n".join([*notes, f"report: {places.out / 'report.html'}"]))
+
+
+def write_captions(path: Path, items: list[Item]) -> Path:
+    """The captions file of the exported clips, as `megatv.data.captions` describes it."""
+    keys = ("meta_caption", "detailed_caption", "captions")
+    lines = [json.dumps({"video": item["file"], **{key: item[key] for key in keys}}) + "\n" for item in items]
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(lines), encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def make_shards(out: Path, captions: Path, settings: ShardSettings) -> str:
+    """Make OUT/shards with tools/make_shards.py unless they stand there from the same input; a note of it."""
+    shards, stamp = out / "shards", out / "shards.made_from"
+    config = Path(settings.config)
+    if not config.is_file():
+        raise ValueError(f"shards.config {config}: is no file; name the YAML of a run")
+    made_from = hashlib.sha256(captions.read_bytes() + config.read_bytes()).hexdigest()
+    if shards.is_dir() and stamp.is_file() and stamp.read_text() == made_from:
+        return f"shards: {shards} (made before from the same clips and words)"
+    stamp.unlink(missing_ok=True)
+    if shards.is_dir():
+        shutil.rmtree(shards)
+    command = [sys.executable, str(MAKE_SHARDS), "--config", str(config), "--videos", str(out / "clips"),
+               "--captions", str(captions), "--out", str(shards), "--device", settings.device]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"shards: {done.stderr.strip().splitlines()[-1] if done.stderr else 'failed'}")
+    stamp.write_text(made_from)
+    return f"shards: {done.stdout.strip()}"
+
+
+def _usage_line(results: list[tuple[list[Item], list[Record], Summary]]) -> str:
+    """Sums over all records that hold, those of earlier runs included."""
+    records = [record for _, stage_records, _ in results for record in stage_records]
+    sums = {name: sum(record.facts.get(name, 0) for record in records) for name in USAGE}
+    return "model: " + ", ".join(f"{name} {value:g}" for name, value in sums.items())
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help="folder of raw videos")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="everything is written here")
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="YAML", help="such as configs/data/sports.yaml"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster; default: this machine")
+    parser.add_argument("--retry-failed", action="store_true", help="do failed items again")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main_guard(main)
