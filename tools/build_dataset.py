@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from megatv.curate.engine import Summary, run_stage, start_ray
 from megatv.curate.manifest import Item, Record
@@ -28,6 +29,7 @@ from megatv.curate.steps import Places, list_videos, stages
 from megatv.log import main_guard, say
 
 MAKE_SHARDS = Path(__file__).with_name("make_shards.py")
+WORDS = ("meta_caption", "detailed_caption", "captions")
 USAGE = ("requests", "cached", "retries", "repairs", "prompt_tokens", "completion_tokens", "cost")
 
 
@@ -62,12 +64,24 @@ def main() -> None:
 
 def write_captions(path: Path, items: list[Item]) -> Path:
     """The captions file of the exported clips, as `megatv.data.captions` describes it."""
-    keys = ("meta_caption", "detailed_caption", "captions")
-    lines = [json.dumps({"video": item["file"], **{key: item[key] for key in keys}}) + "\n" for item in items]
+    lines = [json.dumps(_caption_line(item)) + "\n" for item in items]
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(lines), encoding="utf-8")
     os.replace(partial, path)
     return path
+
+
+def _caption_line(item: Item) -> dict[str, Any]:
+    """One exported clip: its words, the score of the model if it has one, and where it comes from."""
+    line = {"video": item["file"], **{key: item[key] for key in WORDS}}
+    if "quality" in item:
+        line["quality"] = {"model_score": item["quality"]}
+    origin = {
+        "from_video": item["video"],
+        "clip_start_seconds": item["start"],
+        "clip_end_seconds": item["end"],
+    }
+    return {**line, "source": origin}
 
 
 def make_shards(out: Path, captions: Path, settings: ShardSettings) -> str:

@@ -94,6 +94,11 @@ def test_real_clips_become_captioned_segments_and_shards(tmp_path, model):
     shards = Shards(tmp_path / "shards")
     sources = {shards[i].id.split(".mp4")[0] for i in range(len(shards))}
     assert sources == {"basketball", "arm_wrestling"}
+    for record in map(shards.record, range(len(shards))):
+        assert record.quality == {"model_score": 8} and record.source["from_video"] in (
+            "basketball.mp4",
+            "arm_wrestling.mp4",
+        )
 
     asked = len(model.asked)
     again = build(CLIPS, tmp_path, *options)
