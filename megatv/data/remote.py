@@ -22,7 +22,7 @@ from pathlib import Path
 import xxhash
 
 from megatv.config import DataConfig
-from megatv.data.format import Record
+from megatv.data.format import Record, hash_file
 from megatv.data.shards import HASH, LENGTHS, Encode, Shards
 
 ATTEMPTS = 3
@@ -245,9 +245,7 @@ def _matches(path: Path, size: int, digest: str) -> bool:
     if path.stat().st_size != size:
         return False
     hashed = xxhash.xxh64()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            hashed.update(block)
+    hash_file(path, hashed)
     return hashed.hexdigest() == digest
 
 
