@@ -49,7 +49,7 @@ class BadSamples:
             named = "; ".join(map(str, sorted(self._known.values())))
             raise ValueError(
                 f"{len(self._known)} samples cannot be used and data.max_bad_samples is {self.limit}: mend "
-                f"the data (tools/make_shards.py --verify DIR checks it) or raise the limit. {named}"
+                f"the data (tools/shards.py verify DIR checks it) or raise the limit. {named}"
             )
 
 
