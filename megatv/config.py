@@ -89,7 +89,7 @@ class SequenceConfig:
     """How an example becomes a sequence (TV2TV sections 2.1, 2.2 and 3.1) and a packed row.
 
     context_tokens    S, rows of one packed row, both copies of every chunk counted (Max Context Length)
-    examples_per_row  examples packed into one row
+    examples_per_row  examples of full length that one row has room for; short ones share it
     text_dropout      p_txt-drop: each segment alone, and the whole sample's text, are dropped with it
     clean_flip        p_clean-vid-flip: a clean chunk is replaced by its noisy sample
     timestep_mean, timestep_std   t = sigmoid(n), n ~ N(mean, std^2); the table's 1.96 is the variance 1.4^2
@@ -180,7 +180,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """examples: examples of one optimizer step over the whole run (the paper's batch size)."""
+    """examples: of full length in one optimizer step over all ranks (the paper's batch size)."""
 
     examples: int
 

@@ -68,7 +68,7 @@ class Trainer:
         record = self._open_log()
         with StopSignal() as signal:
             self.feed = Feed(self.loader, self.mesh, self.device, self.done)
-            clock = Clock(config, self.done)
+            clock = Clock(config, self.done, self.loader.examples_per_step)
             while self.done < config.run.steps:
                 micro_batches = self.feed.next()
                 clock.got_data()
@@ -258,8 +258,8 @@ class Trainer:
 class Clock:
     """Where a run's time goes: data wait, steps, and how long the rest will take."""
 
-    def __init__(self, config: Config, done: int) -> None:
-        self._examples, self._done, self._steps = config.batch.examples, done, config.run.steps
+    def __init__(self, config: Config, done: int, examples_per_step: float) -> None:
+        self._examples, self._done, self._steps = examples_per_step, done, config.run.steps
         self._tokens = config.rows_per_step * config.sequence.context_tokens
         self._all: list[float] = []
         self._window: list[tuple[float, float]] = []

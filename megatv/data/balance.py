@@ -27,14 +27,22 @@ def attention_pairs(chunks: np.ndarray, text_tokens: np.ndarray, tokens_per_chun
     return t * (t + 1) / 2 + t * p * n / 2 + 2 * p * n * (t + p * n) * (n + 1) / (2 * np.maximum(n, 1))
 
 
+def text_rows(chunks: np.ndarray, text_bytes: np.ndarray, bytes_per_token: float) -> np.ndarray:
+    """float64 [n]: text rows of examples of so many chunks and bytes of words.
+
+    The words, BOF and EOF of every chunk, BOS, EOS and the newline after the meta-caption.
+    """
+    return 2 * chunks + 3 + text_bytes / bytes_per_token
+
+
 def example_costs(lengths: np.ndarray, tokens_per_chunk: int, text_budget: int) -> np.ndarray:
     """float64 [n]: estimated pairs of examples from their `lengths` [n, 2] (valid latents, bytes of text).
 
-    The markers BOF and EOF of every chunk, BOS and EOS count as text; `text_budget` cuts what is longer.
+    `text_budget` cuts what is longer.
     """
-    chunks = lengths[:, 0]
-    text = 2 * chunks + 2 + lengths[:, 1] / BYTES_PER_TOKEN
-    return attention_pairs(chunks, np.minimum(text, text_budget), tokens_per_chunk)
+    chunks, text_bytes = lengths.T
+    text = np.minimum(text_rows(chunks, text_bytes, BYTES_PER_TOKEN), text_budget)
+    return attention_pairs(chunks, text, tokens_per_chunk)
 
 
 def deal(costs: np.ndarray, plain: list[list[int]]) -> list[list[int]]:

@@ -1,8 +1,8 @@
 """From a step's number to its batches: no iterator state, so a resumed run goes on exactly where it was.
 
-Global example g = step * examples_per_step + j is example `order[g % n]` of epoch g // n. A step's examples
-are grouped into rows and the rows dealt to the data-parallel ranks, by attention cost where the shards note
-the lengths (`megatv.data.balance`), else in turn. What a step trains on is a function of (seed, step) and of
+Step s trains on rows s * rows_per_step and the following, counted over all epochs, which `megatv.data.order`
+fills with examples and which are dealt to the data-parallel ranks by attention cost where the shards note the
+lengths (`megatv.data.balance`), else in turn. What a step trains on is a function of (seed, step) and of
 which samples are bad (`megatv.data.bad`); it does not depend on the number of ranks or workers.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import queue
 import threading
 import time
@@ -22,13 +21,13 @@ import numpy as np
 import torch
 
 from megatv.config import Config
-from megatv.data.bad import BadSample, BadSamples, places_to_try
+from megatv.data.bad import BadSample, BadSamples
 from megatv.data.balance import deal, example_costs
 from megatv.data.format import check_codec
-from megatv.data.order import window_order
+from megatv.data.order import Place, RowOrder
 from megatv.data.packing import pack
 from megatv.data.sequence import build_sequence
-from megatv.data.shards import Shards, epoch_order
+from megatv.data.shards import Shards
 from megatv.data.tokenizer import Tokenizer
 from megatv.types import Batch, Sequence
 
@@ -43,9 +42,10 @@ STALL_SECONDS = 900
 class Loader:
     """Batches of one data-parallel rank; ranks that share `dp_rank` (tp and pp siblings) build equal ones.
 
-    train: examples in the epoch's order, with text dropout and clean flips, and up to `data.max_bad_samples`
-    samples that cannot be used replaced; else in stored order, without, and any bad sample is an error, since
-    losses are compared only over the same rows. pin: in page-locked memory, from which a GPU copies at once.
+    train: rows filled and shuffled anew in every epoch, with text dropout and clean flips, and up to
+    `data.max_bad_samples` samples that cannot be used replaced; else `examples_per_row` examples a row in
+    stored order, without, and any bad sample is an error: losses are compared only over the same rows.
+    pin: in page-locked memory, from which a GPU copies at once.
     Raises ValueError when the shards were not made for the config or `dp_size` does not divide a step's rows.
     """
 
@@ -67,9 +67,15 @@ class Loader:
         self.dp_rank, self.dp_size, self.train, self.pin = dp_rank, dp_size, train, pin
         self.bad = BadSamples(config.data.max_bad_samples)
         self._met: dict[int, list[BadSample]] = {}
-        self._order = functools.lru_cache(maxsize=2)(self._epoch_order)
+        if train:
+            self._order = RowOrder(shards.lengths, shards.shard_sizes, config, tokenizer.bytes_per_token)
         workers = config.data.workers
         self._map = map if workers == 1 else ThreadPoolExecutor(workers, "megatv-row").map
+
+    @property
+    def examples_per_step(self) -> float:
+        """Examples of a step on average; more than `batch.examples` where short ones share a place."""
+        return self.config.rows_per_step * len(self.shards) / len(self._order)
 
     def step(self, step: int) -> list[Batch]:
         """This rank's micro-batches of optimizer step `step`, counted from 0; a pure function of it.
@@ -77,7 +83,7 @@ class Loader:
         Raises ValueError when more samples cannot be used than the config allows.
         """
         met: list[BadSample] = []
-        batches = self._rows(self.plan(step)[self.dp_rank], met)
+        batches = self._build_rows(self.plan(step)[self.dp_rank], met)
         if met:
             self._met[step] = met
         return batches
@@ -86,21 +92,17 @@ class Loader:
         """The bad samples that `step` met and replaced, by index; asked once for a step that was built."""
         return sorted(set(self._met.pop(step, [])))
 
-    def plan(self, step: int) -> list[list[list[int]]]:
-        """The step's global examples as [dp_size][accumulation][examples_per_row]; equal on every rank."""
-        size, count, dp = self.config.sequence.examples_per_row, self.config.rows_per_step, self.dp_size
-        first = step * count * size
-        rows = [list(range(row * size, (row + 1) * size)) for row in range(count)]
+    def plan(self, step: int) -> list[list[list[Place]]]:
+        """The step's examples as [dp_size][accumulation][of a row]; equal on every rank."""
+        count, dp = self.config.rows_per_step, self.dp_size
+        rows = self._order.rows(range(step * count, (step + 1) * count))
         hands = [list(range(rank, count, dp)) for rank in range(dp)]
-        if self.train and self.shards.lengths is not None:
-            n = len(self.shards)
-            indices = [self._at(*divmod(first + i, n)) for i in range(count * size)]
-            costs = example_costs(
-                self.shards.lengths[indices], self.config.tokens_per_chunk, self.config.text_rows_per_example
-            )
-            rows = deal(costs, rows)
-            hands = deal(np.array([costs[row].sum() for row in rows]), hands)
-        return [[[first + i for i in rows[row]] for row in hand] for hand in hands]
+        if self.shards.lengths is not None:
+            lengths = self.shards.lengths[[place.index for row in rows for place in row]]
+            costs = example_costs(lengths, self.config.tokens_per_chunk, self.config.text_rows_per_example)
+            firsts = np.cumsum([0, *map(len, rows[:-1])])
+            hands = deal(np.add.reduceat(costs, firsts), hands)
+        return [[rows[i] for i in hand] for hand in hands]
 
     def validation(self, rows: int) -> list[Batch]:
         """This rank's share of the first `rows` packed rows, for a loader that does not `train`.
@@ -114,9 +116,15 @@ class Loader:
                 f"log.val_rows {rows} cannot be shared equally by {self.dp_size} data-parallel ranks: "
                 f"make it a multiple of {self.dp_size}"
             )
-        size = self.config.sequence.examples_per_row
-        mine = range(self.dp_rank, rows, self.dp_size)
-        return self._rows([list(range(row * size, (row + 1) * size)) for row in mine], [])
+        size, n = self.config.sequence.examples_per_row, len(self.shards)
+        budget = self.config.text_rows_per_example
+        return self._build_rows(
+            [
+                [Place(e % n, e // n, budget) for e in range(row * size, (row + 1) * size)]
+                for row in range(self.dp_rank, rows, self.dp_size)
+            ],
+            [],
+        )
 
     def iterate(self, start_step: int) -> Iterator[list[Batch]]:
         """`step(start_step)`, `step(start_step + 1)` and so on without end, built ahead by a thread.
@@ -152,56 +160,55 @@ class Loader:
                 with contextlib.suppress(queue.Empty):  # make room for what it may be waiting to hand over
                     ready.get(timeout=0.01)
 
-    def _rows(self, rows: list[list[int]], met: list[BadSample]) -> list[Batch]:
-        """The packed rows of these global examples, built by the workers."""
+    def _build_rows(self, rows: list[list[Place]], met: list[BadSample]) -> list[Batch]:
+        """The packed rows, built by the workers."""
 
-        def build(row: list[int]) -> Batch:
-            batch = pack([self._sequence(example, met) for example in row], self.config)
+        def build(row: list[Place]) -> Batch:
+            sequences = [s for place in row if (s := self._sequence(place, met))]
+            if not sequences:
+                first = row[0].index
+                raise ValueError(
+                    f"{self.shards.path}: none of the samples that fit in the place of example {first} can "
+                    f"be used; {self.bad.get(first)}"
+                )
+            batch = pack(sequences, self.config)
             return _pinned(batch) if self.pin else batch
 
         return list(self._map(build, rows))
 
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        seed, window = self.config.run.seed, self.config.data.shuffle_shards
-        if window == 0:
-            return epoch_order(seed, epoch, len(self.shards))
-        return window_order(seed, epoch, self.shards.shard_sizes, window)
-
-    def _at(self, epoch: int, place: int) -> int:
-        """The shards' example at this place of this epoch."""
-        if not self.train:
-            return place
-        return int(self._order(epoch)[place])
-
-    def _sequence(self, example: int, met: list[BadSample]) -> Sequence:
-        """The sequence of global example `example`, or of the first that can be used in its place."""
-        epoch, place = divmod(example, len(self.shards))
-        for candidate in places_to_try(place, len(self.shards)):
-            index = self._at(epoch, candidate)
+    def _sequence(self, place: Place, met: list[BadSample]) -> Sequence | None:
+        """The sequence of this place's example, or of the first that can be used in its stead, if any can."""
+        for index in self._order.substitutes(place.index) if self.train else [place.index]:
             bad = self.bad.get(index)
             if bad is None:
-                built = self._build(index, epoch, example)
+                built = self._build(dataclasses.replace(place, index=index))
                 if isinstance(built, Sequence):
                     return built
                 if not self.train:
                     raise ValueError(str(built))
                 self.bad.add(bad := built)
             met.append(bad)
-        raise ValueError(f"{self.shards.path}: not one of its {len(self.shards)} samples can be used; {bad}")
+        return None
 
-    def _build(self, index: int, epoch: int, example: int) -> Sequence | BadSample:
+    def _build(self, place: Place) -> Sequence | BadSample:
         """The sequence, or why there is none; an error that is not the data's is raised with the sample."""
-        name = f"example {index} of the shards"
+        name = f"example {place.index} of the shards"
         try:
-            sample = self.shards[index]
+            sample = self.shards[place.index]
             name = sample.id
             return build_sequence(
-                sample, self.tokenizer, self.config, seed=self.config.run.seed, epoch=epoch, train=self.train
+                sample,
+                self.tokenizer,
+                self.config,
+                seed=self.config.run.seed,
+                epoch=place.epoch,
+                train=self.train,
+                text_rows=place.text_rows,
             )
         except (ValueError, OSError) as error:
-            return BadSample(index, name, str(error))
+            return BadSample(place.index, name, str(error))
         except Exception as error:
-            error.add_note(f"while building sample '{name}' (example {example} of the run)")
+            error.add_note(f"while building sample '{name}' (example {place.index} of the shards)")
             raise
 
 

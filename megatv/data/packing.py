@@ -13,7 +13,7 @@ from megatv.types import IGNORE, Batch, Sequence
 
 
 def pack(sequences: List[Sequence], config: Config) -> Batch:
-    """Lay up to `examples_per_row` sequences one after the other into a packed row of S = `context_tokens`.
+    """Lay sequences one after the other into a packed row of S = `context_tokens`.
 
     What they leave free is padding: token 0 and latents 0 at t = 1, without loss, seen by nobody but
     themselves. Raises ValueError when the sequences do not fit the config's capacities.

@@ -210,13 +210,20 @@ class Cursor:
 
 
 def build_sequence(
-    example: Example, tokenizer: Tokenizer, config: Config, *, seed: int, epoch: int, train: bool = True
+    example: Example,
+    tokenizer: Tokenizer,
+    config: Config,
+    *,
+    seed: int,
+    epoch: int,
+    train: bool = True,
+    text_rows: int | None = None,
 ) -> Sequence:
     """The sequence of `example` in this epoch; a pure function of its arguments.
 
     Without `train` no text is dropped and no clean copy flipped; noise and times stay. Trailing chunks whose
-    text exceeds `config.text_rows_per_example` are left out whole, never cut. Raises ValueError when not even
-    the first chunk fits or the latents are not of the configured shape.
+    text exceeds `text_rows` (`config.text_rows_per_example` unless given) are left out whole, never cut.
+    Raises ValueError when not even the first chunk fits or the latents are not of the configured shape.
     """
     expected = (config.latents, LATENT_CHANNELS, config.latent_height, config.latent_width)
     if example.latents.shape != expected:
@@ -228,7 +235,7 @@ def build_sequence(
     plan = interleave(example, tokenizer, config.sequence)
     if train:
         plan = drop_text(plan, draws, config.sequence.text_dropout)
-    plan = _fit(plan, config.text_rows_per_example, example.id)
+    plan = _fit(plan, text_rows or config.text_rows_per_example, example.id)
     return Sequence(
         id=example.id,
         **_text_rows(plan, tokenizer, config),
@@ -241,8 +248,8 @@ def _fit(plan: Plan, budget: int, sample: str) -> Plan:
         if (fitting := plan.first(chunks)).rows <= budget:
             return fitting
     raise ValueError(
-        f"sample {sample}: the text up to its first chunk takes {plan.first(1).rows} rows, but an "
-        f"example has {budget} text rows: shorten the text or raise sequence.context_tokens"
+        f"sample {sample}: the text up to its first chunk takes {plan.first(1).rows} rows, but it "
+        f"may have {budget}: shorten the text or raise sequence.context_tokens"
     )
 
 

@@ -4,7 +4,7 @@
     DIR/shard.00000.mds ..    the examples; `megatv.data.format` describes them
     DIR/dataset.json          what they are: size, groups, rate, codec, latents or clips (`DatasetInfo`)
     DIR/latent_stats.json     mean and std that `Shards` normalises with (`LatentStats`)
-    DIR/lengths.npy           int32 [n, 2]: valid latents and bytes of text of every example, to balance with
+    DIR/lengths.npy           int32 [n, 2]: valid latents and bytes of text of every example, to fill rows by
 
 The only module that knows MosaicML streaming. It uses streaming's file format with plain random access: no
 shared memory, no background download, so nothing is left behind by a killed process, and a damaged shard is
@@ -14,7 +14,6 @@ an error where streaming itself would end the epoch early or wait for ever.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import os
 import shutil
@@ -276,18 +275,6 @@ def verify(path: str | Path, *, hashes: bool = True) -> None:
         others = f" ({len(faults)} of {len(shards)} shards are damaged)" if len(faults) > 1 else ""
         file, fault = faults[0]
         raise ValueError(f"{file}: {fault}{others}; {REMEDY}")
-
-
-@functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """int64 [n]: the examples' order in this epoch, a permutation that depends on (seed, epoch, n) alone.
-
-    The ranks of Philox's raw output: a bit stream that numpy promises not to change, unlike `permutation`.
-    """
-    key = np.array([seed, epoch], dtype=np.uint64)
-    order = np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")
-    order.flags.writeable = False
-    return order
 
 
 def _fault(file: Path, info: dict[str, Any], hashes: bool) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 from pathlib import Path
 
 import tiktoken
@@ -27,6 +28,9 @@ LLAMA3_SPECIALS = 256
 TOY_PATTERN = r"\([^()\s]*(?: [^()\s]+)*\)\.?| ?\S+|\s+"
 """What stands in brackets, or a word, with its punctuation: the keys and every number of an action line are
 one token each, so all lines are equally long and the last chunk is always equally far away."""
+
+TYPICAL = "The player in white shoots, and the ball drops through the net.", "(w, shift). -30, 0, 0, 1."
+"""The two kinds of text that are trained on: captions and actions."""
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|bof|>", "<|eof|>")
 
@@ -56,6 +60,11 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`; special tokens show as `<|bof|>` and the like, broken UTF-8 as U+FFFD."""
         return self._encoding.decode(ids)
+
+    @functools.cached_property
+    def bytes_per_token(self) -> float:
+        """Bytes of text that a token covers, in the kind of text where it covers fewest."""
+        return min(len(text.encode()) / len(self.encode(text)) for text in TYPICAL)
 
 
 def load_tokenizer(path: str) -> Tokenizer:

@@ -1,7 +1,6 @@
 """Dealing keeps every item, gives all hands the same number, and is never worse than dealing in turn."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from megatv_kernels import Document, build_record
@@ -68,5 +67,3 @@ def test_pairs_are_those_of_the_record(chunks, between, tokens):
 def test_text_beyond_the_budget_costs_nothing():
     costs = example_costs(np.array([[26, 4 * 522], [26, 10**6], [25, 0]]), 240, 576)
     assert costs[0] == costs[1] > costs[2]
-    with pytest.raises(IndexError):
-        example_costs(np.array([26, 4]), 240, 576)

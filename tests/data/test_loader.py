@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from megatv.config import config_from_dict
 from megatv.data import loader as loader_module
 from megatv.data.loader import Loader
-from megatv.data.shards import DatasetInfo, Shards, ShardWriter, epoch_order
+from megatv.data.order import RowOrder
+from megatv.data.shards import DatasetInfo, Shards, ShardWriter
 from megatv.data.stats import LatentStats
 from megatv.data.tokenizer import load_tokenizer
 from megatv.types import Caption
@@ -104,29 +105,56 @@ def test_the_ranks_together_train_on_the_same_rows_whatever_their_number(make, s
 
 @settings(max_examples=25, deadline=None)
 @given(step=st.integers(0, 10**6), dp_size=st.sampled_from([1, 2, 4]))
-def test_every_global_example_goes_to_one_rank(shards, tokenizer, step, dp_size):
+def test_every_row_goes_to_one_rank(shards, tokenizer, step, dp_size):
     config = make_config()
     got = [
-        i
+        batch.ids
         for rank in range(dp_size)
-        for i in ids(Loader(shards, tokenizer, config, dp_rank=rank, dp_size=dp_size).step(step))
+        for batch in Loader(shards, tokenizer, config, dp_rank=rank, dp_size=dp_size).step(step)
     ]
-    expected = [
-        f"clip-{epoch_order(3, g // EXAMPLES, EXAMPLES)[g % EXAMPLES]}" for g in range(step * 8, step * 8 + 8)
-    ]
-    assert sorted(got) == sorted(expected)
+    order = RowOrder(shards.lengths, shards.shard_sizes, config, tokenizer.bytes_per_token)
+    rows = order.rows(range(step * 4, step * 4 + 4))
+    assert sorted(got) == sorted(tuple(f"clip-{place.index}" for place in row) for row in rows)
 
 
 def test_epochs_follow_each_other_inside_a_step(make):
     loader = make()
-    steps = [collections.Counter(ids(loader.step(step))) for step in range(11)]
+    steps = [collections.Counter(ids(loader.step(step))) for step in range(9)]
     seen = collections.Counter()
-    for step in steps:  # 8 examples a step, 11 an epoch: nobody comes a third time before all came once
+    for step in steps:  # 4 rows a step, 6 an epoch: nobody comes a third time before all came once
         seen += step
         times = [seen[f"clip-{i}"] for i in range(EXAMPLES)]
         assert max(times) - min(times) <= 2
-    assert set(times) == {8}
-    assert len({tuple(sorted(step)) for step in steps}) > 8
+    assert set(times) == {6}
+    assert len({tuple(sorted(step)) for step in steps}) > 6
+    assert loader.examples_per_step == 4 * EXAMPLES / 6
+
+
+def test_short_examples_share_a_place(tokenizer, tmp_path):
+    """Rows with room for two of 13 chunks hold four of 6, each with its own words, masked from the others."""
+    info = DatasetInfo(width=16, height=16, groups=1, codec={"kind": "dct"})
+    with ShardWriter(tmp_path / "set", info) as writer:
+        for index in range(8):
+            writer.write(
+                f"clip-{index}",
+                np.ones(info.latent_shape, np.float32),
+                captions=(Caption(0.0, f"(w). {index}, 0, 0, 0."),),
+                meta_caption="",
+                detailed_caption="",
+                valid_latents=6,
+                ends_clip=True,
+                source={},
+            )
+        writer.finish(LatentStats(np.zeros((2, 16), np.float32), np.ones((2, 16), np.float32)))
+    config = make_config(sequence={"text_dropout": 0}, batch={"examples": 4})
+    loader = Loader(Shards(tmp_path / "set"), tokenizer, config, dp_rank=0, dp_size=1)
+    batches = loader.step(0)
+    assert [len(batch.ids) for batch in batches] == [4, 4] and len(set(ids(batches))) == 8
+    assert loader.examples_per_step == 8
+    for batch in batches:
+        assert len(batch.record.documents) == 4 and int(batch.chunk_loss.sum()) == 24
+        words = tokenizer.decode([i for i in batch.text_ids.tolist() if i < tokenizer.bos])
+        assert all(f"(w). {i.removeprefix('clip-')}, 0, 0, 0." in words for i in batch.ids)
 
 
 def test_the_same_sample_gets_new_noise_in_another_epoch(make):

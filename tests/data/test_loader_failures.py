@@ -103,8 +103,8 @@ def test_a_lost_shard_costs_its_samples_and_no_place(copied, damage, workers):
     met = []
     for step, batches in zip(range(3), loader.iterate(0), strict=False):
         got = ids(batches)
-        kept = collections.Counter(healthy[step]) - collections.Counter(lost)
-        assert len(got) == 8 and not kept - collections.Counter(got) and not lost & set(got)
+        kept = collections.Counter(i for i in healthy[step] if i not in lost)
+        assert len(got) == len(healthy[step]) and not kept - collections.Counter(got) and not lost & set(got)
         met += loader.met(step)
     assert {bad.index for bad in met} == set(range(PER_SHARD, 2 * PER_SHARD))
     assert all("shard.00001.mds" in bad.reason for bad in met)
@@ -137,7 +137,7 @@ def test_where_nothing_can_be_used_the_search_ends(copied):
     shards = Shards(copied)
     for file in copied.glob("*.mds"):
         file.unlink()
-    with pytest.raises(ValueError, match="not one of its 24 samples can be used"):
+    with pytest.raises(ValueError, match=r"none of the samples that fit in the place of example \d+ can be"):
         make(shards, max_bad_samples=1000).step(0)
 
 
@@ -159,10 +159,9 @@ def test_a_sample_that_does_not_build_is_left_out_by_its_id(whole, monkeypatch):
     monkeypatch.setattr(loader_module, "build_sequence", fail)
     loader = make(whole)
     seen = [i for step in range(6) for i in ids(loader.step(step))]
-    assert len(seen) == 48 and "clip-7" not in seen
-    assert [b for step in range(6) for b in loader.met(step)] == [
-        BadSample(7, "clip-7", "sample clip-7: does not decode")
-    ] * 2
+    assert len(seen) > 48 and "clip-7" not in seen
+    met = [b for step in range(6) for b in loader.met(step)]
+    assert met and set(met) == {BadSample(7, "clip-7", "sample clip-7: does not decode")}
 
 
 @given(n=st.integers(1, 300), data=st.data())
@@ -206,31 +205,43 @@ def test_a_read_that_never_ends_is_an_error(whole, monkeypatch):
         release.set()
 
 
-def test_rows_are_dealt_by_attention_cost(whole):
-    """The heaviest of two ranks comes closer to the mean than when dealt in turn, by the records' pairs."""
+def test_a_place_that_nothing_fits_stays_empty(whole, monkeypatch):
+    """The shortest example is bad, and so is the only other one of its length: its row goes without it."""
     shards = Shards(whole)
-    by_turn = Shards(whole)
-    by_turn.lengths = None
+    short = np.flatnonzero(shards.lengths[:, 0] == 1)
+    read = Shards.__getitem__
 
-    def heaviest(source):
-        ranks = [make(source, rank, 2) for rank in (0, 1)]
-        sums = np.array([[sum(b.record.live_pairs() for b in r.step(s)) for r in ranks] for s in range(12)])
+    def fail(self, index):
+        if index in short:
+            raise ValueError("does not decode")
+        return read(self, index)
+
+    monkeypatch.setattr(Shards, "__getitem__", fail)
+    loader = make(whole)
+    seen = collections.Counter(i for step in range(7) for i in ids(loader.step(step)))  # four epochs
+    assert set(seen.values()) == {4} and len(seen) == EXAMPLES - len(short)
+    assert {bad.index for step in range(7) for bad in loader.met(step)} == set(short)
+
+
+def test_rows_are_dealt_by_attention_cost(whole, monkeypatch):
+    """The heaviest of two ranks comes closer to the mean than when dealt in turn, by the records' pairs."""
+
+    def heaviest():
+        ranks = [make(whole, rank, 2) for rank in (0, 1)]
+        sums = np.array([[sum(b.record.live_pairs() for b in r.step(s)) for r in ranks] for s in range(14)])
         return float((sums.max(1) / sums.mean(1)).mean())
 
-    assert heaviest(shards) < 1.06 < heaviest(by_turn)
+    dealt = heaviest()
+    monkeypatch.setattr(loader_module, "deal", lambda costs, hands: hands)
+    assert dealt - 1 < 0.8 * (heaviest() - 1)
 
 
-def test_who_is_in_a_step_does_not_depend_on_the_dealing(whole):
-    old = Shards(whole)
-    old.lengths = None
+def test_who_is_in_a_row_does_not_depend_on_the_dealing(whole):
     for step in range(4):
-        expected = sorted(ids(make(old).step(step)))
-        for dp_size in (1, 2, 4):
+        expected = sorted(tuple(sorted(b.ids)) for b in make(whole).step(step))
+        for dp_size in (2, 4):
             ranks = [make(whole, rank, dp_size).step(step) for rank in range(dp_size)]
-            assert sorted(i for rank in ranks for i in ids(rank)) == expected
-            assert {tuple(sorted(b.ids)) for rank in ranks for b in rank} == {
-                tuple(sorted(b.ids)) for b in make(whole).step(step)
-            }
+            assert sorted(tuple(sorted(b.ids)) for rank in ranks for b in rank) == expected
 
 
 def test_pages_are_locked_where_asked(whole, monkeypatch):

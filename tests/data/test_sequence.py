@@ -156,7 +156,7 @@ class TestBudget:
         assert words(build(over, letters, make_config())).count("[") == 12
 
     def test_without_room_for_the_first_chunk(self, make_example, make_config, letters):
-        with pytest.raises(ValueError, match=r"sample clip: .* takes 145 rows, but .* 144 text rows"):
+        with pytest.raises(ValueError, match=r"sample clip: .* takes 145 rows, but it may have 144"):
             build(make_example({0.0: "x" * 140}), letters, make_config())
 
 

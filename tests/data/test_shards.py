@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatv.data.shards import DatasetInfo, Shards, ShardWriter, epoch_order, verify
+from megatv.data.shards import DatasetInfo, Shards, ShardWriter, verify
 from megatv.data.stats import LatentStats
 from megatv.types import Caption
 
@@ -205,19 +205,3 @@ def test_another_version_is_refused(directory):
     (directory / "dataset.json").write_text(json.dumps({**tree, "fsp": 16}))
     with pytest.raises(ValueError, match=r"dataset\.json: must hold exactly width, height"):
         Shards(directory)
-
-
-@given(seed=st.integers(0, 2**63), epoch=st.integers(0, 2**40), n=st.integers(1, 300))
-def test_the_order_is_a_permutation_that_never_changes(seed, epoch, n):
-    order = epoch_order(seed, epoch, n)
-    assert order.dtype == np.int64 and sorted(order) == list(range(n))
-    epoch_order.cache_clear()
-    assert np.array_equal(order, epoch_order(seed, epoch, n))
-
-
-def test_the_order_depends_on_seed_and_epoch_and_mixes_evenly():
-    orders = [tuple(epoch_order(seed, epoch, 50)) for seed in range(5) for epoch in range(5)]
-    assert len(set(orders)) == 25
-    places = np.mean([np.argsort(epoch_order(0, epoch, 20)) for epoch in range(2000)], axis=0)
-    assert np.abs(places - 9.5).max() < 5 * np.sqrt((20**2 - 1) / 12 / 2000)
-    assert epoch_order(7, 3, 6).tolist() == [2, 5, 3, 0, 4, 1]  # pinned: old runs must resume in old order
