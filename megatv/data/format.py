@@ -183,6 +183,13 @@ def hash_file(file: Path, digest: xxhash.xxh64) -> None:
             digest.update(block)
 
 
+def file_digest(file: Path) -> str:
+    """xxh64 of a file's bytes, in hexadecimal."""
+    digest = xxhash.xxh64()
+    hash_file(file, digest)
+    return digest.hexdigest()
+
+
 def read_json(path: Path) -> Any:
     """Plain data of a JSON file of a shard directory; ValueError with file and remedy."""
     try:

@@ -19,10 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import xxhash
-
 from megatv.config import DataConfig
-from megatv.data.format import Record, hash_file
+from megatv.data.format import Record, file_digest
 from megatv.data.shards import HASH, LENGTHS, Encode, Shards
 
 ATTEMPTS = 3
@@ -218,8 +216,7 @@ def _fetch_description(url: str, cache_dir: Path) -> Path:
                     f"{url}/{name}: cannot be fetched ({reason}); check data.train and data.val, AWS_* and "
                     "S3_ENDPOINT_URL"
                 )
-        digest = xxhash.xxh64((Path(temporary) / "index.json").read_bytes()).hexdigest()
-        directory = cache_dir / digest
+        directory = cache_dir / file_digest(Path(temporary) / "index.json")
         directory.mkdir(exist_ok=True)
         for file in Path(temporary).iterdir():
             os.replace(file, directory / file.name)
@@ -242,11 +239,7 @@ def _download(url: str, local: Path) -> tuple[str, bool]:
 
 
 def _matches(path: Path, size: int, digest: str) -> bool:
-    if path.stat().st_size != size:
-        return False
-    hashed = xxhash.xxh64()
-    hash_file(path, hashed)
-    return hashed.hexdigest() == digest
+    return path.stat().st_size == size and file_digest(path) == digest
 
 
 def _remove_all(paths: Iterator[Path]) -> None:
