@@ -21,7 +21,7 @@ from pathlib import Path
 
 from megatv.config import DataConfig
 from megatv.data.format import Record, file_digest
-from megatv.data.shards import HASH, LENGTHS, Encode, Shards
+from megatv.data.shards import LENGTHS, Encode, Shards
 
 ATTEMPTS = 3
 BACKOFF_SECONDS = 0.5
@@ -67,9 +67,8 @@ class RemoteShards(Shards):
         self.url = url.rstrip("/")
         directory = _fetch_description(self.url, cache_dir)
         super().__init__(directory, load_encoder, complete=False)
-        self._files = [reader.raw_data for reader in self._dataset.shards]
-        self.largest_bytes = max(file.bytes for file in self._files)
-        self.total_bytes = sum(file.bytes for file in self._files)
+        self.largest_bytes = int(self.index.bytes.max())
+        self.total_bytes = int(self.index.bytes.sum())
         if self.largest_bytes > cache_bytes:
             raise ValueError(
                 f"{url}: a shard has {self.largest_bytes} bytes, data.cache_bytes is {cache_bytes}; "
@@ -79,8 +78,7 @@ class RemoteShards(Shards):
 
     def record(self, index: int) -> Record:
         """Example `index` as it is stored, its shard fetched first where need be; ValueError as `Shards`."""
-        file = self._files[self._dataset.spanner[index][0]]
-        wanted = file.basename, file.bytes, file.hashes[HASH]
+        wanted = self.index.file(self.index.place(index)[0])
         try:
             with self._cache.hold(*wanted):
                 return super().record(index)

@@ -25,22 +25,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
-from megatv.data.format import REMEDY, DatasetInfo, Record, hash_file, read_json, sample_hash
+from megatv.data.format import REMEDY, DatasetInfo, Record, file_digest, sample_hash
+from megatv.data.index import HASH, Index, read_index, shard_name
 from megatv.data.stats import LatentStats
 from megatv.data.video import decode_video
 from megatv.types import Caption, Example
 
 Encode = Callable[[np.ndarray], np.ndarray]
 """Frames uint8 [F, H, W, 3] to raw latents float32 [N, C, h, w]: a codec, as the data layer sees it."""
-HASH = "xxh64"
 SHARD_BYTES = 1 << 26
 LENGTHS = "lengths.npy"
 
 
-def _import_streaming() -> tuple[Any, Any]:
-    """LocalDataset and MDSWriter, without running streaming's package files.
+def _import_streaming() -> tuple[Any, Any, Any]:
+    """FileInfo, MDSReader and MDSWriter, without running streaming's package files.
 
     `import streaming` imports torchvision, which dies beside a CPU-only torch where the installed one was
     built for CUDA; empty packages in its place leave the modules that are used here, and save two seconds.
@@ -56,13 +55,13 @@ def _import_streaming() -> tuple[Any, Any]:
             package = types.ModuleType(name)
             package.__path__ = list(spec.submodule_search_locations)
             sys.modules[name] = package
-    from streaming.base.format.mds import MDSWriter
-    from streaming.base.local import LocalDataset
+    from streaming.base.format import FileInfo
+    from streaming.base.format.mds import MDSReader, MDSWriter
 
-    return LocalDataset, MDSWriter
+    return FileInfo, MDSReader, MDSWriter
 
 
-LocalDataset, MDSWriter = _import_streaming()
+FileInfo, MDSReader, MDSWriter = _import_streaming()
 
 
 class ShardWriter:
@@ -185,8 +184,7 @@ class Shards:
     ) -> None:
         """complete: False where shard files arrive later (`megatv.data.remote`): they are not compared."""
         self.path = Path(path)
-        if complete:
-            verify(self.path, hashes=False)
+        self.index = verify(self.path, hashes=False) if complete else read_index(self.path)
         self.info = DatasetInfo.load(self.path / "dataset.json")
         self.stats = LatentStats.load(self.path / "latent_stats.json")
         if self.info.stats_fingerprint not in (None, self.stats.fingerprint()):
@@ -194,17 +192,21 @@ class Shards:
                 f"{self.path / 'latent_stats.json'}: does not hold the statistics that were stored with "
                 f"these shards; {REMEDY}"
             )
+        if self.info.column not in self.index.columns["column_names"]:
+            raise ValueError(
+                f"{self.path}: dataset.json says that it stores {self.info.stores}, and its shards have no "
+                f"column '{self.info.column}'; {REMEDY}"
+            )
         self._encode = load_encoder() if load_encoder and self.info.stores == "clips" else None
-        self._dataset = LocalDataset(str(self.path))
         self.lengths = _read_lengths(self.path / LENGTHS, len(self))
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return int(self.index.starts[-1])
 
     @property
     def shard_sizes(self) -> np.ndarray:
         """int64 [shards]: examples of every shard; they are numbered shard by shard."""
-        return np.array([shard.samples for shard in self._dataset.shards], np.int64)
+        return np.diff(self.index.starts)
 
     def __getitem__(self, index: int) -> Example:
         """Example `index`, 0 <= index < len. Raises ValueError when its bytes are not those written."""
@@ -243,52 +245,59 @@ class Shards:
     def record(self, index: int) -> Record:
         """Example `index` as it is stored. Raises ValueError when its bytes are not those written."""
         assert 0 <= index < len(self)
-        shard, row = self._dataset.spanner[index]
+        shard, row = self.index.place(index)
         try:
-            sample = self._dataset[index]
+            sample = self._reader(shard)[row]
             if sample_hash(sample, self.info.column) == sample["hash"]:
                 return Record.of_sample(sample, self.info.column)
             reason = "its hash differs from the one written"
         except Exception as error:  # damaged bytes fail in any way; the reason goes into the sentence
             reason = str(error) or type(error).__name__
-        file = self.path / self._dataset.shards[shard].raw_data.basename
+        file = self.path / shard_name(shard)
         raise ValueError(f"{file}: example {row} is damaged ({reason}); {REMEDY}")
 
+    def _reader(self, shard: int) -> Any:
+        """Streaming's reader of one shard. Made for each example: to keep one a shard takes 3 KB each."""
+        name, size, _ = self.index.file(shard)
+        return MDSReader(
+            str(self.path),
+            split=None,
+            **self.index.columns,
+            compression=None,
+            hashes=[],
+            raw_data=FileInfo(name, size, {}),
+            samples=int(self.index.starts[shard + 1] - self.index.starts[shard]),
+            size_limit=None,
+            zip_data=None,
+        )
 
-def verify(path: str | Path, *, hashes: bool = True) -> None:
+
+def verify(path: str | Path, *, hashes: bool = True) -> Index:
     """Compare every shard of a directory with the index: present, of the right size and, by option, hash.
 
-    Raises ValueError with the first file that differs and how many do.
+    Returns the index. Raises ValueError with the first file that differs and how many do.
     """
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"{path}: is not a directory of shards; make one with tools/make_shards.py")
-    index = read_json(path / "index.json")
-    try:
-        shards = [(path / info["basename"], info) for info in (s["raw_data"] for s in index["shards"])]
-        faults = [(file, fault) for file, info in shards if (fault := _fault(file, info, hashes))]
-    except (KeyError, TypeError):
-        raise ValueError(f"{path / 'index.json'}: is not an MDS index; {REMEDY}") from None
-    if not shards:
-        raise ValueError(f"{path}: its index lists no shards; make them with tools/make_shards.py")
-    if faults:
-        others = f" ({len(faults)} of {len(shards)} shards are damaged)" if len(faults) > 1 else ""
-        file, fault = faults[0]
-        raise ValueError(f"{file}: {fault}{others}; {REMEDY}")
-
-
-def _fault(file: Path, info: dict[str, Any], hashes: bool) -> str | None:
-    if not file.is_file():
-        return "is missing"
-    size = file.stat().st_size
-    if size != info["bytes"]:
-        return f"has {size} bytes where the index says {info['bytes']}"
+    index = read_index(path)
+    found = index.sizes_found(path)
+    differ = found != index.bytes
     if hashes:
-        digest = xxhash.xxh64()
-        hash_file(file, digest)
-        if digest.hexdigest() != info["hashes"][HASH]:
-            return "has changed since it was written (its hash differs from the index)"
-    return None
+        for shard in np.flatnonzero(~differ):
+            name, _, digest = index.file(shard)
+            differ[shard] = file_digest(path / name) != digest
+    if not differ.any():
+        return index
+    first, faults = int(differ.argmax()), int(differ.sum())
+    name, size, _ = index.file(first)
+    fault = "has changed since it was written (its hash differs from the index)"
+    if found[first] < 0:
+        fault = "is missing"
+    elif found[first] != size:
+        fault = f"has {found[first]} bytes where the index says {size}"
+    others = f" ({faults} of {len(differ)} shards are damaged)" if faults > 1 else ""
+    raise ValueError(f"{path / name}: {fault}{others}; {REMEDY}")
 
 
 def _read_lengths(path: Path, n: int) -> np.ndarray | None:

@@ -106,8 +106,7 @@ def test_the_cache_stays_within_its_bytes_and_keeps_what_was_read_last(bucket, s
 def test_what_is_in_use_is_not_evicted(bucket, source, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "FULL_SECONDS", 0.2)
     shards = RemoteShards(URL, tmp_path, size_of(source))
-    file = shards._files[0]
-    with shards._cache.hold(file.basename, file.bytes, file.hashes["xxh64"]) as path:
+    with shards._cache.hold(*shards.index.file(0)) as path:
         with pytest.raises(ValueError, match=r"no room for \d+ bytes"):
             shards[11]
         assert path.exists()

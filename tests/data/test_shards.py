@@ -195,6 +195,13 @@ def test_directories_that_are_no_shards_are_named(directory, tmp_path):
         Shards(directory)
 
 
+def test_a_description_of_other_shards_is_refused(directory):
+    tree = json.loads((directory / "dataset.json").read_text())
+    (directory / "dataset.json").write_text(json.dumps({**tree, "stores": "clips"}))
+    with pytest.raises(ValueError, match="that it stores clips, and its shards have no column 'clip'; copy"):
+        Shards(directory)
+
+
 def test_another_version_is_refused(directory):
     tree = json.loads((directory / "dataset.json").read_text())
     (directory / "dataset.json").write_text(json.dumps({**tree, "version": 99}))

@@ -1,0 +1,200 @@
+"""The index in pieces is what `json.loads` makes of the whole; anything else is a sentence that names it."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatv.data import index as index_module
+from megatv.data.index import Index, read_index, shard_name
+from megatv.data.shards import MDSWriter
+
+COLUMNS: dict[str, list] = {"column_names": ["id"], "column_encodings": ["str"], "column_sizes": [None]}
+
+
+def entry_of(shard, *, size=100, samples=3, digest="00ff00ff00ff00ff", **changes):
+    """One shard's entry as MDSWriter writes it."""
+    file = {"basename": shard_name(shard), "bytes": size, "hashes": {"xxh64": digest}}
+    shape = {"version": 2, "format": "mds", "compression": None, **COLUMNS}
+    rest = {"samples": samples, "raw_data": file, "zip_data": None, "hashes": ["xxh64"], "size_limit": None}
+    return {**rest, **shape, **changes}
+
+
+def tree_of(*entries):
+    return {"version": 2, "shards": list(entries)}
+
+
+def by_json(text):
+    """(bytes, samples, digests) a shard of an index that `json.loads` accepts as one."""
+    entries = json.loads(text)["shards"]
+    return [(e["raw_data"]["bytes"], e["samples"], e["raw_data"]["hashes"]["xxh64"]) for e in entries]
+
+
+def by_us(index):
+    samples = np.diff(index.starts).tolist()
+    return [(index.file(s)[1], samples[s], index.file(s)[2]) for s in range(len(samples))]
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 300), min_size=1, max_size=30), limit=st.sampled_from([200, 500, 1 << 26])
+)
+def test_what_mdswriter_writes_is_read(tmp_path_factory, lengths, limit):
+    path = tmp_path_factory.mktemp("set") / "set"
+    columns = {"text": "str", "number": "int"}
+    with MDSWriter(columns=columns, out=str(path), hashes=["xxh64"], size_limit=limit) as writer:
+        for number, length in enumerate(lengths):
+            writer.write({"text": "x" * length, "number": number})
+    index = read_index(path)
+    assert by_us(index) == by_json((path / "index.json").read_text())
+    assert index.starts[-1] == len(lengths)
+    assert index.columns["column_names"] == ["number", "text"]
+    assert index.columns["column_sizes"] == [8, None]
+    assert index.sizes_found(path).tolist() == index.bytes.tolist()
+
+
+entries = st.lists(
+    st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**20), st.integers(0, 2**64 - 1)),
+    min_size=1,
+    max_size=8,
+)
+plain = st.sampled_from(['"shards": [', "}]}", '\\"', "é\n二"]) | st.text(max_size=5) | st.integers()
+strange = plain | st.lists(plain, max_size=2) | st.dictionaries(st.text(max_size=3), plain, max_size=2)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A directory whose index every test writes anew."""
+    return tmp_path_factory.mktemp("set")
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), numbers=entries, piece=st.integers(1, 400))
+def test_spaces_order_and_foreign_fields_change_nothing(path, data, numbers, piece):
+    shards = [
+        entry_of(i, size=size, samples=samples, digest=f"{digest:016x}", foreign=data.draw(strange))
+        for i, (size, samples, digest) in enumerate(numbers)
+    ]
+    fields = [("a", data.draw(strange)), ("shards", shards), ("version", 2), ("shardz", data.draw(strange))]
+    text = json.dumps(
+        dict(data.draw(st.permutations(fields))),
+        indent=data.draw(st.sampled_from([None, 0, 3, "\t"])),
+        separators=data.draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", "\r\n: ")])),
+        sort_keys=data.draw(st.booleans()),
+        ensure_ascii=data.draw(st.booleans()),
+    )
+    (path / "index.json").write_text(f" {text}\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "PIECE", piece)
+        index = read_index(path)
+    assert by_us(index) == by_json(text)
+    assert index.columns == COLUMNS
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    where=st.floats(0, 1, exclude_max=True),
+    cut=st.integers(0, 40),
+    put=st.text('{}[]",: \n0a\x00', max_size=2) | st.sampled_from(["null,", ", {}", '"shards": [', "]}"]),
+    piece=st.integers(1, 2000),
+)
+def test_a_damaged_text_is_refused_or_means_the_same(path, where, cut, put, piece):
+    """Whatever is cut out or put in: what is read after all is what JSON says, and bad JSON is not read."""
+    text = json.dumps({"a": {"b": []}, **tree_of(*(entry_of(i, size=70 + i) for i in range(3))), "c": [{}]})
+    at = int(where * len(text))
+    text = text[:at] + put + text[at + cut :]
+    (path / "index.json").write_text(text, newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "PIECE", piece)
+        try:
+            index = read_index(path)
+        except ValueError as error:
+            assert f"{path}" in str(error) and ("copy the dir" in str(error) or "make them" in str(error))
+        else:
+            assert by_us(index) == by_json(text)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (tree_of(), "its index lists no shards"),
+        ([1, 2], "is not an MDS index of version 2"),
+        ({"shards": {}, "version": 2}, "is not an MDS index of version 2"),
+        ({"shards": [entry_of(0)], "version": 1}, "is not an MDS index of version 2"),
+        ({"version": 2, "a": {"shards": [entry_of(0)]}}, "is not an MDS index of version 2"),
+        (tree_of(entry_of(0), None), "is not an MDS index of version 2"),
+        (tree_of({}), r"is not an MDS index with xxh64 hashes \(shard 0\)"),
+        (tree_of(entry_of(0), entry_of(1, samples="3")), r"with xxh64 hashes \(shard 1\)"),
+        (tree_of(entry_of(0, samples=-1)), r"with xxh64 hashes \(shard 0\)"),
+        (tree_of(entry_of(0, size=1.5)), r"with xxh64 hashes \(shard 0\)"),
+        (tree_of(entry_of(0, size=2**63)), r"with xxh64 hashes \(shard 0\)"),
+        (tree_of(entry_of(0, digest="0xff")), r"with xxh64 hashes \(shard 0\)"),
+        (tree_of(entry_of(0, digest="-1")), r"with xxh64 hashes \(shard 0\)"),
+        (tree_of(entry_of(0), entry_of(2)), "shard 1 is called 'shard.00002.mds' where 'shard.00001.mds'"),
+        (
+            tree_of(entry_of(0), entry_of(1, column_names=["name"])),
+            r"shard 1 has column_names \['name'\] where \['id'\] is expected: all shards of a directory hold",
+        ),
+        (tree_of(entry_of(0), entry_of(1, column_sizes=[4])), r"shard 1 has column_sizes \[4\] where"),
+        (tree_of(entry_of(0, compression="zstd:3")), "shard 0 has compression zstd:3 where None"),
+        (tree_of(entry_of(0, format="json")), "shard 0 has format json where mds"),
+        (tree_of(entry_of(0, version=1)), "shard 0 has version 1 where 2"),
+    ],
+)
+def test_what_is_no_index_of_ours_is_named(tmp_path, tree, message):
+    (tmp_path / "index.json").write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match=f"{tmp_path}.*{message}"):
+        read_index(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-1], r"is damaged \(Expecting ',' delimiter, behind 3 shards\)"),
+        (lambda data: data[: len(data) // 2], r"is damaged \(.*, behind 1 shards\)"),
+        (lambda data: b"", r"is damaged \(Expecting value, behind 0 shards\)"),
+        (lambda data: data.replace(b"mds", b"\xff\xfe"), "is damaged .*codec can't decode"),
+    ],
+    ids=["end", "half", "empty", "no text"],
+)
+def test_a_file_that_is_no_json_is_named(tmp_path, damage, message):
+    data = json.dumps(tree_of(*map(entry_of, range(3)))).encode()
+    (tmp_path / "index.json").write_bytes(damage(data))
+    with pytest.raises(ValueError, match=rf"index\.json: {message}.*; copy the directory again"):
+        read_index(tmp_path)
+
+
+@given(samples=st.lists(st.integers(0, 5), min_size=1, max_size=12))
+def test_every_example_has_its_place(samples):
+    starts = np.concatenate([[0], np.cumsum(samples)])
+    index = Index(np.zeros(len(samples), np.int64), starts, np.zeros(len(samples), np.uint64), COLUMNS)
+    places = [(shard, row) for shard, count in enumerate(samples) for row in range(count)]
+    assert [index.place(example) for example in range(sum(samples))] == places
+
+
+def test_the_sizes_are_those_of_the_shards_alone(tmp_path):
+    shards = 100_001  # the names get a sixth digit
+    zeros = np.zeros(shards, np.int64)
+    index = Index(zeros, np.append(zeros, 0), zeros.astype(np.uint64), COLUMNS)
+    names = ("shard.00000.mds", "shard.100000.mds", "shard.0.mds", "shard.000001.mds", "shard.100001.mds")
+    for size, name in enumerate(names, start=1):
+        (tmp_path / name).write_bytes(b"x" * size)
+    (tmp_path / "shard.00002.mds").mkdir()
+    (tmp_path / "shard.00003.mds").symlink_to(tmp_path / "shard.00000.mds")
+    (tmp_path / "shard.00004.mds").symlink_to(tmp_path / "nowhere")
+    found = index.sizes_found(tmp_path)
+    assert {int(s): int(found[s]) for s in np.flatnonzero(found >= 0)} == {0: 1, 3: 1, 100_000: 2}
+
+
+def test_a_large_index_is_never_held_whole(tmp_path):
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps(tree_of(*(entry_of(shard, foreign="x" * 700) for shard in range(10_000)))))
+    tracemalloc.start()
+    index = read_index(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert index.starts[-1] == 30_000
+    assert peak < path.stat().st_size / 3
