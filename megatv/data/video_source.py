@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,13 +134,13 @@ def read_timeline(source: str | Path | bytes) -> Timeline:
     name = name_of(source)
     with open_video(source) as (container, stream):
         stream.codec_context.options = _BOUNDS
-        first = next(container.decode(stream), None)
+        first = next(_decoded(container, stream), None)
         if first is None:
             raise ValueError(f"{name}: holds no frames; make the file again or leave it out")
         check_size(first.width, first.height, name)
         codec, origin = stream.codec_context.name, frame_time(first, name)
     with open_video(source) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.size]
+        packets = [packet for packet in _packets(container, stream) if packet.size]
         shown = [packet for packet in packets if packet.pts is not None and not packet.is_discard]
         seconds = np.array([float((p.pts or 0) * (p.time_base or 0)) for p in shown], np.float64)
         care = needs_care(first)
@@ -208,12 +208,24 @@ def _hold_seconds(last: VideoFrame | Packet, stream: VideoStream) -> float:
     return min(max(seconds, 2 * TIME_TOLERANCE), MAX_LAST_SECONDS)
 
 
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """Those of the stream. PyAV's own generator frees its buffers only when it is closed or has ended."""
+    with closing(container.demux(stream)) as packets:
+        yield from packets
+
+
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """The stream's frames; unlike `container.decode`, which leaks where it is left early."""
+    for packet in _packets(container, stream):
+        yield from packet.decode()
+
+
 def _after_seek(
     container: InputContainer, stream: VideoStream, name: str, start_seconds: float
 ) -> Iterator[tuple[float, float, VideoFrame]]:
     """Frames from a key frame before `start_seconds` on; none where the container cannot seek."""
     stream.codec_context.options = _BOUNDS
-    first = next(container.decode(stream), None)
+    first = next(_decoded(container, stream), None)
     if first is None:
         return
     origin = frame_time(first, name)
@@ -229,7 +241,7 @@ def _bounded(
 ) -> Iterator[tuple[float, float, VideoFrame]]:
     """What `timed_frames` gives, from here on, while it makes sense; `origin` None is the first frame."""
     before, begin = None, 0.0
-    for count, frame in enumerate(progressive(container.decode(stream))):
+    for count, frame in enumerate(progressive(_decoded(container, stream))):
         check_size(frame.width, frame.height, name)
         clock = frame_time(frame, name)
         if origin is None:
