@@ -7,10 +7,12 @@ pictures without a named YUV matrix get the one that players assume: BT.709 for 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import av
 import numpy as np
 from av.filter import Graph
+from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, Interpolation
 
@@ -32,6 +34,8 @@ def needs_care(frame: VideoFrame) -> str:
         return "HDR"
     if frame.interlaced_frame:
         return "interlaced frames"
+    if mirrored(frame):
+        return "a mirror image"
     if frame.format.name not in ("yuv420p", "yuvj420p"):
         return f"{frame.format.name} frames"
     if frame.width % 2 or frame.height % 2:
@@ -39,11 +43,23 @@ def needs_care(frame: VideoFrame) -> str:
     return ""
 
 
+def mirrored(frame: VideoFrame) -> bool:
+    """Whether the frame's display matrix, besides turning it, flips it (which `frame.rotation` hides)."""
+    try:  # not frame.side_data: the frame would keep it, it the frame, until garbage collection
+        matrix: Any = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]
+    except ValueError:  # beside data of a kind that PyAV has no name for
+        return False
+    if matrix is None:
+        return False
+    a, b, _, c, d = (float(v) for v in np.frombuffer(matrix, np.int32)[:5])
+    return a * d < b * c
+
+
 def picture(frame: VideoFrame, width: int, height: int, name: str) -> np.ndarray:
     """uint8 [height, width, 3] of one decoded frame, upright.
 
-    It is scaled without letterboxing, by area when it shrinks and bicubic when it grows. Raises ValueError,
-    with `name`, when the decoder marked the frame as damaged.
+    It is scaled without letterboxing, by area when it shrinks and bicubic when it grows; so the shape of its
+    pixels plays no part. Raises ValueError, with `name`, when the decoder marked the frame as damaged.
     """
     if frame.is_corrupt:
         raise ValueError(
@@ -59,6 +75,8 @@ def picture(frame: VideoFrame, width: int, height: int, name: str) -> np.ndarray
         pixels = _scaled(_over_black(frame), width, height, "rgb24").to_ndarray()
     else:
         pixels = _scaled(frame, width, height, "rgb24").to_ndarray()
+    if mirrored(frame):  # flip sideways, then turn: the angle of a mirror image is half a turn off
+        pixels, turns = pixels[:, ::-1], turns + 2
     return np.ascontiguousarray(np.rot90(pixels, turns))
 
 

@@ -7,16 +7,20 @@ containers are read: a playlist, say, could make FFmpeg open other files.
 
 from __future__ import annotations
 
+import ctypes
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -36,8 +40,13 @@ MAX_LAST_SECONDS = 10.0
 """Seconds. The last frame stays no longer, whatever it claims: no later frame bears it out."""
 MAX_RATE = 1000
 """Frames a second, on average over a video; the first ten seconds' worth is free."""
+MAX_ALLOCATION = 1 << 27
+"""Bytes that FFmpeg may allocate at once: the largest pictures in 16 bits with alpha, or 24 hours' index."""
 SEEK_MARGIN_SECONDS = 1.0
 """Seconds. Indexes go by decoding time, which runs some frames ahead of the time on screen."""
+COUNTED = ("avi", "asf")
+"""Containers that know when a frame is decoded, not when it is shown. FFmpeg makes times on screen up, in the
+wrong order where H.264 has B-frames; the decoder gives the frames in the right one."""
 CONTAINERS = "asf,avi,flv,gif,matroska,mov,mpeg,mpegts,mxf,ogg,webm,ivf,nut"
 """FFmpeg's demuxers that are tried."""
 
@@ -69,7 +78,7 @@ def name_of(source: str | Path | bytes) -> str:
 
 @contextmanager
 def open_video(source: str | Path | bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its first video stream; PyAV's errors in the body become ValueErrors too."""
+    """The container and the stream to show; PyAV's errors in the body become ValueErrors too."""
     name = name_of(source)
     file: io.BytesIO | str
     if isinstance(source, bytes):
@@ -80,9 +89,7 @@ def open_video(source: str | Path | bytes) -> Iterator[tuple[InputContainer, Vid
         raise ValueError(f"{name}: is empty (0 bytes); copy the file again or leave it out")
     try:
         with _open_container(file, name) as container:
-            if not container.streams.video:
-                raise ValueError(f"{name}: has no video stream; leave it out")
-            stream = container.streams.video[0]
+            stream = _main_stream(container, name)
             _check_header(container, stream, name)
             yield container, stream
     except (av.FFmpegError, MemoryError, OverflowError) as error:
@@ -92,11 +99,30 @@ def open_video(source: str | Path | bytes) -> Iterator[tuple[InputContainer, Vid
 
 def _open_container(file: io.BytesIO | str, name: str) -> InputContainer:
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-    try:
-        return av.open(file, mode="r", container_options=options, metadata_errors="ignore")
+    _limit_allocations()
+    try:  # _BOUNDS are for the frames that are decoded to find out what the streams are
+        return av.open(file, "r", options=_BOUNDS, container_options=options, metadata_errors="ignore")
     except av.ArgumentError as error:  # EINVAL is what a format off the list ends in
         known = CONTAINERS.replace(",", ", ")
         raise ValueError(f"{name}: does not decode (none of {known}); write it anew as mp4") from error
+
+
+@cache
+def _limit_allocations() -> None:
+    """Make FFmpeg refuse to allocate more than MAX_ALLOCATION at once, which PyAV does not offer.
+
+    A count in an MP4's index may claim 80 million frames in 2 KB, for which FFmpeg would make 5 GB of tables.
+    """
+    for library in Path(av.__file__).parent.parent.glob("av.libs/libavutil*"):  # as the wheels have it
+        ctypes.CDLL(str(library)).av_max_alloc(ctypes.c_size_t(MAX_ALLOCATION))
+
+
+def _main_stream(container: InputContainer, name: str) -> VideoStream:
+    """What a player would show: the stream marked as default, else the first, and never cover art."""
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        raise ValueError(f"{name}: has no video stream; leave it out")
+    return next((s for s in streams if s.disposition & Disposition.default), streams[0])
 
 
 def header_seconds(container: InputContainer, stream: VideoStream) -> float | None:
@@ -143,7 +169,8 @@ def read_timeline(source: str | Path | bytes) -> Timeline:
         packets = [packet for packet in _packets(container, stream) if packet.size]
         shown = [packet for packet in packets if packet.pts is not None and not packet.is_discard]
         seconds = np.array([float((p.pts or 0) * (p.time_base or 0)) for p in shown], np.float64)
-        care = needs_care(first)
+        several = "one of several video streams" if len(container.streams.video) > 1 else ""
+        care = needs_care(first) or several
         if not shown or len(shown) < len(packets) or abs(seconds.min() - origin) > TIME_TOLERANCE:
             care = care or "packets without times or pictures"
             return Timeline(codec, np.zeros(1), TIME_TOLERANCE, first.rotation, int(first.colorspace), care)
@@ -177,6 +204,11 @@ def _check_header(container: InputContainer, stream: VideoStream, name: str) -> 
     context = stream.codec_context
     if context is None:
         raise ValueError(f"{name}: is in a codec that FFmpeg does not know; write it anew as H.264")
+    if stream.metadata.get("alpha_mode") == "1":
+        raise ValueError(
+            f"{name}: has a transparency of its own beside VP8 or VP9, which is not read; write it anew with "
+            "`ffmpeg -c:v libvpx-vp9 -i IN -vf premultiply=inplace=1 -pix_fmt yuv420p OUT.mp4`"
+        )
     if context.width and context.height:  # unknown, in some containers, before a frame is decoded
         check_size(context.width, context.height, name)
     seconds = header_seconds(container, stream)
@@ -210,14 +242,19 @@ def _hold_seconds(last: VideoFrame | Packet, stream: VideoStream) -> float:
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     """Those of the stream. PyAV's own generator frees its buffers only when it is closed or has ended."""
-    with closing(container.demux(stream)) as packets:
+    with closing(cast("Generator[Packet]", container.demux(stream))) as packets:
         yield from packets
 
 
 def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """The stream's frames; unlike `container.decode`, which leaks where it is left early."""
+    """The stream's frames as they are shown; `container.decode` would leak where it is left early."""
+    counted, clock = container.format.name in COUNTED, None
     for packet in _packets(container, stream):
-        yield from packet.decode()
+        for frame in packet.decode():
+            if counted:  # the last frames come without a decoding time, each a duration later
+                later = None if clock is None else clock + frame.duration
+                clock = frame.pts = later if frame.dts is None else frame.dts
+            yield frame
 
 
 def _after_seek(
