@@ -14,6 +14,7 @@ import torch.distributed as dist
 import megatv
 from megatv.checkpoint import store
 from megatv.checkpoint.load import check_shapes
+from megatv.checkpoint.origin import origin, require_origin
 from megatv.checkpoint.rundir import open_run
 from megatv.config import Config, config_to_dict
 from megatv.data.loader import Loader
@@ -96,6 +97,7 @@ class Trainer:
         config.accumulation(mesh.dp)  # refuses a world that cannot share the batch
         self.tokenizer = load_tokenizer(config.tokenizer.path)
         self.shards = open_shards(config.data.train, config.data, self._clip_encoder)
+        self.origin = origin(self.shards, config.codec)
         place: dict[str, Any] = {"dp_rank": mesh.dp_rank, "dp_size": mesh.dp}
         pin = self.device.type == "cuda"
         self.loader = Loader(self.shards, self.tokenizer, config, **place, pin=pin)
@@ -128,6 +130,7 @@ class Trainer:
                 model = MoT(self.config)
             check_shapes(store.Tensors(chosen[0], MODEL), model, chosen[0])
             meta = store.read_meta(chosen[0])
+            require_origin(meta, self.origin, self.config.data.train, chosen[0])
         return chosen[0], meta
 
     def _announce(self, checkpoint: Path | None) -> None:
@@ -228,7 +231,7 @@ class Trainer:
             "updates": self.done - self.skipped.total,
             "skipped": self.skipped.total,
             "config": config_to_dict(self.config),
-            "latent_stats": self.shards.stats.to_dict(),
+            **self.origin,
             "tokenizer": {"path": self.config.tokenizer.path, "vocab_size": self.tokenizer.vocab_size},
             "megatv": megatv.__version__,
         }

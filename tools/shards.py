@@ -3,14 +3,16 @@
     python tools/shards.py verify DIR
     python tools/shards.py inspect DIR --config YAML [--index I] [--out sheet.png]
     python tools/shards.py stats DIR [--out stats.png]
-    python tools/shards.py stats DIR --recompute [--config YAML]
+    python tools/shards.py stats DIR --recompute [--config YAML] | --like CHECKPOINT
     python tools/shards.py split DIR --out DIR [--share 0.05] [--seed S] [--by video]
 
 verify    every shard and example against its hash; clips are decoded. Exit code 2 when anything differs.
 inspect   one example: a contact sheet, the transcript with its token counts, the training sequence as text
 stats     histograms of durations, captions and quality scores, and the latent statistics, as one PNG;
-          `--recompute` computes the latent statistics anew and stores them (clips: with the config's codec)
-split     into OUT/train and OUT/val, all clips of one source video on one side
+          `--recompute` computes the latent statistics anew and stores them (clips: with the config's codec);
+          `--like` stores those of a checkpoint, whose run goes on with no others
+split     into OUT/train and OUT/val, all clips of one source video on one side; both keep DIR's latent
+          statistics, since held-out losses mean something only when both are normalised alike
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 from draw_shards import draw_stats
 
+from megatv.checkpoint.store import read_meta
 from megatv.config import Config, config_to_dict, load_config
 from megatv.data.describe import describe, transcript
 from megatv.data.format import DatasetInfo, codec_fingerprint
@@ -33,7 +36,7 @@ from megatv.data.loader import check_shards
 from megatv.data.sequence import build_sequence, chunk_start_seconds, texts_by_chunk
 from megatv.data.shards import Shards, verify
 from megatv.data.split import split
-from megatv.data.stats import StatsAccumulator
+from megatv.data.stats import LatentStats, StatsAccumulator
 from megatv.data.tokenizer import load_tokenizer
 from megatv.log import main_guard, progress
 from megatv.model.codec import clip_encoder, latents_to_frames, load_codec
@@ -46,13 +49,17 @@ def main() -> int:
     args = _arguments()
     if args.verb == "verify":
         return verify_all(args.directory)
-    if args.verb == "inspect":
-        inspect(args.directory, load_config(args.config, args.overrides), args.index, args.out)
-    elif args.verb == "split":
+    if args.verb == "split":
         train, val = split(Shards(args.directory), args.out, share=args.share, seed=args.seed, by=args.by)
         print(f"{args.out}: {train} examples in train, {val} in val, no `{args.by}` in both")
+        return 0
+    config = load_config(args.config, args.overrides) if args.config else None
+    if args.verb == "inspect":
+        assert config is not None
+        inspect(args.directory, config, args.index, args.out)
+    elif args.like:
+        restore(args.directory, args.like)
     elif args.recompute:
-        config = load_config(args.config, args.overrides) if args.config else None
         recompute(args.directory, config, args.device)
     else:
         shards = Shards(args.directory)
@@ -119,10 +126,7 @@ def inspect(path: Path, config: Config, index: int, out: Path) -> None:
 
 
 def recompute(path: Path, config: Config | None, device: str) -> None:
-    """Compute the latent statistics over all valid latents and store them with the codec's fingerprint.
-
-    A run that is killed in between leaves statistics that are not bound to the shards, never wrong ones.
-    """
+    """Compute the latent statistics over all valid latents and store them with the codec's fingerprint."""
     info = Shards(path).info
     if info.stores == "clips" and config is None:
         raise ValueError(f"{path}: holds clips; give --config, whose codec makes latents of them")
@@ -132,18 +136,36 @@ def recompute(path: Path, config: Config | None, device: str) -> None:
     for index in progress(range(len(shards)), total=len(shards), desc="examples"):
         record = shards.record(index)
         found.add(shards.latents(record)[: record.valid_latents])
-    stats = found.finish()
-    _store(path, dataclasses.replace(info, stats_fingerprint=None))
-    _save(path / "latent_stats.json", stats.save)
     if config and codec:
         fingerprint = codec_fingerprint(config.codec)
         info = dataclasses.replace(info, codec=config_to_dict(config.codec), codec_fingerprint=fingerprint)
-    _store(path, dataclasses.replace(info, stats_fingerprint=stats.fingerprint()))
-    print(f"{path}: latent statistics of {len(shards)} examples stored; a model trained before keeps its own")
+    _store(path, info, found.finish())
+    print(
+        f"{path}: latent statistics of {len(shards)} examples stored; a run that was trained with the old "
+        f"ones goes on only after `stats {path} --like CHECKPOINT`"
+    )
 
 
-def _store(path: Path, info: DatasetInfo) -> None:
-    _save(path / "dataset.json", info.save)
+def restore(path: Path, checkpoint: Path) -> None:
+    """Store the latent statistics that a checkpoint was trained with; ValueError for another codec's."""
+    info, meta = Shards(path).info, read_meta(checkpoint)
+    trained = meta.get("codec_fingerprint")
+    if trained and info.codec_fingerprint and trained != info.codec_fingerprint:
+        raise ValueError(
+            f"{checkpoint}: was trained with codec weights {trained}, {path} was made with "
+            f"{info.codec_fingerprint}: statistics hold for one codec only; give a checkpoint of its own"
+        )
+    _store(path, info, LatentStats.from_dict(meta["latent_stats"], f"{checkpoint}: latent_stats"))
+    print(f"{path}: latent statistics of {checkpoint} stored")
+
+
+def _store(path: Path, info: DatasetInfo, stats: LatentStats) -> None:
+    """Killed in between, this leaves statistics that are not bound to the shards, never wrong ones."""
+    unbound = dataclasses.replace(info, stats_fingerprint=None)
+    _save(path / "dataset.json", unbound.save)
+    _save(path / "latent_stats.json", stats.save)
+    bound = dataclasses.replace(info, stats_fingerprint=stats.fingerprint())
+    _save(path / "dataset.json", bound.save)
 
 
 def _save(path: Path, write: Callable[[Path], object]) -> None:
@@ -168,7 +190,9 @@ def _arguments() -> argparse.Namespace:
         parsers[name].add_argument("--out", type=Path, default=Path(f"{name}.png"), help="the picture")
         parsers[name].add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parsers["inspect"].add_argument("--index", type=int, default=0, help="of the example (0)")
-    parsers["stats"].add_argument("--recompute", action="store_true", help="of the latents, and store them")
+    change = parsers["stats"].add_mutually_exclusive_group()
+    change.add_argument("--recompute", action="store_true", help="the latents' statistics, and store them")
+    change.add_argument("--like", type=Path, metavar="CHECKPOINT", help="store this checkpoint's statistics")
     parsers["stats"].add_argument("--device", default="cpu", help="where the codec runs (cpu)")
     parsers["split"].add_argument("--out", type=Path, required=True, help="gets folders train and val")
     parsers["split"].add_argument("--share", type=float, default=0.05, help="of sources held out (0.05)")

@@ -30,8 +30,9 @@ def held_out_sources(sources: set[str], share: float, seed: int) -> set[str]:
 def split(shards: Shards, out: Path, *, share: float, seed: int, by: str) -> tuple[int, int]:
     """Copy the examples into `out`/train and `out`/val by the value of `source[by]`; how many went to each.
 
-    Both appear in one piece or not at all, with the statistics of the original, so that both are normalised
-    alike. Raises ValueError when an example has no such key, or damage is met.
+    Both appear in one piece or not at all, with the latent statistics of the original (its held-out sources
+    counted in), so that both are normalised alike, as `megatv.train` demands. Raises ValueError when an
+    example has no such key, or damage is met.
     """
     names = [_source(shards.record(index), by) for index in range(len(shards))]
     held_out = held_out_sources(set(names), share, seed)

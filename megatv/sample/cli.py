@@ -22,8 +22,9 @@ from PIL import Image, ImageOps
 
 import megatv
 from megatv.config import SampleConfig
+from megatv.data.format import check_codec
+from megatv.data.remote import open_shards
 from megatv.data.sequence import texts_by_chunk
-from megatv.data.shards import Shards
 from megatv.data.video import write_video
 from megatv.log import main_guard, say
 from megatv.model.codec import clip_encoder
@@ -161,9 +162,11 @@ def _read_image(path: str, width: int, height: int) -> np.ndarray:
 
 def _example(sampler: Sampler, index: int) -> tuple[str, str, np.ndarray]:
     """Meta-caption, first words and first latent [1, C, h, w], normalised for the model, of an example."""
-    if sampler.config.data.val is None:
+    config = sampler.config
+    if config.data.val is None:
         raise ValueError("--example needs held-out shards, but data.val of the checkpoint's config is null")
-    shards = Shards(sampler.config.data.val, lambda: clip_encoder(sampler.codec))
+    shards = open_shards(config.data.val, config.data, lambda: clip_encoder(sampler.codec))
+    check_codec(shards.info, config.codec, shards.path)
     if not 0 <= index < len(shards):
         raise ValueError(f"--example {index}: {shards.path} has examples 0 to {len(shards) - 1}")
     example = shards[index]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from megatv.checkpoint.load import load_model
+from megatv.checkpoint.origin import require_codec
 from megatv.config import LATENT_CHANNELS, Config, SampleConfig
 from megatv.data.stats import LatentStats
 from megatv.data.tokenizer import Tokenizer, load_tokenizer
@@ -55,10 +56,14 @@ class Sampler:
         device: torch.device | str = "cpu",
         weights: Literal["ema", "model", "auto"] = "auto",
     ) -> Sampler:
-        """A sampler from a checkpoint, or from a run's newest. Raises ValueError when anything is missing."""
+        """A sampler from a checkpoint, or from a run's newest.
+
+        Raises ValueError when anything is missing, or the codec's weights are not those of the training.
+        """
         model, config, meta = load_model(path, weights, device)
         stats = LatentStats.from_dict(meta["latent_stats"], f"{path}: latent_stats")
         codec = load_codec(config.codec, device)
+        require_codec(meta, config.codec, path)
         sampler = cls(model, config, load_tokenizer(config.tokenizer.path), codec, stats)
         sampler.step = meta["step"]
         return sampler

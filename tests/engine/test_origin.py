@@ -1,0 +1,99 @@
+"""A checkpoint is used with the codec and the latent statistics that it was trained with, or not at all."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatv.checkpoint import store
+from megatv.checkpoint.origin import require_codec, require_origin
+from megatv.config import CodecConfig
+from megatv.data.format import codec_fingerprint
+from megatv.data.shards import DatasetInfo, Shards, ShardWriter
+from megatv.data.stats import LatentStats
+from megatv.model.codec.learned import ChunkAutoencoder, LearnedCodec
+from megatv.sample.sampler import Sampler
+
+ROOT = Path(__file__).parents[2]
+ONES = LatentStats(np.zeros((2, 16), np.float32), np.ones((2, 16), np.float32))
+
+
+def save_codec(path, seed):
+    torch.manual_seed(seed)
+    LearnedCodec(ChunkAutoencoder(8)).save(path)
+    return CodecConfig("learned", str(path))
+
+
+def write_shards(out, codec):
+    """Four examples without words, coded by nobody, that say they came from `codec`."""
+    made_by = {"codec": {"kind": codec.kind}, "codec_fingerprint": codec_fingerprint(codec)}
+    with ShardWriter(out, DatasetInfo(width=32, height=32, groups=1, **made_by)) as writer:
+        for i in range(4):
+            latents = np.random.default_rng(i).normal(3.0, 2.0, (13, 16, 4, 4)).astype(np.float32)
+            words = {"captions": (), "meta_caption": "a clip", "detailed_caption": ""}
+            writer.write(f"clip-{i}", latents, **words, valid_latents=13, ends_clip=True, source={})
+        writer.finish(ONES)
+
+
+def test_records_of_older_checkpoints_and_unreadable_codecs_are_accepted(tmp_path):
+    codec = save_codec(tmp_path / "codec.safetensors", 0)
+    now = {"codec_fingerprint": codec_fingerprint(codec), "latent_stats": ONES.to_dict()}
+    old = {"latent_stats": ONES.to_dict()}
+    converted = {"latent_stats": None}
+    for meta in (old, converted, now):
+        require_codec(meta, codec, "run")
+        require_origin(meta, now, "set", tmp_path)
+    other = {**now, "codec_fingerprint": "0"}
+    require_codec(other, CodecConfig("learned", str(tmp_path / "gone")), "run")
+    with pytest.raises(ValueError, match=r"run: was trained with other codec .* put the old ones back"):
+        require_codec(other, codec, "run")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_only_with_its_own_codec_and_statistics(tmp_path, launch, finish):
+    data, run_dir = tmp_path / "train", tmp_path / "run"
+    codec = save_codec(tmp_path / "codec.safetensors", 0)
+    write_shards(data, codec)
+    config = [f"codec={{kind: learned, path: {codec.path}}}", f"data.train={data}", "data.val=null"]
+    config += ["checkpoint.every=2"]
+    finish(launch(1, run_dir, *config))
+    first = store.checkpoint_dir(run_dir, 2)
+    assert store.read_meta(first)["codec_fingerprint"] == codec_fingerprint(codec)
+    shutil.rmtree(store.checkpoint_dir(run_dir, 4))
+    Sampler.from_checkpoint(run_dir)
+
+    def refusal():
+        process = launch(1, run_dir, *config, "--resume", "auto")
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 2 and output.count("error:") == 1, output
+        return output
+
+    def shards_tool(*words):
+        command = [sys.executable, "tools/shards.py", "stats", str(data), *map(str, words)]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=200)
+
+    shards_tool("--recompute")
+    assert Shards(data).stats.fingerprint() != ONES.fingerprint()
+    message = refusal()
+    assert f"{first}: was trained with other latent statistics than {data} holds now" in message
+    assert f"stats {data} --like {first}" in message
+    shards_tool("--like", first)
+    assert Shards(data).stats.fingerprint() == ONES.fingerprint()
+
+    kept = data.rename(tmp_path / "kept"), shutil.copy(codec.path, tmp_path / "kept.safetensors")
+    write_shards(data, save_codec(tmp_path / "codec.safetensors", 1))
+    assert "was trained on latents of other codec weights" in refusal()
+    with pytest.raises(ValueError, match=r"run: was trained with other codec weights than those in "):
+        Sampler.from_checkpoint(run_dir)
+
+    shutil.rmtree(data)
+    kept[0].rename(data)
+    shutil.copy(kept[1], codec.path)
+    assert f"resumed from {first}" in finish(launch(1, run_dir, *config, "--resume", "auto"))
+    steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
