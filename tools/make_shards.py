@@ -33,12 +33,11 @@ import torch
 
 from megatv.config import FPS, GROUP_FRAMES, Config, config_to_dict, load_config
 from megatv.data import csgo
+from megatv.data.budget import TextBudget
 from megatv.data.captions import CaptionedVideo, check_duration, clip_captions, read_captions
 from megatv.data.format import STORES, codec_fingerprint
-from megatv.data.sequence import interleave
 from megatv.data.shards import DatasetInfo, Shards, ShardWriter
 from megatv.data.stats import LatentStats, StatsAccumulator
-from megatv.data.tokenizer import load_tokenizer
 from megatv.data.toy_pictures import SIZE
 from megatv.data.toy_world import META_PROMPT, simulate
 from megatv.data.video import cut, encode_video, iterate_video, probe, whole_latents
@@ -100,8 +99,11 @@ def main() -> None:
         bar = progress(clips, total=total, desc="clips")
         found, frames = encode(bar, writer, budget, config, codec)
         writer.finish(stats or found.finish())
-    budget.report()
     summarize(args.out, frames, codec)
+    if budget.lost:
+        print(f"warning: {budget.report()}", file=sys.stderr)
+    else:
+        print(budget.report())
 
 
 def toy_clips(episodes: int, seed: int, split: str, config: Config) -> Iterator[Clip]:
@@ -141,8 +143,8 @@ def checked_videos(folder: Path, captions: Path, budget: TextBudget) -> list[tup
             )
         with _naming(video.where):
             seconds = probe(folder / video.video).seconds
+            budget.check(_words(video.video, (), video.meta_caption, video.detailed_caption))
         check_duration(video, seconds)
-        budget.check(video.where, _words(video.video, (), video.meta_caption, video.detailed_caption))
         videos.append((video, seconds - video.start_seconds))
     return videos
 
@@ -172,40 +174,6 @@ def video_clips(folder: Path, video: CaptionedVideo, config: Config) -> Iterator
             yield Clip(video.where, words, _padded(piece, length), source, video.quality)
 
 
-class TextBudget:
-    """Do the words fit the rows that the config gives one example? Training leaves out what does not fit."""
-
-    def __init__(self, config: Config) -> None:
-        self._config, self._tokenizer = config, load_tokenizer(config.tokenizer.path)
-        self._overlong: dict[str, int] = {}
-
-    def check(self, where: str, words: Example) -> None:
-        """Count trailing chunks that would be left out; ValueError when not even the first one fits."""
-        plan = interleave(words, self._tokenizer, self._config.sequence)
-        budget = self._config.text_rows_per_example
-        chunks = len(plan.before)
-        while chunks and plan.first(chunks).rows > budget:
-            chunks -= 1
-        if not chunks:
-            raise ValueError(
-                f"{where}: the words before the first frame take {plan.first(1).rows} text rows with their "
-                f"markers, an example has {budget}; shorten the meta caption or raise sequence.context_tokens"
-            )
-        if chunks < len(plan.before):
-            self._overlong[where] = self._overlong.get(where, 0) + len(plan.before) - chunks
-
-    def report(self) -> None:
-        """Warn of what training will leave out."""
-        if self._overlong:
-            rows, chunks = self._config.text_rows_per_example, sum(self._overlong.values())
-            print(
-                f"warning: {len(self._overlong)} videos or episodes, {next(iter(self._overlong))} the first, "
-                f"have words for more than the {rows} text rows of an example: training leaves out {chunks} "
-                "trailing chunks; raise sequence.context_tokens to keep them",
-                file=sys.stderr,
-            )
-
-
 def encode(
     clips: Iterable[Clip], writer: ShardWriter, budget: TextBudget, config: Config, codec: Codec
 ) -> tuple[StatsAccumulator, int]:
@@ -215,7 +183,8 @@ def encode(
     values = clip_frames(config) * config.video.width * config.video.height * 3
     while batch := list(islice(clips, max(1, BATCH_VALUES // values))):
         for clip in batch:
-            budget.check(clip.where, clip.words)
+            with _naming(clip.where):
+                budget.count(clip.words)
         latents = codec.encode(torch.from_numpy(np.stack([clip.frames for clip in batch]))).cpu().numpy()
         for clip, coded in zip(batch, latents, strict=True):
             words = clip.words

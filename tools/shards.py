@@ -2,13 +2,14 @@
 
     python tools/shards.py verify DIR
     python tools/shards.py inspect DIR --config YAML [--index I] [--out sheet.png]
-    python tools/shards.py stats DIR [--out stats.png]
+    python tools/shards.py stats DIR [--out stats.png] [--config YAML]
     python tools/shards.py stats DIR --recompute [--config YAML] | --like CHECKPOINT
     python tools/shards.py split DIR --out DIR [--share 0.05] [--seed S] [--by video]
 
 verify    every shard and example against its hash; clips are decoded. Exit code 2 when anything differs.
 inspect   one example: a contact sheet, the transcript with its token counts, the training sequence as text
-stats     histograms of durations, captions and quality scores, and the latent statistics, as one PNG;
+stats     histograms of durations, captions and quality scores, and the latent statistics, as one PNG; with
+          `--config`, how many examples have more words than it gives rows, and the chunks that they lose;
           `--recompute` computes the latent statistics anew and stores them (clips: with the config's codec);
           `--like` stores those of a checkpoint, whose run goes on with no others
 split     into OUT/train and OUT/val, all clips of one source video on one side; both keep DIR's latent
@@ -30,8 +31,9 @@ from draw_shards import draw_stats
 
 from megatv.checkpoint.store import read_meta
 from megatv.config import Config, config_to_dict, load_config
+from megatv.data.budget import TextBudget
 from megatv.data.describe import describe, transcript
-from megatv.data.format import DatasetInfo, codec_fingerprint
+from megatv.data.format import DatasetInfo, Record, codec_fingerprint
 from megatv.data.loader import check_shards
 from megatv.data.sequence import build_sequence, chunk_start_seconds, texts_by_chunk
 from megatv.data.shards import Shards, verify
@@ -42,6 +44,7 @@ from megatv.log import main_guard, progress
 from megatv.model.codec import clip_encoder, latents_to_frames, load_codec
 from megatv.sample.render import Strip, contact_sheet
 from megatv.sample.request import ChunkWords
+from megatv.types import Example
 
 
 def main() -> int:
@@ -62,11 +65,7 @@ def main() -> int:
     elif args.recompute:
         recompute(args.directory, config, args.device)
     else:
-        shards = Shards(args.directory)
-        indices = progress(range(len(shards)), total=len(shards))
-        records = [dataclasses.replace(shards.record(index), content=b"") for index in indices]
-        _save(args.out, lambda path: print(draw_stats(records, shards, path)))
-        print(f"histograms: {args.out}")
+        show_stats(args.directory, config, args.out)
     return 0
 
 
@@ -123,6 +122,39 @@ def inspect(path: Path, config: Config, index: int, out: Path) -> None:
     sheet = contact_sheet([strip], example.meta_caption, note)
     _save(out, lambda temporary: sheet.save(temporary, format="png"))
     print(f"contact sheet: {out}")
+
+
+def show_stats(path: Path, config: Config | None, out: Path) -> None:
+    """Draw the histograms, tell their medians and, with a config, what does not fit its text rows."""
+    shards = Shards(path)
+    indices = progress(range(len(shards)), total=len(shards), desc="examples")
+    records = [dataclasses.replace(shards.record(index), content=b"") for index in indices]
+    _save(out, lambda temporary: print(draw_stats(records, shards, temporary)))
+    print(f"histograms: {out}")
+    if config:
+        budget, unusable = TextBudget(config), []
+        for record in records:
+            try:
+                budget.count(_words_of(record))
+            except ValueError as error:
+                unusable.append(str(error))
+        if unusable:
+            print(f"{len(unusable)} of {len(records)} examples cannot be used, the first: {unusable[0]}")
+        if budget.examples:
+            print(budget.report())
+
+
+def _words_of(record: Record) -> Example:
+    """The record as an example without latents."""
+    return Example(
+        record.id,
+        np.empty(0),
+        record.captions,
+        record.meta_caption,
+        record.detailed_caption,
+        record.valid_latents,
+        record.ends_clip,
+    )
 
 
 def recompute(path: Path, config: Config | None, device: str) -> None:
@@ -198,7 +230,12 @@ def _arguments() -> argparse.Namespace:
     parsers["split"].add_argument("--share", type=float, default=0.05, help="of sources held out (0.05)")
     parsers["split"].add_argument("--seed", type=int, default=0, help="another choice of sources")
     parsers["split"].add_argument("--by", default="video", metavar="KEY", help="of `source` (video)")
-    args = parser.parse_args()
+    args, rest = parser.parse_known_args()  # changes that do not follow DIR at once are left over
+    late = [word for word in rest if "=" in word and not word.startswith("-") and "config" in args]
+    if late != rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if late:
+        args.overrides += late
     if args.verb == "split" and not 0 < args.share < 1:
         parser.error(f"--share {args.share:g}: must lie between 0 and 1")
     return args

@@ -84,10 +84,6 @@ class Plan:
         """The text-free sequence of classifier-free guidance: markers stay, all words are dropped."""
         return replace(self, prompt=tuple(map(_drop, self.prompt)), before=tuple(map(_drop, self.before)))
 
-    def first(self, chunks: int) -> Plan:
-        """The first `chunks` chunks and their text; a cut plan has no true end."""
-        return self if chunks == len(self.before) else Plan(self.prompt, self.before[:chunks])
-
     def runs(self, tokenizer: Tokenizer) -> list[Run]:
         """The sequence is runs[0], chunk 0, runs[1], chunk 1, ..., runs[N].
 
@@ -163,6 +159,27 @@ def interleave(example: Example, tokenizer: Tokenizer, config: SequenceConfig) -
     return Plan(tuple(prompt), tuple(before), example.ends_clip)
 
 
+def fit(example: Example, tokenizer: Tokenizer, config: Config, text_rows: int | None = None) -> Plan:
+    """The plan of the example's longest start whose words fit `text_rows`, or else an example's whole share.
+
+    Trailing chunks are left out whole, each with its words (Think2V's plan loses its actions too); a cut
+    example has no true end. Raises ValueError when not even the first chunk fits.
+    """
+    budget = text_rows or config.text_rows_per_example
+    plan = interleave(example, tokenizer, config.sequence)
+    chunks = len(plan.before)
+    while plan.rows > budget:
+        if chunks == 1:
+            raise ValueError(
+                f"sample {example.id}: the text up to its first chunk takes {plan.rows} rows, but it may "
+                f"have {budget}: shorten it or raise sequence.context_tokens"
+            )
+        chunks -= 1
+        start = replace(example, valid_latents=chunks, ends_clip=False)
+        plan = interleave(start, tokenizer, config.sequence)
+    return plan
+
+
 def drop_text(plan: Plan, draws: Draws, probability: float) -> Plan:
     """Text dropout: all words of the sample with `probability`, else every segment alone with it.
 
@@ -221,9 +238,9 @@ def build_sequence(
 ) -> Sequence:
     """The sequence of `example` in this epoch; a pure function of its arguments.
 
-    Without `train` no text is dropped and no clean copy flipped; noise and times stay. Trailing chunks whose
-    text exceeds `text_rows` (`config.text_rows_per_example` unless given) are left out whole, never cut.
-    Raises ValueError when not even the first chunk fits or the latents are not of the configured shape.
+    Without `train` no text is dropped and no clean copy flipped; noise and times stay. text_rows: the most
+    that its text may take (`fit`). Raises ValueError when not even the first chunk's words fit or the latents
+    are not of the configured shape.
     """
     expected = (config.latents, LATENT_CHANNELS, config.latent_height, config.latent_width)
     if example.latents.shape != expected:
@@ -232,24 +249,13 @@ def build_sequence(
             f"{expected}: use the width, height and groups that the shards were made with"
         )
     draws = Draws(seed, epoch, example.id)
-    plan = interleave(example, tokenizer, config.sequence)
+    plan = fit(example, tokenizer, config, text_rows)
     if train:
         plan = drop_text(plan, draws, config.sequence.text_dropout)
-    plan = _fit(plan, text_rows or config.text_rows_per_example, example.id)
     return Sequence(
         id=example.id,
         **_text_rows(plan, tokenizer, config),
         **_chunks(example, len(plan.before), draws, config, train),
-    )
-
-
-def _fit(plan: Plan, budget: int, sample: str) -> Plan:
-    for chunks in range(len(plan.before), 0, -1):
-        if (fitting := plan.first(chunks)).rows <= budget:
-            return fitting
-    raise ValueError(
-        f"sample {sample}: the text up to its first chunk takes {plan.first(1).rows} rows, but it "
-        f"may have {budget}: shorten the text or raise sequence.context_tokens"
     )
 
 

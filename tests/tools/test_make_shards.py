@@ -182,9 +182,9 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(run, tmp_pat
         (line_of("short.mp4", start=9), "start 9 lies beyond the end of 'short.mp4'"),
         (
             line_of("short.mp4", meta_caption="zx " * 400),
-            "shorten the meta caption or raise sequence.context_tokens",
+            "takes .* rows, but an example has 300 text rows: shorten it or raise sequence.context_tokens",
         ),
-        (line_of("short.mp4", (0.0, "zx " * 400)), "the words before the first frame take .* text rows"),
+        (line_of("short.mp4", (0.0, "zx " * 400)), "the text up to its first chunk takes .* rows"),
         (line_of("long.mp4"), "was described before"),
         (line_of("long.mp4", start=3.0625), "the id 'long.mp4@3.0625' comes twice"),
         ('{"video"', "is not valid JSON"),
@@ -207,7 +207,8 @@ def test_words_beyond_the_budget_are_warned_of(run, folder, tmp_path, capsys):
     lines = describe(tmp_path / "c.jsonl", line_of("short.mp4", (0.0, "a"), (0.8, "zx " * 400)))
     run("--videos", folder, "--captions", lines, "--out", tmp_path / "set")
     warning = capsys.readouterr().err
-    assert "c.jsonl line 1 the first" in warning and "leaves out 1 trailing chunks" in warning
+    assert warning.startswith("warning: 1 of 1 examples (100.00%), short.mp4@0.0000 the first, have words")
+    assert "leaves out 1 of 5 chunks (20.00%), trailing ones and whole" in warning
     assert len(Shards(tmp_path / "set")) == 1
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -191,3 +192,17 @@ def test_old_shards_become_new_ones_in_a_split(run, tmp_path):
     (path / "dataset.json").write_text(json.dumps(old))
     run("split", path, "--out", tmp_path / "two")
     assert Shards(tmp_path / "two" / "val").info.version == 2
+
+
+def test_stats_tell_what_does_not_fit_the_text_rows(run, tmp_path, capsys, config):
+    path, out = write(tmp_path / "set"), tmp_path / "stats.png"
+    assert run("stats", path, "--config", config, "--out", out) == 0
+    assert "the words of all 8 examples fit the 300 text rows" in capsys.readouterr().out
+    run("stats", path, "--config", config, "--out", out, "sequence.context_tokens=148")
+    said = capsys.readouterr().out
+    assert "8 of 8 examples (100.00%), clip-0 the first, have words for more than the 44 text rows" in said
+    assert re.search(r"training leaves out \d+ of 100 chunks", said)
+    plan = ["sequence.mode=think2v", "sequence.think2v=detailed_caption"]
+    run("stats", path, "--config", config, "--out", out, *plan)
+    said = capsys.readouterr().out
+    assert "8 of 8 examples cannot be used, the first: sample clip-0 has no detailed" in said
