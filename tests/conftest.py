@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +16,73 @@ from hypothesis import settings
 
 settings.register_profile("megatv", deadline=None)  # a busy machine is no failure
 settings.load_profile("megatv")
+
+
+ROOT = Path(__file__).parents[1]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """command(*words): run a command as a person types it, from the repository's root, on CPU.
+
+    This Python's console scripts are on PATH. A failure is the test's, unless `check=False`.
+    """
+
+    def run(*words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+        }
+        line = [str(word) for word in words]
+        done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+        if check:
+            assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def deepspeed() -> Callable[[int], list[object]]:
+    """deepspeed(n): the launcher for n processes, on a port that no other run of this machine uses."""
+
+    def words(processes: int) -> list[object]:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ["deepspeed", "--num_gpus", processes, "--master_port", probe.getsockname()[1]]
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def losses() -> Callable[[Path], dict[int, tuple[float, float]]]:
+    """losses(run_dir): step -> (text, video) training losses of its metrics.jsonl."""
+
+    def read(run_dir: Path) -> dict[int, tuple[float, float]]:
+        lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+        return {m["step"]: (m["text_loss"], m["video_loss"]) for m in lines if "text_loss" in m}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def examine(command: Command) -> Callable[..., str]:
+    """examine(shards, *config): all that tools/shards.py tells about a directory, which must be sound."""
+
+    def ask(shards: Path, *config: object) -> str:
+        told = [command(sys.executable, "tools/shards.py", "verify", shards).stdout]
+        for verb in ("inspect", "stats"):
+            picture = shards.with_name(f"{shards.name}_{verb}.png")
+            done = command(
+                sys.executable, "tools/shards.py", verb, shards, "--config", *config, "--out", picture
+            )
+            assert picture.stat().st_size > 0
+            told.append(done.stdout)
+        return "".join(told)
+
+    return ask
 
 
 @pytest.fixture(scope="session")
