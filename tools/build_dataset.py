@@ -2,7 +2,7 @@
 
     python tools/build_dataset.py --videos DIR --out DIR --config configs/data/sports.yaml [key=value ...]
 
-Stages: source, probe, shots, clips, filters, quality, segments, captions, export, shards. Each leaves a
+Stages: source, probe, shots, filters, clips, quality, segments, captions, export, shards. Each leaves a
 manifest in OUT/manifests, so that the command may be interrupted (kill -9 too) and started again: finished
 items are skipped, failed ones also unless --retry-failed. OUT/report.html shows what was kept, dropped and
 failed, and why.

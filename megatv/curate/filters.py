@@ -2,14 +2,17 @@
 
 Every filter first measures, then judges: a `Verdict` keeps the numbers and says in words why. TV2TV measures
 motion with Farneback's optical flow and faces with RetinaFace; here DIS flow is the default and faces are
-found by the Haar cascades that come with OpenCV, from the front and from the sides. Both filters work on
-shots as well as on clips: what is dropped early costs nothing later.
+found by the Haar cascades that come with OpenCV, from the front and from the sides.
+
+Shots are judged, before their frames are embedded: what is dropped early costs nothing later. A long shot is
+judged in stretches as long as a clip, so that neither ten lively seconds of an hour of talk are lost nor the
+talk is taken along with them.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from megatv.curate.settings import FaceSettings, MotionSettings
+from megatv.curate.settings import FaceSettings, MotionSettings, Span
 
 Box = tuple[int, int, int, int]
 """x, y, width and height in pixels."""
@@ -25,11 +28,40 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a clip is kept, the reason in words, and what was measured."""
+    """Whether a stretch is kept, the reason in words, and what was measured."""
 
     kept: bool
     reason: str
     measures: dict[str, float]
+
+
+def stretches(shot: Span, seconds: float) -> list[Span]:
+    """Equal parts of a shot in order, of `seconds` to less than twice that; or the whole of a shorter one."""
+    count = max(1, int((shot[1] - shot[0]) / seconds + 1e-6))
+    return list(itertools.pairwise(np.linspace(*shot, count + 1).tolist()))
+
+
+def kept_spans(judged: Sequence[tuple[Span, Sequence[Verdict]]]) -> list[Span]:
+    """What is left of a shot: neighbouring stretches that every filter keeps, joined."""
+    spans: list[Span] = []
+    for (start, end), verdicts in judged:
+        if not all(verdict.kept for verdict in verdicts):
+            continue
+        if spans and spans[-1][1] == start:
+            start = spans.pop()[0]
+        spans.append((start, end))
+    return spans
+
+
+def reasons_to_drop(judged: Sequence[tuple[Span, Sequence[Verdict]]]) -> str:
+    """Every filter that drops a stretch, with what it says of the first one, and of how many it says so."""
+    per_filter = zip(*(verdicts for _, verdicts in judged), strict=True)
+    found = []
+    for verdicts in per_filter:
+        if dropped := [verdict for verdict in verdicts if not verdict.kept]:
+            share = f" ({len(dropped)} of {len(judged)} stretches)" if len(judged) > 1 else ""
+            found.append(dropped[0].reason + share)
+    return "; ".join(found)
 
 
 def judge_motion(frames: Iterable[np.ndarray], settings: MotionSettings) -> Verdict:
@@ -42,8 +74,8 @@ def judge_motion(frames: Iterable[np.ndarray], settings: MotionSettings) -> Verd
     least = settings.min_widths_per_second
     kept = score >= least
     reason = (
-        f"motion {score:.4f} frame widths/s, {'at least' if kept else 'below'} "
-        f"min_widths_per_second {least:g}"
+        f"motion filter: {score:.4f} frame widths/s, {'at least' if kept else 'below'} "
+        f"motion.min_widths_per_second {least:g}"
     )
     return Verdict(kept, reason, {"widths_per_second": score})
 
@@ -72,9 +104,9 @@ def judge_faces(frames: Iterable[np.ndarray], settings: FaceSettings) -> Verdict
     coverage, stability = face_measures(frames, settings)
     dropped = coverage >= settings.max_coverage and stability >= settings.max_stability
     reason = (
-        f"{'large stable face' if dropped else 'no large stable face'}: coverage {coverage:.3f}, stability "
-        f"{stability:.2f}; dropped from max_coverage {settings.max_coverage:g} and max_stability "
-        f"{settings.max_stability:g} on"
+        f"face filter: {'a' if dropped else 'no'} large stable face, coverage {coverage:.3f} and stability "
+        f"{stability:.2f} where faces.max_coverage {settings.max_coverage:g} and faces.max_stability "
+        f"{settings.max_stability:g} drop"
     )
     return Verdict(not dropped, reason, {"face_coverage": coverage, "face_stability": stability})
 

@@ -81,7 +81,8 @@ class EmbedSettings:
 class ClipSettings:
     """Peaks of semantic change, and the clips that hold most of them.
 
-    window_seconds       length of the sliding window (TV2TV: 8)
+    window_seconds       length of the sliding window (TV2TV: 8), and least length of the stretches in which
+                         the motion and face filters judge a longer shot
     stride_seconds       from one window to the next
     min_seconds, max_seconds   length of a clip (TV2TV: 6 and 16)
     min_peaks            a clip with fewer is not made
@@ -142,7 +143,7 @@ class SegmentSettings:
 
 @dataclass(frozen=True)
 class MotionSettings:
-    """Clips in which little moves are dropped.
+    """Stretches of a shot in which little moves are dropped.
 
     method               `dis` (Dense Inverse Search) or `farneback` (as in TV2TV, slower)
     frames_per_second    rate at which neighbouring frames are compared
@@ -164,20 +165,21 @@ class MotionSettings:
 
 @dataclass(frozen=True)
 class FaceSettings:
-    """Clips of somebody who talks into the camera are dropped: one large face that stays where it is.
+    """Stretches of somebody who talks into the camera are dropped: one large face that stays where it is.
 
     frames_per_second   rate at which faces are looked for
     long_side_pixels    of the frames searched, which keep the video's aspect ratio
-    smallest_face       least height of a face to look for, as a part of the frame's height
+    smallest_face       least height of a face to look for, as a part of the frame's height: most of the time
+                        goes into small ones, and those cover too little to drop anything
     neighbours          overlapping detections that make a face; more: fewer false faces, more missed
     max_coverage        largest face's part of the frame's area, mean over the frames
     max_stability       overlap (IoU) of the largest faces of neighbouring frames, mean over the pairs
-    A clip is dropped when it reaches both.
+    A stretch is dropped when it reaches both.
     """
 
-    frames_per_second: float = 2.0
+    frames_per_second: float = 1.0
     long_side_pixels: int = 320
-    smallest_face: float = 0.1
+    smallest_face: float = 0.2
     neighbours: int = 6
     max_coverage: float = 0.05
     max_stability: float = 0.5

@@ -1,8 +1,9 @@
 """The stages of the pipeline in their order, each from one item to an Outcome; see TV2TV section 4.1.
 
 An item is a video, then a shot, then a clip, and carries what earlier stages said of it: `video` (path below
-the folder), `start` and `end` in seconds, `key_frames`, `segments`, words. Stages run on workers: everything
-they read is under `Places`, on a file system that all nodes see.
+the folder), `start` and `end` in seconds, `key_frames`, `segments`, words. The paper's filters for motion and
+faces come before the choice of clips here: they look at few frames, embedding looks at many. Stages run on
+workers: everything they read is under `Places`, on a file system that all nodes see.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from megatv.config import FPS
 from megatv.curate.embed import Embedder, embed_span, load_embedder
 from megatv.curate.endpoint import PROMPTS
 from megatv.curate.engine import Outcome, Stage
-from megatv.curate.filters import face_frame_size, judge_faces, judge_motion
+from megatv.curate.filters import (
+    Verdict,
+    face_frame_size,
+    judge_faces,
+    judge_motion,
+    kept_spans,
+    reasons_to_drop,
+    stretches,
+)
 from megatv.curate.manifest import Item
 from megatv.curate.peaks import choose_clips, find_key_frames
 from megatv.curate.recipe import Recipe
@@ -97,8 +106,8 @@ def stages(places: Places, recipe: Recipe) -> list[Stage]:
         stage("source", _source, [recipe.source.keywords, recipe.source.exclude]),
         stage("probe", _probe, recipe.source),
         stage("shots", _shots, recipe.shots),
+        stage("filters", _filters, [recipe.motion, recipe.faces, recipe.clips.window_seconds]),
         stage("clips", _clips, [recipe.embed, recipe.clips]),
-        stage("filters", _filters, [recipe.motion, recipe.faces]),
         *([stage("quality", _quality, [recipe.quality, asked], **waiting)] if recipe.quality else []),
         stage("segments", _segments, [recipe.embed, recipe.segments]),
         stage("captions", _captions, captions, **({} if recipe.captions.words_from else waiting)),
@@ -144,6 +153,36 @@ def _shots(item: Item, places: Places, recipe: Recipe) -> Outcome:
     return Outcome(outputs, "" if outputs else "no shot is long enough", {"shots": len(shots)})
 
 
+def _filters(item: Item, places: Places, recipe: Recipe) -> Outcome:
+    shot = (item["start"], item["end"])
+    judged = [
+        (span, _verdicts({**item, "start": span[0], "end": span[1]}, places, recipe))
+        for span in stretches(shot, recipe.clips.window_seconds)
+    ]
+    kept = kept_spans(judged)
+    measured = [{k: v for verdict in verdicts for k, v in verdict.measures.items()} for _, verdicts in judged]
+    facts = {name: float(np.mean([m[name] for m in measured])) for name in measured[0]}
+    if kept == [shot]:
+        return Outcome([item], facts=facts)
+    outputs = [
+        {**item, "id": f"{item['id']}.{index}", "start": start, "end": end}
+        for index, (start, end) in enumerate(kept)
+    ]
+    # Of a shot that is kept in part, the reason tells what the rest was.
+    return Outcome(outputs, reasons_to_drop(judged), facts)
+
+
+def _verdicts(item: Item, places: Places, recipe: Recipe) -> list[Verdict]:
+    """All filters' verdicts, so that the report can name each reason."""
+    motion, faces, info = recipe.motion, recipe.faces, item["info"]
+    size = (motion.width_pixels, motion.height_pixels)
+    face_size = face_frame_size(info["width"], info["height"], faces)
+    return [
+        judge_motion(_frames(item, places, size, motion.frames_per_second), motion),
+        judge_faces(_frames(item, places, face_size, faces.frames_per_second), faces),
+    ]
+
+
 def _clips(item: Item, places: Places, recipe: Recipe) -> Outcome:
     span, settings = (item["start"], item["end"]), recipe.clips
     seconds = span[1] - span[0]
@@ -168,23 +207,6 @@ def _clips(item: Item, places: Places, recipe: Recipe) -> Outcome:
     ]
     reason = f"{len(key_frames)} key frames, no clip with clips.min_peaks {settings.min_peaks}"
     return Outcome(outputs, "" if outputs else reason, {**facts, "key_frames": len(key_frames)})
-
-
-def _filters(item: Item, places: Places, recipe: Recipe) -> Outcome:
-    motion, faces, info = recipe.motion, recipe.faces, item["info"]
-    size = (motion.width_pixels, motion.height_pixels)
-    verdicts = [
-        judge_motion(_frames(item, places, size, motion.frames_per_second), motion),
-        judge_faces(
-            _frames(
-                item, places, face_frame_size(info["width"], info["height"], faces), faces.frames_per_second
-            ),
-            faces,
-        ),
-    ]
-    facts = {name: value for verdict in verdicts for name, value in verdict.measures.items()}
-    reasons = [verdict.reason for verdict in verdicts if not verdict.kept]
-    return Outcome([] if reasons else [item], "; ".join(reasons), facts)
 
 
 def _quality(item: Item, places: Places, recipe: Recipe) -> Outcome:
@@ -238,7 +260,7 @@ def _embedder(settings: EmbedSettings) -> Embedder:
 
 
 def _frames(item: Item, places: Places, size: tuple[int, int], fps: float) -> Iterator[np.ndarray]:
-    """The clip's frames at a size and rate."""
+    """The stretch's frames at a size and rate."""
     frames = iterate_video(
         places.videos / item["video"], width=size[0], height=size[1], start_seconds=item["start"], fps=fps
     )
