@@ -1,12 +1,14 @@
 """Frames to unit vectors whose cosine distance tells how much the picture changed (TV2TV section 4.1).
 
-TV2TV uses the Perception Encoder; any image model in a local directory will do here, through transformers
-(which opens timm's directories too, where timm is installed). Nothing is downloaded. The default embedder
-needs no weights and is named for what it is: it sees colours and edges, not meaning.
+TV2TV uses the Perception Encoder; any image model in a local directory will do here, through transformers,
+which opens timm's directories too where timm is installed (the Perception Encoder is one of them:
+vit_pe_core_*). Nothing is downloaded. The default embedder needs no weights and is named for what it is: it
+sees colours and edges, not meaning.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +83,7 @@ class ModelEmbedder:
             raise ValueError(
                 f"embed.model '{directory}' is no directory: name a local model directory, or {HISTOGRAM}"
             )
+        _refuse_what_transformers_cannot_open(Path(directory))
         from transformers import AutoImageProcessor, AutoModel
 
         try:
@@ -116,6 +119,26 @@ class ModelEmbedder:
             features = output.last_hidden_state.mean(dim=1) if pooled is None else pooled
         features = features.flatten(1).float()  # some convolutional models pool to [N, D, 1, 1]
         return torch.nn.functional.normalize(features, dim=1).cpu().numpy()
+
+
+def _refuse_what_transformers_cannot_open(directory: Path) -> None:
+    """ValueError with the way out for folders of other libraries, of which transformers says little."""
+    config = directory / "config.json"
+    if not config.is_file():
+        if (directory / "open_clip_config.json").is_file():
+            raise ValueError(
+                f"embed.model '{directory}' is in open_clip's format, which transformers does not read: "
+                "convert it with transformers' convert_clip_original_pytorch_to_hf.py, or take a folder of "
+                "the same model with config.json, preprocessor_config.json and model.safetensors"
+            )
+        return
+    if '"pretrained_cfg"' in config.read_text(encoding="utf-8"):
+        lacking = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
+        if lacking:
+            raise ValueError(
+                f"embed.model '{directory}' is a model of timm's: `pip install --no-deps "
+                f"{' '.join(lacking)}`, in versions that fit torch"
+            )
 
 
 def _batches(frames: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:

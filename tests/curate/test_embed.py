@@ -1,5 +1,6 @@
 """Embedders give unit vectors, the same each time; local models load without a network or are refused."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -45,19 +46,25 @@ def models(tmp_path_factory):
     clip = transformers.CLIPConfig(
         text_config={**TINY, "vocab_size": 50}, vision_config={**TINY, **PICTURE}, projection_dim=12
     )
+    dino = transformers.Dinov2Config(**{**TINY, "mlp_ratio": 2}, **PICTURE)
     for name, model in {
         "clip": transformers.CLIPModel(clip),
+        "clip_vision": transformers.CLIPVisionModelWithProjection(clip.vision_config),
+        "dinov2": transformers.Dinov2Model(dino),
         "vit": transformers.ViTModel(vit),
         "classifier": transformers.ViTForImageClassification(vit),
     }.items():
         model.save_pretrained(root / name)
-        kind = transformers.CLIPImageProcessor if name == "clip" else transformers.ViTImageProcessor
-        size = {"size": {"shortest_edge": 32}, "crop_size": 32} if name == "clip" else {"size": 32}
+        is_clip = name.startswith("clip")
+        kind = transformers.CLIPImageProcessor if is_clip else transformers.ViTImageProcessor
+        size = {"size": {"shortest_edge": 32}, "crop_size": 32} if is_clip else {"size": 32}
         kind(**size).save_pretrained(root / name)
     return root
 
 
-@pytest.mark.parametrize(("name", "width"), [("clip", 12), ("vit", 16), ("classifier", 16)])
+@pytest.mark.parametrize(
+    ("name", "width"), [("clip", 12), ("clip_vision", 16), ("dinov2", 16), ("vit", 16), ("classifier", 16)]
+)
 def test_a_local_model_embeds(models, name, width):
     """A classifier has no pooler: the one that transformers makes up at random must not be used."""
     settings = EmbedSettings(model=str(models / name))
@@ -86,6 +93,16 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path, models):
         embed.load_embedder(EmbedSettings(model="facebook/some-model"))
     with pytest.raises(ValueError, match=r"does not load .*preprocessor_config.json"):
         embed.load_embedder(EmbedSettings(model=str(tmp_path)))
+
+
+def test_the_folder_of_another_library_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is in open_clip's format.*convert"):
+        embed.load_embedder(EmbedSettings(model=str(tmp_path)))
+    if importlib.util.find_spec("timm") is None:
+        (tmp_path / "config.json").write_text('{"architecture": "vit_pe", "pretrained_cfg": {}}')
+        with pytest.raises(ValueError, match=r"a model of timm's: `pip install --no-deps timm"):
+            embed.load_embedder(EmbedSettings(model=str(tmp_path)))
 
 
 def test_lost_weights_are_refused(tmp_path, models):
