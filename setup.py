@@ -36,7 +36,7 @@ setup(
     # shadow the PyPI package that transformers looks for.
     package_dir={"megatv_kernels": "kernels"},
     package_data={
-        "megatv": ["py.typed", "assets/*", "curate/prompts/*.txt"],
+        "megatv": ["py.typed", "assets/*", "curate/prompts/*.txt", "curate/report.css"],
         "megatv_kernels": ["py.typed", "cuda/*.cu", "cuda/*.cuh", "cuda/*.h"],
     },
     cmdclass={"build_py": BuildKernels},

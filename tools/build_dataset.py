@@ -18,18 +18,22 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from megatv.curate.engine import Summary, run_stage, start_ray
-from megatv.curate.manifest import Item, Record
+from megatv.curate.manifest import Item, Manifest, Record, seconds_of
 from megatv.curate.recipe import ShardSettings, load_recipe
-from megatv.curate.report import write_report
+from megatv.curate.report import Result, write_report
 from megatv.curate.steps import Places, list_videos, stages
+from megatv.data.shards import Shards
 from megatv.log import main_guard, say
 
 MAKE_SHARDS = Path(__file__).with_name("make_shards.py")
 WORDS = ("meta_caption", "detailed_caption", "captions")
+FAILURES_SAID = 20
 USAGE = ("requests", "cached", "retries", "repairs", "prompt_tokens", "completion_tokens", "cost")
 
 
@@ -42,24 +46,49 @@ def main() -> None:
     places = Places(args.videos.resolve(), args.out.resolve())
     items, chain = list_videos(places, recipe), stages(places, recipe)
     start_ray(args.ray_address)
-    results: list[tuple[list[Item], list[Record], Summary]] = []
-    for number, stage in enumerate(chain, 1):
-        manifest = places.out / "manifests" / f"{stage.name}.jsonl"
-        records, summary = run_stage(stage, items, manifest, retry_failed=args.retry_failed)
-        results.append((items, records, summary))
-        items = [output for record in records for output in record.outputs]
-        if not items and number < len(chain):
-            say(f"nothing is left after {stage.name}")
-            break
-    notes = [_usage_line(results)] if recipe.endpoint else ["words of people; no model was asked"]
-    if not items:
-        notes.append(f"nothing is left after {results[-1][2].stage}: there are no shards")
-    else:
-        captions = write_captions(places.out / "captions.jsonl", items)
-        if recipe.shards:
-            notes.append(make_shards(places.out, captions, recipe.shards))
-    write_report(places.out / "report.html", places.videos, results, notes)
-    say("\n".join([*notes, f"report: {places.out / 'report.html'}"]))
+    results: list[Result] = []
+    with Manifest(places.out / "manifests" / "runs.jsonl") as runs:
+        for stage in chain:
+            manifest = places.out / "manifests" / f"{stage.name}.jsonl"
+            records, summary = run_stage(stage, items, manifest, retry_failed=args.retry_failed)
+            results.append((items, records, summary))
+            _note_run(runs, summary)
+            items = [output for record in records for output in record.outputs]
+            if not items:
+                break
+        notes = [_usage_line(results)] if recipe.endpoint else ["words of people; no model was asked"]
+        if not items:
+            notes.append(f"nothing is left after {results[-1][2].stage}: there are no shards")
+        else:
+            captions = write_captions(places.out / "captions.jsonl", items)
+            if recipe.shards:
+                note, summary = make_shards(places.out, captions, items, recipe.shards)
+                notes.append(note)
+                results.append(([], [], summary))
+                _note_run(runs, summary)
+    notes.insert(0, f"{places.videos} by {args.config}, {time.strftime('%Y-%m-%d %H:%M')}")
+    speeds = [Summary(**record.facts) for record in runs.records.values()]
+    write_report(places.out / "report.html", places.videos, results, speeds, notes)
+    say("\n".join([*_failure_lines(results), *notes[1:], f"report: {places.out / 'report.html'}"]))
+
+
+def _note_run(runs: Manifest, summary: Summary) -> None:
+    """Keep how long a stage took, for the report of later runs, which find it finished."""
+    if summary.done_now:
+        runs.append(Record(str(time.time_ns()), summary.stage, "kept", facts=asdict(summary)))
+
+
+def _failure_lines(results: list[Result]) -> list[str]:
+    """One for each failed item, those of earlier runs included."""
+    lines = [
+        f"failed in {summary.stage}: {record.id}: {record.reason}"
+        for _, records, summary in results
+        for record in records
+        if record.status == "failed"
+    ]
+    if len(lines) > FAILURES_SAID:
+        lines = [*lines[:FAILURES_SAID], f"and {len(lines) - FAILURES_SAID} more failures, see the report"]
+    return [*lines, "do failed items again with --retry-failed"] if lines else []
 
 
 def write_captions(path: Path, items: list[Item]) -> Path:
@@ -84,15 +113,17 @@ def _caption_line(item: Item) -> dict[str, Any]:
     return {**line, "source": origin}
 
 
-def make_shards(out: Path, captions: Path, settings: ShardSettings) -> str:
-    """Make OUT/shards with tools/make_shards.py unless they stand there from the same input; a note of it."""
+def make_shards(out: Path, captions: Path, items: list[Item], settings: ShardSettings) -> tuple[str, Summary]:
+    """Make OUT/shards by tools/make_shards.py unless they stand there from the same input; note, figures."""
+    began = time.monotonic()
     shards, stamp = out / "shards", out / "shards.made_from"
     config = Path(settings.config)
     if not config.is_file():
         raise ValueError(f"shards.config {config}: is no file; name the YAML of a run")
     made_from = hashlib.sha256(captions.read_bytes() + config.read_bytes()).hexdigest()
     if shards.is_dir() and stamp.is_file() and stamp.read_text() == made_from:
-        return f"shards: {shards} (made before from the same clips and words)"
+        note = f"shards: {shards} (made before from the same clips and words)"
+        return note, _shards_summary(shards, items, 0, began)
     stamp.unlink(missing_ok=True)
     if shards.is_dir():
         shutil.rmtree(shards)
@@ -102,10 +133,16 @@ def make_shards(out: Path, captions: Path, settings: ShardSettings) -> str:
     if done.returncode:
         raise ValueError(f"shards: {done.stderr.strip().splitlines()[-1] if done.stderr else 'failed'}")
     stamp.write_text(made_from)
-    return f"shards: {done.stdout.strip()}"
+    return f"shards: {done.stdout.strip()}", _shards_summary(shards, items, len(items), began)
 
 
-def _usage_line(results: list[tuple[list[Item], list[Record], Summary]]) -> str:
+def _shards_summary(shards: Path, items: list[Item], done: int, began: float) -> Summary:
+    seconds = sum(map(seconds_of, items)) if done else 0.0
+    count, wall = len(Shards(shards)), time.monotonic() - began
+    return Summary("shards", len(items), len(items), 0, 0, count, done, seconds, wall)
+
+
+def _usage_line(results: list[Result]) -> str:
     """Sums over all records that hold, those of earlier runs included."""
     records = [record for _, stage_records, _ in results for record in stage_records]
     sums = {name: sum(record.facts.get(name, 0) for record in records) for name in USAGE}

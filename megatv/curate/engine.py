@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from megatv.curate.manifest import Item, Manifest, Record, key_of
+from megatv.curate.manifest import Item, Manifest, Record, key_of, seconds_of
 from megatv.log import say
 
 WINDOW = 4096
@@ -72,7 +72,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Summary:
-    """One run of one stage: items by status over all inputs, and the speed of what was done in this run."""
+    """One run of one stage: items by status over all inputs, and the speed of what was done in this run.
+
+    done_now, video_seconds, wall_seconds   items done in this run, how much video they are, how long it took
+    """
 
     stage: str
     inputs: int
@@ -81,6 +84,7 @@ class Summary:
     failed: int
     outputs: int
     done_now: int
+    video_seconds: float
     wall_seconds: float
 
     @property
@@ -170,6 +174,7 @@ def run_stage(
         by_status["failed"],
         sum(len(record.outputs) for record in records),
         len(todo),
+        sum(map(seconds_of, todo.values())),
         time.monotonic() - began,
     )
     say(summary.line())

@@ -104,9 +104,9 @@ def judge_faces(frames: Iterable[np.ndarray], settings: FaceSettings) -> Verdict
     coverage, stability = face_measures(frames, settings)
     dropped = coverage >= settings.max_coverage and stability >= settings.max_stability
     reason = (
-        f"face filter: {'a' if dropped else 'no'} large stable face, coverage {coverage:.3f} and stability "
-        f"{stability:.2f} where faces.max_coverage {settings.max_coverage:g} and faces.max_stability "
-        f"{settings.max_stability:g} drop"
+        f"face filter: {'a' if dropped else 'no'} large stable face, coverage {coverage:.3f} "
+        f"(faces.max_coverage {settings.max_coverage:g}) and stability {stability:.2f} "
+        f"(faces.max_stability {settings.max_stability:g})"
     )
     return Verdict(not dropped, reason, {"face_coverage": coverage, "face_stability": stability})
 

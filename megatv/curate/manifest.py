@@ -46,6 +46,13 @@ def key_of(item: Item, stage: str, version: int, settings: Any) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()[:24]
 
 
+def seconds_of(item: Item) -> float:
+    """Length of the video that an item stands for; 0 before a header was read."""
+    if "start" in item:
+        return float(item["end"] - item["start"])
+    return float(item["info"]["seconds"]) if "info" in item else 0.0
+
+
 class Manifest:
     """The records of one stage in a file; one process writes it. Use as a context manager.
 
