@@ -4,9 +4,18 @@
 
 Stages: source, probe, shots, filters, clips, quality, segments, captions, export, shards. Each leaves a
 manifest in OUT/manifests, so that the command may be interrupted (kill -9 too) and started again: finished
-items are skipped, failed ones also unless --retry-failed. OUT/report.html shows what was kept, dropped and
-failed, and why.
-`--ray-address HOST:PORT` runs the same on a Ray cluster whose nodes see both folders under the same paths.
+items are skipped, failed ones also unless --retry-failed. A file that changes is another item and is done
+anew. OUT/report.html shows what was kept, dropped and failed, and why.
+
+On several machines, all with megatv and the same versions of Python and Ray installed:
+
+    ray start --head --port=6379                          # on the first
+    ray start --address=FIRST:6379                        # on each other one
+    python tools/build_dataset.py ... --ray-address FIRST:6379      # on any of them
+
+--videos, --out, captions.words_from and embed.model must lie on a file system that all of them see under the
+same paths; the endpoint's URL must answer from each, so `localhost` will not do. Only the machine that runs
+the command writes manifests and makes the shards.
 """
 
 from __future__ import annotations

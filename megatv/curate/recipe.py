@@ -7,7 +7,7 @@ of the analysis are in `megatv.curate.settings`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -171,9 +171,18 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe with `section.key=value` overrides; ValueError with the file, the key and the remedy."""
+    """Read a recipe with `section.key=value` overrides; ValueError with the file, the key and the remedy.
+
+    Paths that workers read become absolute: on another machine they start in another folder.
+    """
     tree = read_yaml(path, overrides)
     try:
-        return build(Recipe, tree)
+        recipe = build(Recipe, tree)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    words, model = recipe.captions.words_from, recipe.embed.model
+    if words is not None:
+        recipe = replace(recipe, captions=replace(recipe.captions, words_from=str(Path(words).resolve())))
+    if Path(model).is_dir():
+        recipe = replace(recipe, embed=replace(recipe.embed, model=str(Path(model).resolve())))
+    return recipe

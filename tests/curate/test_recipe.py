@@ -17,6 +17,15 @@ def test_the_shipped_recipe_reads_with_a_model_or_with_people():
     assert spoken.endpoint is None and spoken.source.keywords == ("game highlights", "match")
 
 
+def test_paths_that_workers_read_hold_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    recipe = load_recipe(SPORTS, [*PEOPLE, "embed.model=model"])
+    assert recipe.captions.words_from == str(tmp_path / "words.jsonl")
+    assert recipe.embed.model == str(tmp_path / "model")
+    assert load_recipe(SPORTS, PEOPLE).embed.model == "colour-gradient-histogram"
+
+
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
