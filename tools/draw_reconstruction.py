@@ -1,0 +1,89 @@
+"""Draw an example beside what a model makes of each of its chunks from the true past.
+
+    python tools/draw_reconstruction.py --checkpoint runs/own_videos --index 0 --out reconstruction.png
+
+Every chunk is drawn from noise, given its words and the true chunks before it; the truth is what the codec
+shows of the example. Prints the PSNR of the model's frames, and of frames that only repeat the last one seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatv.config import FPS
+from megatv.data.loader import check_shards
+from megatv.data.remote import open_shards
+from megatv.data.sequence import build_sequence, chunk_start_seconds, texts_by_chunk
+from megatv.eval.reconstruction import reconstruct
+from megatv.log import main_guard, say
+from megatv.model.codec import clip_encoder
+from megatv.sample.render import Strip, contact_sheet
+from megatv.sample.request import ChunkWords
+from megatv.sample.sampler import Sampler
+
+
+def repeated(frames: np.ndarray, starts: list[int]) -> np.ndarray:
+    """uint8 [F, H, W, 3]: in every chunk the last true frame before it; chunk 0 is given."""
+    out = frames.copy()
+    for start, end in zip(starts[1:], [*starts[2:], len(frames)], strict=True):
+        out[start:end] = frames[start - 1]
+    return out
+
+
+def psnr(frames: np.ndarray, truth: np.ndarray) -> float:
+    """dB between two uint8 videos."""
+    return float(10 * np.log10(255**2 / np.square(frames.astype(np.float32) - truth).mean()))
+
+
+def main() -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a run's folder or one checkpoint")
+    parser.add_argument("--data", help="shards to take the example from; data.train of the run by default")
+    parser.add_argument("--index", type=int, default=0, help="the example's number in the shards")
+    parser.add_argument("--steps", type=int, default=20, help="Euler steps")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
+    args = parser.parse_args()
+    sampler = Sampler.from_checkpoint(args.checkpoint)
+    config = sampler.config
+    shards = open_shards(args.data or config.data.train, config.data, lambda: clip_encoder(sampler.codec))
+    check_shards(shards, config)
+    if not 0 <= args.index < len(shards):
+        raise ValueError(f"--index {args.index}: {shards.path} holds examples 0 to {len(shards) - 1}")
+    example = shards[args.index]
+    sequence = build_sequence(example, sampler.tokenizer, config, seed=config.run.seed, epoch=0, train=False)
+    drawn = reconstruct(sampler.model, sequence, config, steps=args.steps, seed=args.seed).cpu().numpy()
+
+    def frames(latents: np.ndarray) -> np.ndarray:
+        raw = torch.from_numpy(shards.stats.denormalize(latents))
+        return sampler.codec.decode(raw[None])[0].cpu().numpy()
+
+    truth, made = frames(example.latents[: len(drawn)]), frames(drawn)
+    seconds = [chunk_start_seconds(i) for i in range(len(drawn))]
+    starts = [round(start * FPS) for start in seconds]
+    first = starts[1]  # chunk 0 has no past to repeat
+    words = tuple(
+        ChunkWords(start, "\n".join(texts), "own")
+        for start, texts in zip(seconds, texts_by_chunk(example), strict=False)
+    )
+    note = (
+        f"{psnr(made[first:], truth[first:]):.1f} dB; repeating the last true frame: "
+        f"{psnr(repeated(truth, starts)[first:], truth[first:]):.1f} dB"
+    )
+    silent = tuple(ChunkWords(start, "", "own") for start in seconds)
+    strips = [
+        Strip("example", truth, words),
+        Strip("each chunk by the model, from the true past", made, silent),
+    ]
+    title = f"{example.id}: {example.meta_caption}"
+    contact_sheet(strips, title, f"step {sampler.step}, {args.steps} Euler steps, {note}").save(args.out)
+    say(f"{args.out}: example {args.index} ({example.id}), {len(drawn)} chunks, {note}")
+
+
+if __name__ == "__main__":
+    main_guard(main)
