@@ -6,6 +6,7 @@ Heavy imports are inside the functions, where they are timed or come before the 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench_data_timing import wait_for_others
@@ -82,6 +83,9 @@ def read_rates(path: str, repeats: int) -> dict[str, Any]:
         "ours": len(order) / seconds_of(lambda: [shards.record(i) for i in order], repeats)[0]
     }
     try:
+        import tempfile
+
+        tempfile.tempdir = str(Path(path).parent)  # StreamingDataset leaves its locks there
         from streaming.base.dataset import StreamingDataset
         from streaming.base.local import LocalDataset
 
