@@ -80,14 +80,14 @@ def _funnel(results: Sequence[Result]) -> Html:
     whole = max([*seconds, 1e-9])
     steps, before = [], whole
     for (_, _, summary), after in zip(results, seconds, strict=True):
-        bars, amount = [], f"{after:.1f} s"
+        bars, amount = [], f", {after:.1f} s"
         if not after and (summary.stage == "shards" or before == whole):
             amount = ""  # shards count examples; nobody knows a video's length before its header was read
         else:
             lost = max(0.0, before - after)
             bars = [(after / whole, "kept"), (lost / whole, "lost")]
             before = after
-        counts = [f"{summary.inputs} in → ", tag("b", f"{summary.outputs} out"), f" {amount}"]
+        counts = [f"{summary.inputs} in → ", tag("b", f"{summary.outputs} out"), amount]
         for status in ("dropped", "failed"):
             if number := getattr(summary, status):
                 counts += [" · ", tag("span", f"{number} {status}", class_=status)]
@@ -132,7 +132,7 @@ def _reasons(results: Sequence[Result]) -> list[Html]:
     for _, records, summary in results:
         for record in records:
             if record.status == "dropped":
-                counts.update({(summary.stage, re.sub(r"-?\d+(\.\d+)?", "…", r)) for r in _parts(record)})
+                counts.update((summary.stage, re.sub(r"-?\d+(\.\d+)?", "…", part)) for part in _parts(record))
     rows: list[list[object]] = [[stage, reason, number] for (stage, reason), number in counts.most_common()]
     if not rows:
         return []

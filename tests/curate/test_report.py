@@ -106,7 +106,7 @@ def test_all_that_was_decided_is_told(report):
         f"broken.mp4|cannot be opened {EVIL}",
         "0.00 s |It begins.",
         "quality 7.5",
-        "2 in → |1 out| 3.0 s · |1 dropped",
+        "2 in → |1 out|, 3.0 s · |1 dropped",
         "filters|4|4.0|1.00|2.00",  # items, seconds, items/s and s/s over both runs
         "captions|3|0|0|0|4,000|0|0.25",
         "2|examples in shards",

@@ -46,12 +46,13 @@ def made(out):
 
 
 def finish(command):
-    done = subprocess.run(**command, capture_output=True, timeout=500)
+    done = subprocess.run(**command, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # three starts of Ray and two of the tool, on a machine that may be busy
 def test_two_nodes_make_what_one_machine_makes(tmp_path, run):
     from ray.cluster_utils import Cluster
 
@@ -67,6 +68,7 @@ def test_two_nodes_make_what_one_machine_makes(tmp_path, run):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # four starts of the tool, on a machine that may be busy
 def test_a_killed_run_goes_on_where_it_was(tmp_path, run, model):
     """kill -9 while filters work and while the model is asked: what was recorded is never done again."""
     out, asked_when_killed = tmp_path / "killed", []
