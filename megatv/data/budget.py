@@ -18,7 +18,8 @@ class TextBudget:
 
     def check(self, words: Example) -> int:
         """How many chunks of the example fit with their words; ValueError when not even the first does."""
-        return len(fit(words, self._tokenizer, self._config).before)
+        rows = self._config.text_rows_per_example
+        return len(fit(words, self._tokenizer, self._config.sequence, rows).before)
 
     def count(self, words: Example) -> None:
         """`check` an example that is in the data set."""

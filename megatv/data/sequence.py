@@ -159,24 +159,22 @@ def interleave(example: Example, tokenizer: Tokenizer, config: SequenceConfig) -
     return Plan(tuple(prompt), tuple(before), example.ends_clip)
 
 
-def fit(example: Example, tokenizer: Tokenizer, config: Config, text_rows: int | None = None) -> Plan:
-    """The plan of the example's longest start whose words fit `text_rows`, or else an example's whole share.
+def fit(example: Example, tokenizer: Tokenizer, config: SequenceConfig, text_rows: int) -> Plan:
+    """The plan of the example's longest start whose words and markers take at most `text_rows`.
 
     Trailing chunks are left out whole, each with its words (Think2V's plan loses its actions too); a cut
     example has no true end. Raises ValueError when not even the first chunk fits.
     """
-    budget = text_rows or config.text_rows_per_example
-    plan = interleave(example, tokenizer, config.sequence)
+    plan = interleave(example, tokenizer, config)
     chunks = len(plan.before)
-    while plan.rows > budget:
+    while plan.rows > text_rows:
         if chunks == 1:
             raise ValueError(
                 f"sample {example.id}: the text up to its first chunk takes {plan.rows} rows, but it may "
-                f"have {budget}: shorten it or raise sequence.context_tokens"
+                f"have {text_rows}: shorten the text or raise sequence.context_tokens"
             )
         chunks -= 1
-        start = replace(example, valid_latents=chunks, ends_clip=False)
-        plan = interleave(start, tokenizer, config.sequence)
+        plan = interleave(replace(example, valid_latents=chunks, ends_clip=False), tokenizer, config)
     return plan
 
 
@@ -238,9 +236,9 @@ def build_sequence(
 ) -> Sequence:
     """The sequence of `example` in this epoch; a pure function of its arguments.
 
-    Without `train` no text is dropped and no clean copy flipped; noise and times stay. text_rows: the most
-    that its text may take (`fit`). Raises ValueError when not even the first chunk's words fit or the latents
-    are not of the configured shape.
+    Without `train` no text is dropped and no clean copy flipped; noise and times stay. text_rows: of this
+    example, `config.text_rows_per_example` unless given (`fit`). Raises ValueError when not even the first
+    chunk's words fit or the latents are not of the configured shape.
     """
     expected = (config.latents, LATENT_CHANNELS, config.latent_height, config.latent_width)
     if example.latents.shape != expected:
@@ -249,7 +247,7 @@ def build_sequence(
             f"{expected}: use the width, height and groups that the shards were made with"
         )
     draws = Draws(seed, epoch, example.id)
-    plan = fit(example, tokenizer, config, text_rows)
+    plan = fit(example, tokenizer, config.sequence, text_rows or config.text_rows_per_example)
     if train:
         plan = drop_text(plan, draws, config.sequence.text_dropout)
     return Sequence(
