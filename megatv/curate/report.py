@@ -61,7 +61,7 @@ def _tiles(results: Sequence[Result]) -> Html:
         (len(made), "clips made", ""),
         (f"{sum(map(seconds_of, made)):.1f} s", "of clips", ""),
         (sum(len(item["captions"]) for item in made), "captions", ""),
-        *((s.outputs, "examples in shards", "") for *_, s in results if s.stage == "shards"),
+        *((s.outputs, "examples", "") for *_, s in results if s.stage == "shards"),
         *((n, "failures", " failed") for n in [sum(s.failed for *_, s in results)] if n),
     ]
     return tag(
@@ -138,7 +138,7 @@ def _reasons(results: Sequence[Result]) -> list[Html]:
         return []
     return [
         tag("h2", "Why items were dropped"),
-        tag("div", table(["stage", "reason", "items"], rows), class_="card"),
+        tag("div", table(["stage", "reason", "items"], rows), class_="card count"),
     ]
 
 

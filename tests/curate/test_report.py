@@ -109,7 +109,7 @@ def test_all_that_was_decided_is_told(report):
         "2 in → |1 out|, 3.0 s · |1 dropped",
         "filters|4|4.0|1.00|2.00",  # items, seconds, items/s and s/s over both runs
         "captions|3|0|0|0|4,000|0|0.25",
-        "2|examples in shards",
+        "2|examples",
     ):
         assert said in words, said
     assert sum(name == "img" for name, _ in report.elements) == 2 + 2  # two segments, two videos that decode
