@@ -96,7 +96,7 @@ class Trainer:
         config, mesh = self.config, self.mesh
         config.accumulation(mesh.dp)  # refuses a world that cannot share the batch
         self.tokenizer = load_tokenizer(config.tokenizer.path)
-        self.shards = open_shards(config.data.train, config.data, self._clip_encoder)
+        self.shards = open_shards(config.data.train, config.data, self._clip_encoder, device=self.device)
         self.origin = origin(self.shards, config.codec)
         place: dict[str, Any] = {"dp_rank": mesh.dp_rank, "dp_size": mesh.dp}
         pin = self.device.type == "cuda"
@@ -104,7 +104,7 @@ class Trainer:
         self.val_batches: list[Batch] = []
         if config.log.val_every:
             assert config.data.val is not None
-            val = open_shards(config.data.val, config.data, self._clip_encoder)
+            val = open_shards(config.data.val, config.data, self._clip_encoder, device=self.device)
             if val.stats.fingerprint() != self.shards.stats.fingerprint():
                 raise ValueError(
                     f"{val.path}: is normalised with other latent statistics than {self.shards.path}, so "

@@ -57,7 +57,7 @@ def main() -> None:
     if mesh.tp > 1 or mesh.pp > 1:
         raise ValueError("the plain loop holds the whole model: set parallel.tp and parallel.pp to 1")
     tokenizer = load_tokenizer(config.tokenizer.path)
-    shards = Shards(config.data.train, lambda: clip_encoder(load_codec(config.codec, device)))
+    shards = Shards(config.data.train, lambda: clip_encoder(load_codec(config.codec, device)), device=device)
     batches = Loader(shards, tokenizer, config, dp_rank=mesh.dp_rank, dp_size=mesh.dp).iterate(0)
     engine = Engine(config, mesh, device, None)
     plain = MoT(config).to(device)

@@ -110,7 +110,7 @@ def inspect(path: Path, config: Config, index: int, out: Path) -> None:
     for line in describe(example, sequence, tokenizer, config):
         print(line)
     if shards.info.stores == "clips":
-        frames = shards.frames(record)
+        frames = shards.frames(record).numpy()
     else:
         frames = codec.decode(torch.from_numpy(shards.latents(record))[None])[0].cpu().numpy()
     words = tuple(

@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+
 from megatv.config import DataConfig
 from megatv.data.format import Record, file_digest
 from megatv.data.shards import LENGTHS, Encode, Shards
@@ -33,16 +35,20 @@ REFUSED = {"403", "404", "NoSuchKey", "NoSuchBucket", "AccessDenied"}
 
 
 def open_shards(
-    location: str, config: DataConfig, load_encoder: Callable[[], Encode] | None = None
+    location: str,
+    config: DataConfig,
+    load_encoder: Callable[[], Encode] | None = None,
+    *,
+    device: torch.device | str = "cpu",
 ) -> Shards:
     """The shards of a directory or, for `s3://bucket/prefix`, of an object store.
 
-    load_encoder gives the codec for shards that hold clips, see `Shards`.
+    load_encoder gives the codec for shards that hold clips, which are decoded on `device`; see `Shards`.
     Raises ValueError when they cannot be opened, or the cache is too small for the order they are read in.
     """
     if "://" not in location:
-        return Shards(location, load_encoder)
-    shards = RemoteShards(location, Path(config.cache_dir), config.cache_bytes, load_encoder)
+        return Shards(location, load_encoder, device=device)
+    shards = RemoteShards(location, Path(config.cache_dir), config.cache_bytes, load_encoder, device=device)
     windows = 2 * config.shuffle_shards * shards.largest_bytes
     if shards.total_bytes > config.cache_bytes and not 0 < windows <= config.cache_bytes:
         raise ValueError(
@@ -63,10 +69,12 @@ class RemoteShards(Shards):
         cache_dir: Path,
         cache_bytes: int,
         load_encoder: Callable[[], Encode] | None = None,
+        *,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.url = url.rstrip("/")
         directory = _fetch_description(self.url, cache_dir)
-        super().__init__(directory, load_encoder, complete=False)
+        super().__init__(directory, load_encoder, device=device, complete=False)
         self.largest_bytes = int(self.index.bytes.max())
         self.total_bytes = int(self.index.bytes.sum())
         if self.largest_bytes > cache_bytes:

@@ -25,15 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from megatv.data.format import REMEDY, DatasetInfo, Record, file_digest, sample_hash
 from megatv.data.index import HASH, Index, read_index, shard_name
 from megatv.data.stats import LatentStats
-from megatv.data.video import decode_video
+from megatv.data.video import decode_frames
 from megatv.types import Caption, Example
 
-Encode = Callable[[np.ndarray], np.ndarray]
-"""Frames uint8 [F, H, W, 3] to raw latents float32 [N, C, h, w]: a codec, as the data layer sees it."""
+Encode = Callable[[torch.Tensor], np.ndarray]
+"""Frames uint8 [F, H, W, 3], on any device, to raw latents float32 [N, C, h, w]: the data layer's codec."""
 SHARD_BYTES = 1 << 26
 LENGTHS = "lengths.npy"
 
@@ -172,7 +173,7 @@ class Shards:
 
     load_encoder gives the codec that turns clips into latents. It is called once, when a directory of clips
     is opened; then whoever reads an example decodes and codes it, in a run the loader's thread. Without it,
-    clips can be read as records only.
+    clips can be read as records only. They are decoded on `device`: on a GPU by NVDEC where that works.
     """
 
     def __init__(
@@ -180,10 +181,11 @@ class Shards:
         path: str | Path,
         load_encoder: Callable[[], Encode] | None = None,
         *,
+        device: torch.device | str = "cpu",
         complete: bool = True,
     ) -> None:
         """complete: False where shard files arrive later (`megatv.data.remote`): they are not compared."""
-        self.path = Path(path)
+        self.path, self.device = Path(path), device
         self.index = verify(self.path, hashes=False) if complete else read_index(self.path)
         self.info = DatasetInfo.load(self.path / "dataset.json")
         self.stats = LatentStats.load(self.path / "latent_stats.json")
@@ -233,12 +235,15 @@ class Shards:
         assert latents.shape == self.info.latent_shape
         return latents
 
-    def frames(self, record: Record) -> np.ndarray:
-        """All frames of a stored clip, uint8 [F, H, W, 3]; ValueError when it does not decode to them."""
+    def frames(self, record: Record) -> torch.Tensor:
+        """All frames of a stored clip, uint8 [F, H, W, 3] on the device; ValueError when it lacks any."""
         assert isinstance(record.content, bytes)
         info = self.info
+        seconds = [frame / info.fps for frame in range(info.frames)]
         try:
-            return decode_video(record.content, width=info.width, height=info.height, frames=info.frames)
+            return decode_frames(
+                record.content, seconds, width=info.width, height=info.height, device=self.device
+            )
         except ValueError as error:
             raise ValueError(f"{self.path}: clip '{record.id}': {error}") from error
 

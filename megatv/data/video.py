@@ -10,18 +10,21 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import av
 import numpy as np
 from av.container import OutputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
 
 from megatv.config import FPS, GROUP_FRAMES, GROUP_LATENTS, TEMPORAL_FACTOR
 from megatv.data import video_dali
@@ -42,7 +45,11 @@ if TYPE_CHECKING:
 
 MAX_DECODED_BYTES = 1 << 31
 """Bytes that one call may return: 12 minutes of 320x192 at 16 fps."""
+TOLERANCE = 3.0
+"""Mean absolute difference, of 255, that two decoders' pixels may have: they round YUV to RGB differently."""
 Backend = Literal["auto", "pyav", "dali"]
+_choosing = threading.Lock()
+"""The loader's threads wait for the first one's trial."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +101,11 @@ def decode_frames(
 ) -> torch.Tensor:
     """uint8 [F, H, W, 3] (RGB) on `device`: the pictures on screen at `seconds` (ascending).
 
-    `source` is a whole video file. "auto" takes DALI (NVDEC) on a CUDA device, where it is installed and
-    shows this video rightly, and PyAV otherwise; which one, and why, is said once. The two pick the same
-    frames; their pixels differ by less than 3 of 255 on average. Raises ValueError when the video does not
-    decode or ends too early, and when a backend asked for by name is missing or cannot show this video.
+    `source` is a whole video file. "auto" takes DALI (NVDEC) on a CUDA device, where it is installed, shows
+    this kind of video rightly and has shown a trial of this codec as PyAV does, else PyAV; which one and why
+    is said once. The two pick the same frames; their pixels differ by less than TOLERANCE. On a CUDA
+    device the pictures are ready for any stream when they are returned. Raises ValueError when the video does
+    not decode or ends too early, and when a backend asked for by name is missing or cannot show this video.
     """
     import torch  # here, so that processes that only cut videos start without it
 
@@ -108,17 +116,22 @@ def decode_frames(
     if backend == "dali" or (backend == "auto" and device.type == "cuda"):
         timeline = read_timeline(source)
         reason = video_dali.obstacle(timeline, device)
-        if not reason:
-            _say_once(timeline.codec, str(device), "DALI", "NVDEC" if device.type == "cuda" else "on the CPU")
-            indices = _indices(timeline, seconds, name)
-            return video_dali.decode(source, indices, timeline, width, height, device)
-        if backend == "dali":
+        if reason and backend == "dali":
             raise ValueError(f"{name}: DALI was asked for, but {reason}; or take the backend 'pyav'")
-        _say_once(timeline.codec, str(device), "PyAV", reason)
+        if backend == "auto":
+            with _choosing:
+                reason = reason or _failed_trial(timeline.codec, device)
+                way = reason or ("NVDEC" if device.type == "cuda" else "on the CPU")
+                _say_once(timeline.codec, str(device), "PyAV" if reason else "DALI", way)
+        if not reason:
+            indices = _indices(timeline, seconds, name)
+            with _own_stream(device):
+                return video_dali.decode(source, indices, timeline, width, height, device)
     pictures = list(_on_screen(source, iter(seconds), width, height))
     if len(pictures) < len(seconds):
         raise ValueError(_too_short(name, seconds[len(pictures)]))
-    return torch.from_numpy(np.stack(pictures)).to(device)
+    with _own_stream(device):
+        return torch.from_numpy(np.stack(pictures)).to(device)
 
 
 def decode_video(
@@ -264,6 +277,60 @@ def _check_amount(frames: int, width: int, height: int, name: str) -> None:
             f"{name}: {frames} frames or more of {width}x{height} would take over "
             f"{MAX_DECODED_BYTES >> 30} GiB; ask for fewer, or take them one by one (iterate_video)"
         )
+
+
+@cache
+def _failed_trial(codec: str, device: torch.device) -> str:
+    """Why DALI, though it is installed, is not used for this codec on this device; "" when it works.
+
+    A few pictures made for the purpose must look as PyAV shows them. So a machine without NVDEC (no driver
+    library in the container, a codec that the GPU lacks) is found out at once, instead of with every video.
+    """
+    y, x, t = np.mgrid[:256, :256, :8]
+    waves = (128 + 80 * np.sin((x + 12 * t) / 20) * np.cos(y / 30)).astype(np.uint8)
+    try:
+        with av.open(file := io.BytesIO(), "w", format="matroska") as container:
+            stream = cast(VideoStream, container.add_stream(codec, FPS))
+            stream.width, stream.height = 256, 256
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            for pixels in waves.transpose(2, 0, 1):
+                container.mux(stream.encode(VideoFrame.from_ndarray(np.stack([pixels] * 3, -1), "rgb24")))
+            container.mux(stream.encode())
+        backends: tuple[Backend, Backend] = ("dali", "pyav")
+        shown = [
+            decode_frames(file.getvalue(), [0, 0.25], width=256, height=256, device=device, backend=backend)
+            for backend in backends
+        ]
+        difference = float((shown[0].float() - shown[1].float()).abs().mean())
+        return (
+            "" if difference < TOLERANCE else f"a trial differs from PyAV's pixels by {difference:.3g} of 255"
+        )
+    except Exception as error:  # whatever a driver may throw: PyAV works
+        return f"a trial failed: {(str(error) or type(error).__name__).splitlines()[0]}"
+
+
+@contextmanager
+def _own_stream(device: torch.device) -> Iterator[None]:
+    """Work beside a training step instead of queueing behind it; at the end it is done, for every stream.
+
+    Whoever reads the result in another stream keeps it until that has happened, as `Tensor.cpu` makes sure.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    import torch
+
+    stream = _stream(device)
+    with torch.cuda.stream(stream):
+        yield
+        stream.synchronize()
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    import torch
+
+    return torch.cuda.Stream(device)
 
 
 @cache

@@ -70,7 +70,7 @@ def test_examples_from_clips_equal_those_from_latents(clips, tmp_path, codec):
 
 def test_clips_need_a_codec_only_where_latents_are_wanted(clips):
     shards = Shards(clips)
-    frames = shards.frames(shards.record(2)).astype(int)
+    frames = shards.frames(shards.record(2)).numpy().astype(int)
     assert np.abs(frames - smooth_frames(2)).mean() < 4  # of 255; colour has a quarter of the samples
     with pytest.raises(ValueError, match=r"clips: holds clips, .* give a config"):
         shards[2]
@@ -90,7 +90,7 @@ def test_clips_that_do_not_decode_are_named(tmp_path, codec):
     damaged = whole[: len(whole) // 2]
     path = write(tmp_path / "set", "clips", [short, damaged])
     shards = Shards(path, lambda: clip_encoder(codec))
-    with pytest.raises(ValueError, match=r"set: clip 'clip-0': .* it has 40 frames"):
+    with pytest.raises(ValueError, match=r"set: clip 'clip-0': .* it has ended at 2\.5 s"):
         shards[0]
     with pytest.raises(ValueError, match=r"set: clip 'clip-1': .*does not decode"):
         shards[1]

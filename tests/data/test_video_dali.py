@@ -1,9 +1,11 @@
 """DALI beside PyAV: the same frames, nearly the same pixels, and a sentence wherever DALI will not do."""
 
+import contextlib
 import io
 import multiprocessing
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
@@ -12,12 +14,13 @@ import pytest
 import torch
 
 from megatv.data import video, video_dali
-from megatv.data.video import decode_frames
+from megatv.data.format import DatasetInfo
+from megatv.data.shards import Shards, ShardWriter
+from megatv.data.stats import LatentStats
+from megatv.data.video import TOLERANCE, decode_frames
 from megatv.data.video_source import read_timeline
 
 H, W = 64, 96
-TOLERANCE = 3.0
-"""Mean absolute difference of the two decoders' pixels, of 255 (their YUV to RGB rounds differently)."""
 KINDS = {
     "vp9 mp4": ("libvpx-vp9", "mp4", "yuv420p", {"deadline": "good", "cpu-used": "5", "lag-in-frames": "8"}),
     "vp8 webm": ("libvpx", "webm", "yuv420p", {"auto-alt-ref": "1", "lag-in-frames": "8", "b:v": "1M"}),
@@ -135,6 +138,19 @@ def test_a_missing_dali_names_the_line_that_installs_it(monkeypatch):
         decode_frames(written("vp9 mp4"), [0], width=W, height=H, backend="dali")
 
 
+def stay_on_cpu(monkeypatch) -> None:
+    """Let `device="cuda"` be chosen, but nothing be moved there."""
+    original = torch.Tensor.to
+
+    def to(tensor, target):
+        return tensor if isinstance(target, torch.device) else original(tensor, target)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(video, "_own_stream", lambda device: contextlib.nullcontext())
+    video._say_once.cache_clear()
+    video._failed_trial.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("codec", "care", "installed", "chosen"),
     [
@@ -153,13 +169,76 @@ def test_the_choice_on_a_gpu_is_said_once(monkeypatch, capsys, codec, care, inst
     monkeypatch.setattr(video, "read_timeline", lambda source: timeline)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr(video_dali, "decode", lambda *args: torch.zeros(1))
-    monkeypatch.setattr(torch, "from_numpy", lambda array: torch.zeros(1, device="meta"))
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: self)
-    video._say_once.cache_clear()
+    stay_on_cpu(monkeypatch)
+    monkeypatch.setattr(video, "_failed_trial", lambda codec, device: "")
     for _ in range(3):
         decode_frames(data, [0], width=W, height=H, device="cuda")
     said = capsys.readouterr().out
     assert chosen in said and said.count("\n") == 1
+
+
+def stored(tmp_path, kind: str) -> Shards:
+    """A directory with one clip of 49 frames at 16 fps, 96x64; and the same opened as a GPU's rank does."""
+    codec, container, pixels, options = KINDS[kind]
+    y, x = np.mgrid[:H, :W]
+    with av.open(file := io.BytesIO(), "w", format=container) as out:
+        stream = out.add_stream(codec, 16, options=options)
+        stream.height, stream.width, stream.pix_fmt = H, W, pixels
+        for index in range(49):
+            waves = 128 + 80 * np.sin((x - 6 * index) * (2 * np.pi / 48)) * np.cos(y / 16)
+            picture = np.stack([waves.astype(np.uint8)] * 3, -1)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+    with ShardWriter(tmp_path / "clips", DatasetInfo(W, H, 1, {"kind": "dct"}, stores="clips")) as writer:
+        words = {"captions": (), "meta_caption": "", "detailed_caption": "", "source": {"video": "a"}}
+        writer.write("a", file.getvalue(), **words, valid_latents=13, ends_clip=True)
+        writer.finish(LatentStats(np.zeros((2, 16), np.float32), np.ones((2, 16), np.float32)))
+    return Shards(tmp_path / "clips", device="cuda")
+
+
+@pytest.mark.parametrize("kind", ["vp9 mp4", "mjpeg mov"])
+def test_stored_clips_go_to_nvdec_where_its_trial_succeeds(dali, monkeypatch, capsys, tmp_path, kind):
+    """DALI on the CPU stands in for NVDEC, from the trial to the pixels, in four threads as in a loader."""
+    used, real = [], video_dali.decode
+
+    def decode(data, indices, timeline, width, height, device):
+        used.append((timeline.codec, device.type))
+        return real(data, indices, timeline, width, height, torch.device("cpu"))
+
+    stay_on_cpu(monkeypatch)
+    monkeypatch.setattr(video_dali, "decode", decode)
+    shards = stored(tmp_path, kind)
+    exact = Shards(tmp_path / "clips").frames(shards.record(0)).float()
+    assert not used and exact.shape == (49, H, W, 3)
+    capsys.readouterr()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: shards.frames(shards.record(0)).float(), range(8)))
+    codec = kind.split()[0]
+    assert used == [(codec, "cuda")] * 9  # one trial and eight clips
+    assert all((frames - exact).abs().mean((1, 2, 3)).max() < TOLERANCE for frames in found)
+    assert capsys.readouterr().out == f"video: {codec} for cuda is decoded by DALI (NVDEC)\n"
+
+
+@pytest.mark.parametrize("fault", ["no driver", "wrong pixels"])
+def test_a_failed_trial_leaves_stored_clips_to_pyav(monkeypatch, capsys, tmp_path, fault):
+    def decode(data, indices, timeline, width, height, device):
+        if fault == "no driver":
+            raise OSError("libnvcuvid.so.1: cannot open shared object file")
+        return torch.zeros(len(indices), height, width, 3, dtype=torch.uint8)
+
+    stay_on_cpu(monkeypatch)
+    monkeypatch.setattr(video_dali, "obstacle", lambda timeline, device: "")
+    monkeypatch.setattr(video_dali, "decode", decode)
+    monkeypatch.setitem(KINDS, "h264 mp4", ("libx264", "mp4", "yuv420p", {"crf": "12"}))
+    shards = stored(tmp_path, "h264 mp4")
+    capsys.readouterr()
+    exact = Shards(tmp_path / "clips").frames(shards.record(0))
+    assert all(torch.equal(shards.frames(shards.record(0)), exact) for _ in range(2))
+    why = {
+        "no driver": "a trial failed: libnvcuvid.so.1: cannot open shared object file",
+        "wrong pixels": "a trial differs from PyAV's pixels by 127 of 255",
+    }[fault]
+    assert capsys.readouterr().out == f"video: h264 for cuda is decoded by PyAV ({why})\n"
 
 
 FORK = """

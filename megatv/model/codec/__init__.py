@@ -34,7 +34,7 @@ def load_codec(config: CodecConfig, device: torch.device | str = "cpu") -> Codec
     return (CosmosCodec if config.kind == "cosmos" else WanCodec)(config.path, device)
 
 
-def clip_encoder(codec: Codec) -> Callable[[np.ndarray], np.ndarray]:
+def clip_encoder(codec: Codec) -> Callable[[torch.Tensor], np.ndarray]:
     """The codec as the data layer takes it: frames uint8 [F, H, W, 3] to raw latents float32 [N, C, h, w].
 
     On a GPU it works in a stream of its own, so that a loader's thread codes beside the training step instead
@@ -42,8 +42,8 @@ def clip_encoder(codec: Codec) -> Callable[[np.ndarray], np.ndarray]:
     """
     stream = torch.cuda.Stream(codec.device) if codec.device.type == "cuda" else None
 
-    def encode(frames: np.ndarray) -> np.ndarray:
+    def encode(frames: torch.Tensor) -> np.ndarray:
         with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
-            return codec.encode(torch.from_numpy(frames)[None])[0].cpu().numpy()
+            return codec.encode(frames[None])[0].cpu().numpy()
 
     return encode
