@@ -4,151 +4,45 @@
         [--limit-seconds 20] [--memory-mb 1024] [--budget-seconds S] [--backend pyav|dali] [--keep DIR]
 
 Every input is a function of (clips, seed, number). It is decoded in a worker process under a limit of time
-and of memory. Only a decode of the right shape and a ValueError of one line are right; crashes, hangs, other
-exceptions and leaks (memory, open files, threads that grow while a worker lives) are failures. Those of an
-input are listed by its number, and `--keep` writes it. Exit code 1 says that there were any.
+and of memory. Only a decode of the right shape and a ValueError of one line are right; crashes, hangs and
+other exceptions are failures, listed by their input's number; `--keep` writes those inputs. A worker's
+memory, open files and threads are looked at every SAMPLE_EVERY inputs (`memory_curves`); memory that still
+grows in the second half is a leak. `--backend dali` damages only what DALI decodes on a CPU (VP8, VP9 and
+MJPEG). Exit code 1 says that there were failures or leaks.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import ctypes
+import gc
 import json
 import multiprocessing
 import os
 import resource
-import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import av
-import numpy as np
-from av.video.stream import VideoStream
+import torch
+from video_damage import DAMAGE, make_input, variants
 
+from megatv.data import video_dali
 from megatv.data.video import decode_frames, iterate_video, probe
+from megatv.data.video_source import read_timeline
 from megatv.log import main_guard, progress
 
 WIDTH, HEIGHT = 64, 48
-SIZES = {"tiny": [(1, 1), (1, 4096), (7, 7), (0, 0)], "huge": [(7680, 4320), (16384, 16384), (65500, 65500)]}
-TIME_BOXES = (b"mvhd", b"mdhd", b"tkhd", b"elst", b"stts", b"ctts", b"stsz", b"mehd", b"\x44\x89")
-MAGICS = (
-    b"RIFF\xff\xff\xff\xffAVI LIST", b"\x1aE\xdf\xa3\x9fB\x86\x81\x01", b"OggS\0\x02", b"\x89PNG\r\n\x1a\n",
-    b"#EXTM3U\n#EXTINF:9,\nfile:other.mp4\n", b"FLV\x01\x05\0\0\0\x09", b"\0\0\x01\xba\x44\0\x04\0",
-    b"ffconcat version 1.0\nfile other.mp4\n", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"G@\0\x10\0\0\xb0\x0d",
-)  # fmt: skip
-WARM_UP, SAMPLE = 100, 50
-"""Inputs that a worker has had before its memory counts, and how many are looked at for the least."""
-LEAK_LIMITS = {"rss_mb": 128, "files": 8, "threads": 8}
-
-
-def truncated(data: bytes, rng: np.random.Generator) -> bytes:
-    return data[: int(len(data) * rng.random() ** 2)]
-
-
-def bit_flipped(data: bytes, rng: np.random.Generator) -> bytes:
-    """1 to 1000 bits: anywhere, in the first 2 KiB or in the last 8 KiB, where headers and indexes are."""
-    bits = np.unpackbits(np.frombuffer(data, np.uint8))
-    first, last = ((0, len(bits)), (0, 8 * 2048), (len(bits) - 8 * 8192, len(bits)))[rng.integers(3)]
-    at = rng.integers(max(first, 0), min(last, len(bits)), int(10 ** (3 * rng.random())))
-    bits[at] ^= 1
-    return np.packbits(bits).tobytes()
-
-
-def zero_length(data: bytes, rng: np.random.Generator) -> bytes:
-    """Nothing, nothing but zeros, or a file with a run of zeros."""
-    if rng.random() < 0.5:
-        return b"\0" * int(rng.integers(0, 64) * rng.integers(0, 64))
-    at, size = (int(v) for v in rng.integers(0, len(data), 2))
-    return data[:at] + b"\0" * size + data[at + size :]
-
-
-def wrong_container(data: bytes, rng: np.random.Generator) -> bytes:
-    """Another format's first bytes, in front of the file or over its own; or noise."""
-    magic = MAGICS[rng.integers(len(MAGICS))]
-    if rng.random() < 0.2:
-        return magic + rng.bytes(int(rng.integers(1, 4096)))
-    return magic + data[len(magic) * int(rng.integers(2)) :]
-
-
-def resized(data: bytes, rng: np.random.Generator, sizes: str) -> bytes:
-    """Claims of another size where MP4, Matroska, JPEG and VP8 keep theirs."""
-    width, height = SIZES[sizes][rng.integers(len(SIZES[sizes]))]
-    out = bytearray(data)
-    for tag, gap, form, pair in (
-        (b"avc1", 24, ">HH", (width, height)), (b"jpeg", 24, ">HH", (width, height)),
-        (b"vp09", 24, ">HH", (width, height)), (b"tkhd", 76, ">II", (width << 16, height << 16)),
-        (b"\xff\xc0", 3, ">HH", (height, width)),
-        (b"\x9d\x01\x2a", 0, "<HH", (width & 16383, height & 16383)),
-    ):  # fmt: skip
-        for at in _places(out, tag):
-            if at + gap + struct.calcsize(form) <= len(out) and rng.random() < 0.9:
-                struct.pack_into(form, out, at + gap, *(value & 0xFFFFFFFF for value in pair))
-    for at in _places(out, b"\xb0"):  # Matroska's PixelWidth, two bytes, followed by PixelHeight
-        if out[at : at + 1] == b"\x82" and out[at + 3 : at + 5] == b"\xba\x82":
-            struct.pack_into(">H", out, at + 1, min(width, 65535))
-            struct.pack_into(">H", out, at + 5, min(height, 65535))
-    return bytes(out)
-
-
-def endless(data: bytes, rng: np.random.Generator) -> bytes:
-    """Huge numbers in the boxes that hold durations, times and counts of samples."""
-    out = bytearray(data)
-    tags = [tag for tag in TIME_BOXES if tag in data and rng.random() < 0.4]
-    for tag in tags or TIME_BOXES:
-        for at in _places(out, tag)[:2]:
-            value = (0x7FFFFFFF, 0xFFFFFFFE, 0x3FFFFFFF, 0x00FFFFFF)[rng.integers(4)]
-            place = at + int(rng.integers(1, 8)) * 4
-            if tag == b"\x44\x89":
-                out[at + 1 : at + 9] = struct.pack(">d", 10 ** rng.uniform(6, 300))
-            elif place + 4 <= len(out):
-                struct.pack_into(">I", out, place, value)
-    return bytes(out)
-
-
-DAMAGE: dict[str, Callable[[bytes, np.random.Generator], bytes]] = {
-    "truncated": truncated,
-    "bit_flipped": bit_flipped,
-    "zero_length": zero_length,
-    "wrong_container": wrong_container,
-    "tiny": lambda data, rng: resized(data, rng, "tiny"),
-    "huge": lambda data, rng: resized(data, rng, "huge"),
-    "endless": endless,
-}
-
-
-def make_input(clips: list[bytes], seed: int, number: int) -> tuple[str, bytes]:
-    """(kind of damage, bytes) of one input; kinds take turns, one in ten is damaged twice."""
-    rng = np.random.default_rng([seed, number])
-    kinds = list(DAMAGE)
-    kind = kinds[number % len(kinds)]
-    data = DAMAGE[kind](clips[rng.integers(len(clips))], rng)
-    if rng.random() < 0.1 and len(data) > 1:
-        data = bit_flipped(data, rng)
-    return kind, data
-
-
-def variants(clip: Path) -> list[bytes]:
-    """The clip itself, and its first two seconds in other codecs and containers."""
-    made = [clip.read_bytes()]
-    pictures = [frame for frame, _ in zip(iterate_video(clip, width=160, height=96), range(32), strict=False)]
-    for codec, container, stored in (
-        ("libx264", "mp4", "yuv420p"), ("libx264", "mpegts", "yuv420p"), ("mjpeg", "mov", "yuvj420p"),
-        ("libvpx", "webm", "yuv420p"), ("libvpx-vp9", "mp4", "yuv420p"), ("mpeg4", "avi", "yuv420p"),
-    ):  # fmt: skip
-        with av.open(file := io.BytesIO(), "w", format=container) as out:
-            stream = cast(VideoStream, out.add_stream(codec, 16))
-            stream.width, stream.height, stream.pix_fmt = 160, 96, stored
-            for picture in pictures:
-                out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            out.mux(stream.encode())
-        made.append(file.getvalue())
-    return made
+SAMPLE_EVERY = 100
+"""Inputs from one look at a worker's memory to the next; the first look ends the warm-up."""
+LEAK_BYTES, NOISE_BYTES = 256, 4 << 20
+"""A worker leaks when the second half of its inputs takes more than that, for each and in all."""
+LEAK_COUNTS = {"files": 8, "threads": 8}
+"""... or when it holds so many more of these at the end than after the warm-up."""
 
 
 def attempt(data: bytes, way: int, backend: str) -> dict[str, Any]:
@@ -179,31 +73,47 @@ def worker(pipe: Connection, clips: list[bytes], seed: int, memory_mb: int, back
     resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe.send(None)
+    done = 0
     while True:
         try:
             number = pipe.recv()
         except EOFError:
             return
         kind, data = make_input(clips, seed, number)
-        pipe.send({"kind": kind, **attempt(data, number // len(DAMAGE) % 3, backend), **_use_of_self()})
+        answer = {"kind": kind, **attempt(data, number // len(DAMAGE) % 3, backend)}
+        done += 1
+        pipe.send({**answer, "use": _use_of_self(done) if done % SAMPLE_EVERY == 0 else None})
 
 
 @dataclass
 class Worker:
-    """One process, the input it is at, and what it used after each one."""
+    """One process, the input it is at, and what it used after every SAMPLE_EVERY inputs."""
 
     process: Any
     pipe: Connection
     number: int | None = None
     since: float = 0.0
-    use: list[dict[str, float]] = field(default_factory=list)
+    curve: list[dict[str, int]] = field(default_factory=list)
 
-    def leak(self) -> dict[str, float]:
-        """Growth from after the warm-up to the end; peaks do not count, the least of SAMPLE inputs does."""
-        if len(self.use) < WARM_UP + 2 * SAMPLE:
+    def growth(self) -> dict[str, Any]:
+        """By halves of the inputs after the warm-up; {} for a worker that did not live long enough."""
+        if len(self.curve) < 3:
             return {}
-        early, late = self.use[WARM_UP : WARM_UP + SAMPLE], self.use[-SAMPLE:]
-        return {k: round(min(u[k] for u in late) - min(u[k] for u in early), 1) for k in LEAK_LIMITS}
+        first, middle, last = self.curve[0], self.curve[len(self.curve) // 2], self.curve[-1]
+        halves = (middle["rss_bytes"] - first["rss_bytes"], last["rss_bytes"] - middle["rss_bytes"])
+        each = halves[1] / (last["inputs"] - middle["inputs"])
+        counts = {k: last[k] - first[k] for k in LEAK_COUNTS}
+        leaks = (each > LEAK_BYTES and halves[1] > NOISE_BYTES) or any(
+            counts[k] > limit for k, limit in LEAK_COUNTS.items()
+        )
+        return {
+            "inputs": last["inputs"],
+            "first_half_mb": round(halves[0] / 2**20, 2),
+            "second_half_mb": round(halves[1] / 2**20, 2),
+            "second_half_bytes_per_input": round(each),
+            **counts,
+            "leaks": leaks,
+        }
 
 
 def fuzz(clips: list[bytes], args: argparse.Namespace) -> dict[str, Any]:
@@ -241,7 +151,8 @@ def fuzz(clips: list[bytes], args: argparse.Namespace) -> dict[str, Any]:
                     raise TimeoutError
                 answer = one.pipe.recv()
                 slowest = max(slowest, time.monotonic() - one.since)
-                one.use.append({key: answer.pop(key) for key in LEAK_LIMITS})
+                if use := answer.pop("use"):
+                    one.curve.append(use)
                 settle(one, answer)
             except (EOFError, ConnectionResetError, TimeoutError) as error:
                 one.process.kill() if isinstance(error, TimeoutError) else None
@@ -254,14 +165,16 @@ def fuzz(clips: list[bytes], args: argparse.Namespace) -> dict[str, Any]:
     for one in retired:
         one.pipe.close()
         one.process.join(10)
-    leaks = [growth for one in retired if (growth := one.leak())]
+    growths = [growth for one in retired if (growth := one.growth())]
     report: dict[str, Any] = {"inputs": sum(outcomes.values()), "seed": args.seed, "backend": args.backend}
     report["seconds"], report["slowest_seconds"] = round(time.monotonic() - begun, 1), round(slowest, 2)
     names = ("decoded", "refused", "wrong exception", "wrong shape", "crash", "hang")
     report["outcomes"] = {n: sum(c for (_, o), c in outcomes.items() if o == n) for n in names}
     report["by_kind"] = {k: {o: c for (kk, o), c in sorted(outcomes.items()) if kk == k} for k in DAMAGE}
-    report["growth_of_workers"] = leaks
-    report["leaks"] = sum(any(growth[k] > limit for k, limit in LEAK_LIMITS.items()) for growth in leaks)
+    report["growth_of_workers"] = growths
+    report["leaks"] = sum(growth["leaks"] for growth in growths)
+    points = [[(u["inputs"], round(u["rss_bytes"] / 2**20, 1)) for u in one.curve] for one in retired]
+    report["memory_curves"] = [", ".join(f"{n}: {mb} MB" for n, mb in curve) for curve in points]
     return {**report, "failures": failures}
 
 
@@ -269,27 +182,21 @@ def main() -> int:
     """Make the inputs, run them, print and write the report; 1 when anything failed."""
     args = _arguments()
     clips = [data for clip in args.clips for data in variants(clip)]
+    if args.backend == "dali":
+        cpu = torch.device("cpu")
+        clips = [data for data in clips if not (reason := video_dali.obstacle(read_timeline(data), cpu))]
+        if not clips:
+            raise ValueError(f"DALI can show none of the clips: {reason}")
     report = fuzz(clips, args)
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
         for failure in report["failures"]:
             data = make_input(clips, args.seed, failure["number"])[1]
             (args.keep / f"{failure['number']:06d}.{failure['kind']}").write_bytes(data)
-    text = json.dumps(report, indent=1)
     if args.out:
-        args.out.write_text(text + "\n")
-    print(text)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
     return 1 if report["failures"] or report["leaks"] else 0
-
-
-def _places(data: bytes | bytearray, tag: bytes) -> list[int]:
-    """Where the first 64 occurrences of `tag` end."""
-    found: list[int] = []
-    at = data.find(tag)
-    while at >= 0 and len(found) < 64:
-        found.append(at + len(tag))
-        at = data.find(tag, at + 1)
-    return found
 
 
 def _start(clips: list[bytes], args: argparse.Namespace) -> Worker:
@@ -304,12 +211,16 @@ def _start(clips: list[bytes], args: argparse.Namespace) -> Worker:
     return Worker(process, here)
 
 
-def _use_of_self() -> dict[str, float]:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+def _use_of_self(inputs: int) -> dict[str, int]:
+    """What this process holds after so many inputs, without the memory that malloc keeps for later."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
-        "rss_mb": pages * resource.getpagesize() / 2**20,
+        "inputs": inputs,
+        "rss_bytes": int(status["VmRSS"].split()[0]) << 10,
         "files": len(os.listdir("/proc/self/fd")),
-        "threads": len(os.listdir("/proc/self/task")),
+        "threads": int(status["Threads"]),
     }
 
 
