@@ -50,7 +50,7 @@ class RowOrder:
 
     Quality of the shuffle: without windows, every example may come at any time and beside any other. With
     them, an example only ever meets those of its window's shards, and windows come in another order in every
-    epoch. On 12,500 shards of 80 examples, a step of 512 holds examples of 502 shards without windows, of 221
+    epoch. On 12,500 shards of 80 examples, a step of 512 holds examples of 502 shards without windows, of 223
     with windows of 256 shards, and of 64 with windows of 64.
     """
 

@@ -291,7 +291,7 @@ def _chunks(
         draws.chunk(i, example.latents.shape[1:], mean=seq.timestep_mean, std=seq.timestep_std)
         for i in range(chunks)
     ]
-    x = example.latents[:chunks].astype(np.float32)
+    x = example.latents[:chunks].astype(np.float32, copy=False)
     epsilon = np.stack([d.epsilon for d in drawn])
     t = np.array([d.t for d in drawn], np.float32)
     time = t[:, None, None, None]

@@ -41,7 +41,7 @@ class Codec(ABC):
         _check_frames(frames)
         groups = []
         for group in frames.split(GROUP_FRAMES, dim=1):
-            video = group.to(self.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+            video = group.to(self.device).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
             groups.append(self.encode_group(video).float().transpose(1, 2))
         return torch.cat(groups, dim=1)
 
