@@ -163,7 +163,11 @@ def latest(run_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 class Tensors:
-    """Named tensors of one kind (`model`, `ema`, `exp_avg`, `exp_avg_sq`), read one at a time."""
+    """Named tensors of one kind (`model`, `ema`, `exp_avg`, `exp_avg_sq`), read one at a time.
+
+    A tensor is a view of its file, mapped for it alone: the pages of a mapping that outlived it would stay in
+    the process's memory, until that had grown to the size of the file.
+    """
 
     def __init__(self, directory: Path, kind: str) -> None:
         index = directory / f"{kind}.safetensors.index.json"
@@ -171,12 +175,15 @@ class Tensors:
             parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         else:
             parts = [part_name(kind, 0, 1)]
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for part in parts:
             if not (directory / part).exists():
                 raise ValueError(f"{directory / part}: missing; the checkpoint holds no `{kind}` tensors")
-            file = safe_open(directory / part, framework="pt")
-            self._files.update(dict.fromkeys(file.keys(), file))
+            with safe_open(directory / part, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (no dictionary)
+                    self._files[name] = directory / part
+                    self._shapes[name] = tuple(file.get_slice(name).get_shape())
 
     def names(self) -> set[str]:
         """All tensor names."""
@@ -184,10 +191,11 @@ class Tensors:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
-        return tuple(self._files[name].get_slice(name).get_shape())
+        return self._shapes[name]
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name)
+        with safe_open(self._files[name], framework="pt") as file:
+            return file.get_tensor(name)
 
 
 def _steps(run_dir: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from megatv.checkpoint import store
 from megatv.checkpoint.convert import INDEX, Weights, export, from_llama, model_shapes, to_llama, write_parts
 from megatv.checkpoint.describe import describe, human, read_header
 from megatv.checkpoint.load import load_model
-from megatv.config import RopeScaling, config_from_dict, config_to_dict, load_config, save_config
+from megatv.config import RopeScaling, config_from_dict, load_config, save_config
 from megatv.model.llama import LlamaDirectory, llama_config, llama_names
 from megatv.sample.cache import KVCache
 
@@ -47,21 +47,6 @@ def save_llama(path, config, dtype=torch.float32, shards="5GB"):
     model = model.to(dtype)
     model.save_pretrained(path, max_shard_size=shards)
     return model.requires_grad_(False)
-
-
-def save_checkpoint(path, config, kinds=("model",)):
-    """A checkpoint with random weights; every kind has its own."""
-    shapes = model_shapes(config)
-    temporary = store.begin(path)
-    files = {}
-    for seed, kind in enumerate(kinds):
-        generator = torch.Generator().manual_seed(seed)
-        tensors = (torch.randn(shape, generator=generator) for shape in shapes.values())
-        file = store.part_name(kind, 0, 1)
-        files[file] = store.write_tensors(temporary / file, shapes, tensors)
-    meta = {"step": 7, "updates": 7, "skipped": 0, "config": config_to_dict(config), "latent_stats": None}
-    store.commit(temporary, path, meta, files)
-    return path
 
 
 def text_logits(model, config, ids):
@@ -113,7 +98,7 @@ def test_there_and_back_is_bit_identical(tmp_path, dtype, tied, shards, part_byt
     assert_same_bits(loaded.state_dict(), theirs.state_dict())
 
 
-def test_back_and_there_keeps_a_trained_text_tower(tmp_path):
+def test_back_and_there_keeps_a_trained_text_tower(tmp_path, save_checkpoint):
     config = tiny()
     checkpoint = save_checkpoint(tmp_path / "step_00000007", config)
     to_llama(checkpoint, tmp_path / "llama", weights="auto", like=None, dtype=None, part_bytes=PART)
@@ -137,7 +122,7 @@ def test_video_tower_starts_as_the_config_says(tmp_path, init_video):
     assert not tensors["head.up.full_blocks.0.conv2.weight"].any()
 
 
-def test_averaged_weights_are_preferred(tmp_path):
+def test_averaged_weights_are_preferred(tmp_path, save_checkpoint):
     checkpoint = save_checkpoint(tmp_path / "step_00000007", tiny(), kinds=("model", "ema"))
     choices: dict[Weights, str] = {"auto": "ema", "ema": "ema", "model": "model"}
     for weights, kind in choices.items():
@@ -146,7 +131,7 @@ def test_averaged_weights_are_preferred(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_export_is_a_checkpoint_to_sample_from(tmp_path, dtype):
+def test_export_is_a_checkpoint_to_sample_from(tmp_path, dtype, save_checkpoint):
     config = tiny()
     checkpoint = save_checkpoint(tmp_path / "step_00000007", config)
     export(checkpoint, tmp_path / "out", weights="auto", dtype=dtype, part_bytes=PART)
@@ -265,7 +250,7 @@ def test_redundant_tensors_are_allowed(tmp_path):
     from_llama(tmp_path / "llama", config, tmp_path / "out")
 
 
-def test_outputs_are_never_overwritten_nor_left_half_written(tmp_path, monkeypatch):
+def test_outputs_are_never_overwritten_nor_left_half_written(tmp_path, monkeypatch, save_checkpoint):
     checkpoint = save_checkpoint(tmp_path / "step_00000007", tiny())
     out = tmp_path / "out"
     options: dict[str, Any] = {"weights": "auto", "dtype": "float32", "part_bytes": PART}
@@ -292,7 +277,7 @@ def test_outputs_are_never_overwritten_nor_left_half_written(tmp_path, monkeypat
     assert {p.name for p in tmp_path.iterdir()} == {"step_00000007", "out"}
 
 
-def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, save_checkpoint):
     config = tiny()
     checkpoint = save_checkpoint(tmp_path / "step_00000007", config)
     save_llama(tmp_path / "llama", tiny(ffn=128))
@@ -334,7 +319,7 @@ def test_parts_hold_every_tensor_once_and_keep_the_limit(tmp_path_factory, sizes
         assert len(entries) == 1 or sum(e.bytes for e in entries) <= part_bytes
 
 
-def test_describe_counts_every_tensor(tmp_path):
+def test_describe_counts_every_tensor(tmp_path, save_checkpoint):
     config = tiny()
     checkpoint = save_checkpoint(tmp_path / "run/checkpoints/step_00000007", config)
     lines = describe(tmp_path / "run").splitlines()
