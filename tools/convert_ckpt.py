@@ -4,6 +4,8 @@ hf-to-megatv  Hugging Face Llama -> checkpoint at step 0: the text tower is that
 megatv-to-hf  text tower of a checkpoint -> Hugging Face Llama
 export        whole model of a checkpoint -> safetensors parts with index and config, for sampling and sharing
 inspect       tensors, shapes, dtypes, sizes and meta record
+verify        every checksum and every tensor of the model; a line for each fault, then exit code 2
+diff          how far two checkpoints are apart, the most different tensors first; exit code 1 if at all
 """
 
 from __future__ import annotations
@@ -11,18 +13,27 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatv.checkpoint.compare import diff, faults
 from megatv.checkpoint.convert import DTYPES, export, from_llama, to_llama
 from megatv.checkpoint.describe import describe
 from megatv.config import load_config
 from megatv.log import main_guard, say
 
 
-def main() -> None:
-    """Parse the command line and run one conversion."""
+def main() -> int:
+    """Parse the command line and run one command."""
     args = parse_arguments()
     if args.command == "inspect":
         print(describe(args.path))
-        return
+        return 0
+    if args.command == "verify":
+        found = list(faults(args.path))
+        print("\n".join(found) or f"{args.path}: sound")
+        return 2 if found else 0
+    if args.command == "diff":
+        lines, differ = diff(args.a, args.b)
+        print("\n".join(lines))
+        return int(differ)
     if args.command == "hf-to-megatv":
         from_llama(args.llama, load_config(args.config, args.set), args.out)
     else:
@@ -35,10 +46,11 @@ def main() -> None:
         else:
             export(args.checkpoint, args.out, **options)
     say(f"written to {args.out}")
+    return 0
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The four commands and their options."""
+    """The commands and their options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,6 +78,12 @@ def parse_arguments() -> argparse.Namespace:
     command.add_argument(
         "path", type=Path, help="a run, a checkpoint, a model directory or a safetensors file"
     )
+    command = commands.add_parser("verify")
+    command.add_argument("path", type=Path, help="a checkpoint, or a run (all of its checkpoints)")
+
+    command = commands.add_parser("diff")
+    for side in ("a", "b"):
+        command.add_argument(side, type=Path, help="a run, a checkpoint, a model directory or a file")
     return parser.parse_args()
 
 

@@ -36,6 +36,15 @@ def describe(path: Path) -> str:
     path: a run (its newest whole checkpoint), a directory with safetensors files, or one such file.
     Raises ValueError when there is nothing to read.
     """
+    path, files = tensor_files(path)
+    lines = [str(path), *_meta(path / META)]
+    for file in files:
+        lines += ["", *_table(list(read_header(file)))]
+    return "\n".join(lines)
+
+
+def tensor_files(path: Path) -> tuple[Path, list[Path]]:
+    """What `path` stands for (of a run, its newest whole checkpoint) and the safetensors files there."""
     if (path / CHECKPOINTS).is_dir():
         newest, _ = latest(path)
         if newest is None:
@@ -44,10 +53,7 @@ def describe(path: Path) -> str:
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{path}: no safetensors file there; give a run, a checkpoint or a model directory")
-    lines = [str(path), *_meta(path / META)]
-    for file in files:
-        lines += ["", *_table(list(read_header(file)))]
-    return "\n".join(lines)
+    return path, files
 
 
 def read_header(file: Path) -> Iterator[Entry]:

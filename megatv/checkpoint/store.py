@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -91,6 +92,11 @@ def part_name(kind: str, part: int, parts: int) -> str:
     return f"{kind}.safetensors" if parts == 1 else f"{kind}-{part + 1:05d}-of-{parts:05d}.safetensors"
 
 
+def kind_of(file: str) -> str:
+    """The kind of tensor in a file of this name: `part_name` the other way round."""
+    return re.sub(r"(-\d{5}-of-\d{5})?\.safetensors$", "", file)
+
+
 def write_index(directory: Path, kind: str, weight_map: Mapping[str, str]) -> dict[str, int | str]:
     """Write NAME.safetensors.index.json of a split file; `weight_map` gives the part that holds a tensor."""
     total = sum((directory / part).stat().st_size for part in set(weight_map.values()))
@@ -110,9 +116,14 @@ def commit(temporary: Path, final: Path, meta: Mapping[str, Any], files: Mapping
     _sync_directory(final.parent)
 
 
+def steps(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run, the oldest first, damaged ones included."""
+    return sorted(p for p in (run_dir / CHECKPOINTS).glob("step_*") if p.suffix != TEMPORARY and p.is_dir())
+
+
 def prune(run_dir: Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints."""
-    for old in _steps(run_dir)[:-keep]:
+    for old in steps(run_dir)[:-keep]:
         shutil.rmtree(old)
 
 
@@ -136,23 +147,27 @@ def verify(path: Path) -> dict[str, Any]:
     """
     meta = read_meta(path)
     for name, record in meta["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise ValueError(f"{file}: missing; use an earlier checkpoint")
-        if file.stat().st_size != record["bytes"]:
-            raise ValueError(
-                f"{file}: {file.stat().st_size} bytes instead of {record['bytes']}; use an earlier checkpoint"
-            )
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != record["sha256"]:
-                raise ValueError(f"{file}: content does not match its sha256; use an earlier checkpoint")
+        if (fault := damage(path / name, record)) is not None:
+            raise ValueError(f"{fault}; use an earlier checkpoint")
     return meta
+
+
+def damage(file: Path, record: Mapping[str, int | str]) -> str | None:
+    """What is wrong with a file that was written with this `bytes` and `sha256`, or None."""
+    if not file.is_file():
+        return f"{file}: missing"
+    if file.stat().st_size != record["bytes"]:
+        return f"{file}: {file.stat().st_size} bytes instead of {record['bytes']}"
+    with file.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != record["sha256"]:
+            return f"{file}: content does not match its sha256"
+    return None
 
 
 def latest(run_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of a run that verifies (or None), and why each newer one was passed over."""
     skipped = []
-    for path in reversed(_steps(run_dir)):
+    for path in reversed(steps(run_dir)):
         try:
             verify(path)
         except ValueError as error:
@@ -196,10 +211,6 @@ class Tensors:
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(self._files[name], framework="pt") as file:
             return file.get_tensor(name)
-
-
-def _steps(run_dir: Path) -> list[Path]:
-    return sorted(p for p in (run_dir / CHECKPOINTS).glob("step_*") if p.suffix != TEMPORARY and p.is_dir())
 
 
 def _write_synced(path: Path, text: str) -> None:

@@ -24,6 +24,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 COMMANDS = {
     "export": ["{}/0", "--out", "{}/export"],
     "megatv-to-hf": ["{}/0", "--out", "{}/llama"],
+    "diff": ["{}/0", "{}/1"],
 }
 
 
