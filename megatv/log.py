@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -60,9 +61,17 @@ class RunLog:
     """
 
     def __init__(
-        self, run_dir: Path, *, resume_step: int, total_steps: int, wandb_config: dict | None = None
-    ):
+        self,
+        run_dir: Path,
+        *,
+        resume_step: int,
+        total_steps: int,
+        started: float | None = None,
+        wandb_config: dict | None = None,
+    ) -> None:
+        """started: when this process began, in Unix seconds; None: now."""
         self.path = run_dir / "metrics.jsonl"
+        self.goodput = Goodput(read_metrics(self.path), resume_step, started or time.time())
         _truncate(self.path, resume_step)
         self._file = self.path.open("a")
         self._bar = (
@@ -93,15 +102,60 @@ class RunLog:
             self._wandb.finish()
 
 
+class Goodput:
+    """Share of a run's wall-clock time since its first start that went into steps which it kept.
+
+    Time between a kill and a restart, starting, steps that are done again, the first step after each start
+    (which compiles and warms up), waiting for data, validating and saving are all lost. What it needs to know
+    is in metrics.jsonl; only a run that died before its first record does not know of that start any more.
+    """
+
+    def __init__(self, records: Iterable[Mapping[str, Any]], resume_step: int, started: float) -> None:
+        """records: what metrics.jsonl held at this start (at `started`), beyond `resume_step` too."""
+        timed = [record for record in records if "run_started" in record]
+        self._started = timed[0]["run_started"] if timed else started
+        self._useful = sum(map(_useful_seconds, (r for r in timed if r["step"] <= resume_step)))
+
+    def add(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """After a step: the run's goodput, and its first start (Unix seconds) for the next restart."""
+        self._useful += _useful_seconds(record)
+        share = self._useful / max(time.time() - self._started, 1e-9)
+        return {"goodput": share, "run_started": self._started}
+
+
+def _useful_seconds(record: Mapping[str, Any]) -> float:
+    return 0.0 if "first_step_seconds" in record else record["seconds"] * (1 - record["data_wait"])
+
+
 def step_line(record: Mapping[str, Any], total_steps: int, seconds_left: float) -> str:
-    """The step line: losses by modality, gradient norm, learning rate, speed, data wait, time left."""
+    """The step line: losses by modality, gradient norm, learning rate, speed, data wait, memory, time left.
+
+    What is not known (utilisation on a CPU) or did not happen (skipped steps) is left out.
+    """
     minutes, seconds = divmod(int(seconds_left), 60)
-    return (
-        f"step {record['step']}/{total_steps}  text {record['text_loss']:.4f}  "
-        f"video {record['video_loss']:.4f}  grad {record['grad_norm']:.3f}  lr {record['lr']:.2e}  "
-        f"{record['sequences_per_second']:.2f} seq/s  {record['tokens_per_second']:.0f} tok/s  "
-        f"data wait {100 * record['data_wait']:.1f}%  left {minutes}m{seconds:02d}s"
-    )
+    parts = [
+        f"step {record['step']}/{total_steps}",
+        f"text {record['text_loss']:.4f}",
+        f"video {record['video_loss']:.4f}",
+        f"grad {record['grad_norm']:.3f}",
+        f"lr {record['lr']:.2e}",
+        f"{record['sequences_per_second']:.2f} seq/s",
+        f"{record['tokens_per_second']:.0f} tok/s",
+        f"{record['tokens_per_second_per_gpu']:.0f} tok/s/gpu",
+        f"{record['tflops_per_gpu']:.3g} TFLOP/s/gpu",
+    ]
+    if record["mfu"] is not None:
+        parts.append(f"mfu {100 * record['mfu']:.1f}% (dense {100 * record['mfu_dense']:.1f}%)")
+    if "first_step_seconds" in record:
+        parts.append(f"first step {record['first_step_seconds']:.1f}s")
+    parts += [
+        f"data wait {100 * record['data_wait']:.1f}%",
+        f"goodput {100 * record['goodput']:.1f}%",
+        f"{record['memory_gib']:.1f} GiB",
+    ]
+    if record["skipped"]:
+        parts.append(f"skipped {record['skipped']}")
+    return "  ".join([*parts, f"left {minutes}m{seconds:02d}s"])
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

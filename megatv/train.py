@@ -16,6 +16,7 @@ from megatv.checkpoint import store
 from megatv.checkpoint.load import check_shapes
 from megatv.checkpoint.origin import origin, require_origin
 from megatv.checkpoint.rundir import open_run
+from megatv.clock import Clock
 from megatv.config import Config, config_to_dict
 from megatv.data.loader import Loader
 from megatv.data.remote import open_shards
@@ -51,6 +52,7 @@ class Trainer:
 
     def __init__(self, config: Config, mesh: Mesh, device: torch.device, resume: str) -> None:
         self.config, self.mesh, self.device = config, mesh, device
+        self._started = time.time()
         self.run_dir = Path(config.run.dir)
         self._encoder: Encode | None = None
         with mesh.agreement():
@@ -69,7 +71,8 @@ class Trainer:
         record = self._open_log()
         with StopSignal() as signal:
             self.feed = Feed(self.loader, self.mesh, self.device, self.done)
-            clock = Clock(config, self.done, self.loader.examples_per_step)
+            examples = self.loader.examples_per_step
+            clock = Clock(config, self.done, examples, self.mesh.world, self.device)
             while self.done < config.run.steps:
                 micro_batches = self.feed.next()
                 clock.got_data()
@@ -154,6 +157,7 @@ class Trainer:
             self.run_dir,
             resume_step=self.start,
             total_steps=config.run.steps,
+            started=self._started,
             wandb_config=config_to_dict(config) if config.log.wandb else None,
         )
 
@@ -178,9 +182,10 @@ class Trainer:
             "skipped": self.skipped.total,
             "bad_samples": len(self.feed.bad),
             "memory_gib": _peak_memory(self.device),
-            **clock.finish_step(),
+            **clock.finish_step(batches),
         }
-        record.write({k: v if math.isfinite(v) else None for k, v in values.items()})
+        values |= record.goodput.add(values)
+        record.write({k: v if v is not None and math.isfinite(v) else None for k, v in values.items()})
         record.advance(self.done)
         if _due(self.done, self.config.log.every) or self.done == self.config.run.steps:
             say(step_line({**values, **clock.window()}, self.config.run.steps, clock.seconds_left()))
@@ -256,52 +261,6 @@ class Trainer:
         preview(model, self.config, self.tokenizer, self.shards.stats, self.shards, out, self.done)
         model.train()
         say(f"step {self.done}  preview in {out}")
-
-
-class Clock:
-    """Where a run's time goes: data wait, steps, and how long the rest will take."""
-
-    def __init__(self, config: Config, done: int, examples_per_step: float) -> None:
-        self._examples, self._done, self._steps = examples_per_step, done, config.run.steps
-        self._tokens = config.rows_per_step * config.sequence.context_tokens
-        self._all: list[float] = []
-        self._window: list[tuple[float, float]] = []
-        self.start()
-
-    def start(self) -> None:
-        """The next step begins (validation, saving and previews are not part of a step)."""
-        self._begun = time.perf_counter()
-
-    def got_data(self) -> None:
-        """The step's batches are here."""
-        self._waited = time.perf_counter() - self._begun
-
-    def finish_step(self) -> dict[str, float]:
-        """Seconds, sequences/s, tokens/s (rows of the packed rows) and share of data wait of this step."""
-        seconds = time.perf_counter() - self._begun
-        self._done += 1
-        self._all.append(seconds)
-        self._window.append((seconds, self._waited))
-        return {"seconds": seconds, **self._speed(seconds, self._waited, 1)}
-
-    def window(self) -> dict[str, float]:
-        """The same means over the steps since the last call."""
-        seconds, waited = (sum(x) for x in zip(*self._window, strict=True))
-        steps = len(self._window)
-        self._window = []
-        return self._speed(seconds, waited, steps)
-
-    def seconds_left(self) -> float:
-        """Steps left times the median of the last 100 steps."""
-        recent = sorted(self._all[-100:])
-        return recent[len(recent) // 2] * (self._steps - self._done)
-
-    def _speed(self, seconds: float, waited: float, steps: int) -> dict[str, float]:
-        return {
-            "sequences_per_second": steps * self._examples / seconds,
-            "tokens_per_second": steps * self._tokens / seconds,
-            "data_wait": waited / seconds,
-        }
 
 
 def _due(step: int, every: int) -> bool:

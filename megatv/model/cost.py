@@ -61,17 +61,33 @@ def patcher_flops(config: Config) -> tuple[int, int]:
 
 def training_flops(config: Config, record: AttentionRecord) -> dict[str, int]:
     """FLOPs by part of the forward and backward of one packed row, over the whole process grid."""
-    model = config.model
     documents = record.documents.long()
     text_rows, clean_rows, _ = (documents[..., 1] - documents[..., 0]).sum(0).tolist()
-    chunks = clean_rows // record.chunk_rows
+    return _training(config, text_rows, clean_rows // record.chunk_rows, record.live_pairs())
+
+
+@functools.lru_cache(maxsize=8)
+def dense_training_flops(config: Config) -> int:
+    """FLOPs of one packed row as others count them: no row is padding and every row sees every other.
+
+    6 N + 12 l h q t a token, N being the weights that it meets but for the embedding: PaLM's appendix B and
+    torchtitan's `num_flops_per_token`; Megatron-LM's the same (Narayanan et al. 2021, appendix), though later
+    versions halve causal attention. A row meets one tower, as a mixture of experts' token its active ones.
+    """
+    return sum(
+        _training(config, config.text_rows, config.chunks_per_row, config.sequence.context_tokens**2).values()
+    )
+
+
+def _training(config: Config, text_rows: int, chunks: int, pairs: int) -> dict[str, int]:
+    model = config.model
     key_value = model.kv_heads * model.head_dim
     block = 2 * model.width * (model.width + key_value) + 3 * model.width * model.ffn
     down, up = patcher_flops(config)
     forward = {
         "text_tower": 2 * model.layers * block * text_rows,
-        "video_tower": 2 * model.layers * block * 2 * clean_rows,
-        "attention": 4 * model.layers * model.width * record.live_pairs(),
+        "video_tower": 2 * model.layers * block * 2 * chunks * config.tokens_per_chunk,
+        "attention": 4 * model.layers * model.width * pairs,
         "head": 2 * model.width * model.vocab * text_rows,
         "patcher": chunks * (2 * down + up),
     }

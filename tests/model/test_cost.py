@@ -10,7 +10,7 @@ from megatv_kernels import Document, build_record
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatv.config import load_config
-from megatv.model.cost import parameter_counts, patcher_flops, training_flops
+from megatv.model.cost import dense_training_flops, parameter_counts, patcher_flops, training_flops
 from megatv.model.mot import MoT
 from megatv.types import IGNORE, Batch
 
@@ -112,3 +112,17 @@ def test_a_3b_run_costs_about_what_was_estimated():
     record = record_of(config, document(26, 110))
     assert record.live_pairs() / config.sequence.context_tokens**2 == pytest.approx(0.30, abs=0.02)
     assert 50_000 * 128 * sum(training_flops(config, record).values()) == pytest.approx(2.1e21, rel=0.15)
+
+
+def test_the_dense_convention_is_torchtitans():
+    """6 N + 12 l h q t a row of either tower, N being its weights; then the head and the patcher."""
+    config = paper_config()
+    model, rows = config.model, config.sequence.context_tokens
+    norms = model.layers * 2 * model.width
+    tower = parameter_counts(config)["text_tower"] - norms
+    down, up = patcher_flops(config)
+    beside = 6 * model.vocab * model.width * config.text_rows + 3 * config.chunks_per_row * (2 * down + up)
+    a_row = 6 * tower + 12 * model.layers * model.heads * model.head_dim * rows
+    assert dense_training_flops(config) == rows * a_row + beside
+    full = record_of(config, document(26, (config.text_rows - 1) // 26))
+    assert sum(training_flops(config, full).values()) < dense_training_flops(config)

@@ -1,0 +1,144 @@
+"""What the record says of time: speeds and utilisation by hand, the first step apart, goodput."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from megatv_kernels import Document, build_record
+
+from megatv import clock as module
+from megatv.clock import Clock, peak_flops
+from megatv.config import load_config
+from megatv.log import Goodput, RunLog, read_metrics, step_line
+from megatv.model.cost import dense_training_flops, training_flops
+
+TOY = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml", ["run.steps=10"])
+
+
+def batches(count: int) -> list:
+    """Micro-batches that are their records: one document of one token before each chunk."""
+    chunks = TOY.latents
+    document = Document(np.arange(chunks + 1), np.arange(1, chunks + 1))
+    layout = {"text_rows": TOY.text_rows, "chunk_rows": TOY.tokens_per_chunk, "chunks": TOY.chunks_per_row}
+    return [SimpleNamespace(record=build_record([document], **layout))] * count
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Records of four steps of 8, 4, 2 and 2 seconds on one of four H100s, a quarter of them waiting."""
+    ticks = itertools.accumulate([0, 2, 6, 0, 1, 3, 0, 0.5, 1.5, 0, 0.5, 1.5, 0])
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    clock = Clock(TOY, 6, 32.0, 4, torch.device("cuda"))
+    records = []
+    for _ in range(4):
+        clock.got_data()
+        records.append(clock.finish_step(batches(2)))
+        clock.start()
+        if len(records) == 3:
+            records[-1]["window"], records[-1]["left"] = clock.window(), clock.seconds_left()
+    records[-1]["window"] = clock.window()
+    return records
+
+
+def test_speeds_and_utilisation_by_hand(timed: list[dict]) -> None:
+    first, second = timed[:2]
+    tokens = TOY.rows_per_step * TOY.sequence.context_tokens
+    flops = 2 * sum(training_flops(TOY, batches(1)[0].record).values())
+    assert second["seconds"] == 4 and second["data_wait"] == 0.25
+    assert second["sequences_per_second"] == 8 and second["tokens_per_second"] == tokens / 4
+    assert second["tokens_per_second_per_gpu"] == tokens / 4 / 4
+    assert second["tflops_per_gpu"] == pytest.approx(flops / 4 / 1e12)
+    assert second["mfu"] == pytest.approx(flops / 4 / 989.4e12)
+    dense = TOY.rows_per_step * dense_training_flops(TOY)
+    assert second["mfu_dense"] == pytest.approx(dense / 4 / 4 / 989.4e12)
+    assert first["first_step_seconds"] == 8 and "first_step_seconds" not in second
+
+
+def test_the_first_step_counts_in_no_mean(timed: list[dict]) -> None:
+    assert timed[2]["window"]["sequences_per_second"] == 2 * 32 / (4 + 2)
+    assert timed[2]["left"] == 4 * 1  # one step left after nine, the longer one of two
+    assert timed[3]["window"]["sequences_per_second"] == 32 / 2
+
+
+def test_model_parallel_ranks_share_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    grid = load_config(
+        Path(__file__).parents[2] / "configs/toy_world.yaml", ["parallel.tp=2", "log.preview_every=0"]
+    )
+    found = []
+    for config in (TOY, grid):
+        clock = Clock(config, 0, 1.0, 2, torch.device("cpu"))
+        clock.got_data()
+        found.append(clock.finish_step(batches(1)))
+    assert found[0]["tflops_per_gpu"] == 2 * found[1]["tflops_per_gpu"]
+    assert found[0]["mfu"] is found[0]["mfu_dense"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4e12),
+        ("NVIDIA H100 PCIe", 756.5e12),
+        ("NVIDIA H200", 989.4e12),
+        ("NVIDIA H200 NVL", 835.5e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_peaks_by_name(name: str, peak: float | None) -> None:
+    assert peak_flops(name) == peak
+
+
+def record(step: int, seconds: float, **more: float) -> dict:
+    return {"step": step, "seconds": seconds, "data_wait": 0.5, **more}
+
+
+def test_goodput_counts_kept_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 s after the first start: killed at step 3, resumed at 1, so steps 2 and 3 are done twice."""
+    now = 1000.0
+    monkeypatch.setattr("megatv.log.time.time", lambda: now)
+    log = RunLog(tmp_path, resume_step=0, total_steps=9, started=1000.0)
+    now = 1020.0
+    shares = []
+    for step, more in enumerate([{"first_step_seconds": 9.0}, {}, {}], 1):
+        values = record(step, 8, **more)
+        values |= log.goodput.add(values)
+        shares.append(values["goodput"])
+        log.write(values)
+    log.close()
+    assert shares == [0, 4 / 20, 8 / 20]
+    log = RunLog(tmp_path, resume_step=2, total_steps=9, started=1090.0)
+    now = 1100.0
+    again = log.goodput.add(record(3, 2))
+    log.close()
+    assert again == {"goodput": (4 + 1) / 100, "run_started": 1000.0}
+    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_goodput_of_a_record_without_it_begins_now() -> None:
+    """A run directory of an older version: its steps have no start that they could be measured from."""
+    goodput = Goodput([record(1, 1e9)], 1, started=0.0)
+    assert goodput.add(record(2, 2))["goodput"] < 1e-6
+
+
+def test_step_line_leaves_out_what_is_not_known() -> None:
+    values = json.loads(
+        '{"step": 3, "text_loss": 1, "video_loss": 2, "grad_norm": 1, "lr": 0.1, "sequences_per_second": 2,'
+        '"tokens_per_second": 10, "tokens_per_second_per_gpu": 5, "tflops_per_gpu": 412.3, "mfu": 0.417,'
+        '"mfu_dense": 0.55, "data_wait": 0.01, "goodput": 0.931, "memory_gib": 61.2, "skipped": 1}'
+    )
+    line = step_line(values, 9, 61)
+    assert (
+        "412 TFLOP/s/gpu  mfu 41.7% (dense 55.0%)  data wait 1.0%  goodput 93.1%  61.2 GiB  skipped 1" in line
+    )
+    line = step_line({**values, "mfu": None, "mfu_dense": None, "skipped": 0}, 9, 61)
+    assert "mfu" not in line and "skipped" not in line and line.endswith("left 1m01s")
