@@ -215,6 +215,14 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class ProfileConfig:
+    """A trace by torch's profiler of `steps` steps (0: never), the first of them `start` (from 1)."""
+
+    start: int = 10
+    steps: int = 0
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """Sampling defaults (TV2TV tables 6, 7: Euler, 50 steps, temperature 0.7). cfg 1 means no guidance."""
 
@@ -240,6 +248,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     precision: Literal["fp32", "bf16"] = "fp32"
     attention: Literal["auto", "cuda", "fa4", "triton", "flex", "sdpa", "reference"] = "auto"

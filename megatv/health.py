@@ -1,4 +1,4 @@
-"""What a run does when something happens to it: stop signals now; steps that must not count.
+"""What a run does about what happens to it: stop signals, steps that must not count, rubbish.
 
 A signal only sets a flag; the engine lets all ranks agree on it once a step, so that all of them stop after
 the same one. SIGUSR1 is "save and leave" (Slurm's `--signal=USR1@60`), SIGTERM means the same.
@@ -6,6 +6,7 @@ the same one. SIGUSR1 is "save and leave" (Slurm's `--signal=USR1@60`), SIGTERM 
 
 from __future__ import annotations
 
+import gc
 import signal
 from types import FrameType, TracebackType
 
@@ -57,3 +58,32 @@ class SkippedSteps:
             f"step {step}: skipped on every rank, the gradient is not finite; samples {', '.join(ids)} "
             f"({self.total} skipped so far)"
         )
+
+
+class GarbageTogether:
+    """Context manager: Python's cyclic garbage is collected at the same steps on all ranks, never else.
+
+    Left alone, each process collects when its own count of objects says so. A pause of one rank is a pause of
+    all, at the next collective, so the pauses of many ranks add up; taken at the same step they are one, as
+    in torchtitan (`GarbageCollection`). What is there at the start, the model and its libraries, is
+    frozen: it lives as long as the run and need not be searched.
+    """
+
+    EVERY = 50
+
+    def __enter__(self) -> GarbageTogether:
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        return self
+
+    def after(self, step: int) -> None:
+        """`step` has ended."""
+        if step % self.EVERY == 0:
+            gc.collect()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        gc.enable()
+        gc.unfreeze()

@@ -130,7 +130,7 @@ def _useful_seconds(record: Mapping[str, Any]) -> float:
 def step_line(record: Mapping[str, Any], total_steps: int, seconds_left: float) -> str:
     """The step line: losses by modality, gradient norm, learning rate, speed, data wait, memory, time left.
 
-    What is not known (utilisation on a CPU) or did not happen (skipped steps) is left out.
+    Left out: what is not known (utilisation on a CPU), did not happen (skipped steps) or says nothing new.
     """
     minutes, seconds = divmod(int(seconds_left), 60)
     parts = [
@@ -141,9 +141,10 @@ def step_line(record: Mapping[str, Any], total_steps: int, seconds_left: float) 
         f"lr {record['lr']:.2e}",
         f"{record['sequences_per_second']:.2f} seq/s",
         f"{record['tokens_per_second']:.0f} tok/s",
-        f"{record['tokens_per_second_per_gpu']:.0f} tok/s/gpu",
-        f"{record['tflops_per_gpu']:.3g} TFLOP/s/gpu",
     ]
+    if record["tokens_per_second_per_gpu"] != record["tokens_per_second"]:
+        parts.append(f"{record['tokens_per_second_per_gpu']:.0f} tok/s/gpu")
+    parts.append(f"{record['tflops_per_gpu']:.3g} TFLOP/s/gpu")
     if record["mfu"] is not None:
         parts.append(f"mfu {100 * record['mfu']:.1f}% (dense {100 * record['mfu_dense']:.1f}%)")
     if "first_step_seconds" in record:

@@ -24,12 +24,13 @@ from megatv.data.shards import Encode
 from megatv.data.tokenizer import load_tokenizer
 from megatv.engine import MODEL, Engine, StepResult
 from megatv.feed import Feed
-from megatv.health import SkippedSteps, StopSignal
+from megatv.health import GarbageTogether, SkippedSteps, StopSignal
 from megatv.log import RunLog, plot_losses, say, step_line
 from megatv.model.codec import clip_encoder, load_codec
 from megatv.model.mot import MoT
 from megatv.optim import learning_rate
 from megatv.parallel.mesh import Mesh, initialize_distributed
+from megatv.profiler import Profiler
 from megatv.types import Batch
 
 
@@ -69,17 +70,21 @@ class Trainer:
         """Step until the last step or a stop signal; leave a checkpoint of where the run is."""
         config = self.config
         record = self._open_log()
-        with StopSignal() as signal:
+        profiler = Profiler(config.profile, self.run_dir, self.mesh)
+        with StopSignal() as signal, GarbageTogether() as garbage, profiler:
             self.feed = Feed(self.loader, self.mesh, self.device, self.done)
             examples = self.loader.examples_per_step
             clock = Clock(config, self.done, examples, self.mesh.world, self.device)
             while self.done < config.run.steps:
+                profiler.before(self.done + 1)
                 micro_batches = self.feed.next()
                 clock.got_data()
                 lr = learning_rate(self.done, config.run.steps, config.optim)
                 result = self.engine.step(micro_batches, lr, lambda: signal.requested)
                 self.done += 1
                 self._log_step(record, clock, result, lr, micro_batches)
+                profiler.after(self.done)
+                garbage.after(self.done)
                 if _due(self.done, config.log.val_every):
                     self._validate(record)
                 last = self.done == config.run.steps

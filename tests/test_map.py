@@ -34,7 +34,7 @@ LAYERS = [
     ("memory", ["megatv.checkpoint"]),
     ("use", ["megatv.sample"]),
     ("learn", ["megatv.objective", "megatv.health", "megatv.optim"]),
-    ("run", ["megatv.engine", "megatv.feed", "megatv.clock", "megatv.train"]),
+    ("run", ["megatv.engine", "megatv.feed", "megatv.clock", "megatv.profiler", "megatv.train"]),
     ("judge", ["megatv.eval"]),
 ]
 OUTSIDE = ["launch", "tools"]

@@ -142,3 +142,4 @@ def test_step_line_leaves_out_what_is_not_known() -> None:
     )
     line = step_line({**values, "mfu": None, "mfu_dense": None, "skipped": 0}, 9, 61)
     assert "mfu" not in line and "skipped" not in line and line.endswith("left 1m01s")
+    assert "10 tok/s  412 TFLOP/s/gpu" in step_line({**values, "tokens_per_second_per_gpu": 10}, 9, 61)
