@@ -119,7 +119,7 @@ class Engine:
         updates: optimizer steps already applied. The checkpoint must be verified and fit the model.
         """
         self.config, self.mesh, self.device = config, mesh, device
-        _join_deepspeed()
+        join_deepspeed()
         layers = mesh.layers()
         self.objective = Objective(config, layers)
         with torch.device("meta"):
@@ -340,7 +340,7 @@ def _nothing() -> Iterator[tuple[Tensor, Tensor]]:
     return itertools.repeat((torch.zeros(1), torch.zeros(1)))
 
 
-def _join_deepspeed() -> None:
+def join_deepspeed() -> None:
     """Let DeepSpeed use the process group that is there.
 
     Its own CPU all-reduce is switched off first: it takes 45 s to compile and leaves files of 69 MB in

@@ -6,6 +6,7 @@ own ideas of the grid are derived from it and checked against it, never the othe
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,6 +131,27 @@ def initialize_distributed(device: torch.device) -> None:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=30))
+
+
+@contextmanager
+def rehearsal(world: int, rank: int) -> Iterator[None]:
+    """Be process `rank` of `world` that do not exist: groups are made as always, collectives do nothing.
+
+    For counting what a rank of a large grid holds (torch's fake process group). ValueError inside a real run.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if dist.is_initialized():
+        raise ValueError("a grid cannot be rehearsed inside a process group: use a process of its own")
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    try:
+        yield
+    finally:
+        if "megatron.core.parallel_state" in sys.modules:
+            from megatron.core import parallel_state
+
+            parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
 
 
 def _group(rows: Tensor) -> tuple[list[int], dist.ProcessGroup]:

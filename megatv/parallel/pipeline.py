@@ -26,6 +26,18 @@ from megatv.parallel.mesh import Mesh
 from megatv.types import Batch
 
 
+def pipeline_layers(model: Any) -> list[tuple[str, nn.Module]]:
+    """The layers of a model with `embed`, `blocks` and `head`, by name, in the order of the data."""
+    blocks = [(f"blocks.{i}", block) for i, block in enumerate(model.blocks)]
+    return [("embed", model.embed), *blocks, ("head", model.head)]
+
+
+def stage_bounds(model: Any, stages: int) -> list[int]:
+    """Stage i holds layers [bounds[i], bounds[i + 1]): the cut whose heaviest stage has fewest weights."""
+    costs = [sum(p.numel() for p in layer.parameters()) for _, layer in pipeline_layers(model)]
+    return list(partition_balanced(costs, stages))
+
+
 class Stage(PipelineModule):
     """This process's consecutive layers of a model with `embed`, `blocks`, `head`, `rope` and `run_block`.
 
@@ -45,10 +57,8 @@ class Stage(PipelineModule):
     ) -> None:
         """`model` lies on the meta device; only this stage's layers are given memory (and no values yet)."""
         assert not config.model.tied_embeddings
-        layers: list[nn.Module] = [model.embed, *model.blocks, model.head]
-        names = ["embed", *(f"blocks.{i}" for i in range(len(model.blocks))), "head"]
-        costs = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-        bounds = partition_balanced(costs, mesh.pp)
+        names, layers = zip(*pipeline_layers(model), strict=True)
+        bounds = stage_bounds(model, mesh.pp)
         mine = slice(bounds[mesh.pp_rank], bounds[mesh.pp_rank + 1])
         for layer in layers[mine]:
             layer.to_empty(device=device)
@@ -56,8 +66,8 @@ class Stage(PipelineModule):
         place = topology.get_coord(mesh.rank)
         assert (place.pipe, place.data, place.model) == (mesh.pp_rank, mesh.dp_rank, mesh.tp_rank)
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints the whole topology
-            super().__init__(layers=layers, topology=topology, partition_method="parameters")
-        assert list(self.parts) == list(bounds)
+            super().__init__(layers=list(layers), topology=topology, partition_method="parameters")
+        assert list(self.parts) == bounds
         self.global_names = {
             f"{names[i]}.{name}": parameter
             for i in range(mine.start, mine.stop)
