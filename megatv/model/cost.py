@@ -26,7 +26,8 @@ from megatv.model.mot import MoT
 
 
 @functools.lru_cache(maxsize=8)
-def _meta_model(config: Config) -> MoT:
+def meta_model(config: Config) -> MoT:
+    """The whole, unsplit model without memory."""
     with torch.device("meta"):
         return MoT(config)
 
@@ -34,7 +35,7 @@ def _meta_model(config: Config) -> MoT:
 def parameter_counts(config: Config) -> dict[str, int]:
     """Parameters of each part; a tied table counts once. Their sum is the model's size."""
     counts = dict.fromkeys(("text_tower", "video_tower", "vocabulary", "patcher", "norms_and_positions"), 0)
-    for name, parameter in _meta_model(config).named_parameters():
+    for name, parameter in meta_model(config).named_parameters():
         if name.startswith("blocks."):
             part = "text_tower" if ".text." in name else "video_tower"
         elif name.startswith(("embed.text.", "head.text.")):
@@ -50,7 +51,7 @@ def parameter_counts(config: Config) -> dict[str, int]:
 @functools.lru_cache(maxsize=8)
 def patcher_flops(config: Config) -> tuple[int, int]:
     """Forward FLOPs of one copy of one chunk: (down, up)."""
-    model = _meta_model(config)
+    model = meta_model(config)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         x = torch.empty(1, LATENT_CHANNELS, config.latent_height, config.latent_width)
         tokens, skips = model.embed.video(x, torch.empty(1))
