@@ -34,7 +34,10 @@ LAYERS = [
     ("memory", ["megatv.checkpoint"]),
     ("use", ["megatv.sample"]),
     ("learn", ["megatv.objective", "megatv.health", "megatv.optim"]),
-    ("run", ["megatv.engine", "megatv.feed", "megatv.clock", "megatv.profiler", "megatv.train"]),
+    (
+        "run",
+        ["megatv.engine", "megatv.feed", "megatv.clock", "megatv.profiler", "megatv.train", "megatv.plan"],
+    ),
     ("judge", ["megatv.eval"]),
 ]
 OUTSIDE = ["launch", "tools"]

@@ -1,0 +1,1 @@
+"""The planner: what a run holds, sends and takes on a cluster, before anyone rents it."""
