@@ -20,7 +20,7 @@ AT_LEAST_ONE = (
 AT_LEAST_ZERO = (
     "run.seed objective.text_weight objective.video_weight optim.min_lr optim.warmup_steps "
     "optim.weight_decay optim.text_lr_scale log.val_every log.preview_every sample.temperature sample.cfg "
-    "profile.steps data.max_bad_samples data.shuffle_shards"
+    "profile.steps health.watchdog_seconds data.max_bad_samples data.shuffle_shards"
 )
 ABOVE_ZERO = "model.norm_eps model.rope_theta sequence.timestep_std optim.lr optim.eps optim.clip"
 PROBABILITIES = "sequence.text_dropout sequence.clean_flip"

@@ -223,6 +223,13 @@ class ProfileConfig:
 
 
 @dataclass(frozen=True)
+class HealthConfig:
+    """watchdog_seconds: a run is ended when it finishes no step for so long (`megatv.watchdog`); 0: never."""
+
+    watchdog_seconds: int = 1500
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """Sampling defaults (TV2TV tables 6, 7: Euler, 50 steps, temperature 0.7). cfg 1 means no guidance."""
 
@@ -249,6 +256,7 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=LogConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     precision: Literal["fp32", "bf16"] = "fp32"
     attention: Literal["auto", "cuda", "fa4", "triton", "flex", "sdpa", "reference"] = "auto"

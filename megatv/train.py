@@ -32,6 +32,7 @@ from megatv.optim import learning_rate
 from megatv.parallel.mesh import Mesh, initialize_distributed
 from megatv.profiler import Profiler
 from megatv.types import Batch
+from megatv.watchdog import Watchdog
 
 
 def train(config: Config, resume: str, device: torch.device) -> None:
@@ -71,11 +72,13 @@ class Trainer:
         config = self.config
         record = self._open_log()
         profiler = Profiler(config.profile, self.run_dir, self.mesh)
-        with StopSignal() as signal, GarbageTogether() as garbage, profiler:
+        watchdog = Watchdog(config.health.watchdog_seconds, self.run_dir, self.mesh)
+        with StopSignal() as signal, GarbageTogether() as garbage, profiler, watchdog:
             self.feed = Feed(self.loader, self.mesh, self.device, self.done)
             examples = self.loader.examples_per_step
             clock = Clock(config, self.done, examples, self.mesh.world, self.device)
             while self.done < config.run.steps:
+                watchdog.tick(self.done)
                 profiler.before(self.done + 1)
                 micro_batches = self.feed.next()
                 clock.got_data()

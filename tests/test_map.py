@@ -36,7 +36,14 @@ LAYERS = [
     ("learn", ["megatv.objective", "megatv.health", "megatv.optim"]),
     (
         "run",
-        ["megatv.engine", "megatv.feed", "megatv.clock", "megatv.profiler", "megatv.train", "megatv.plan"],
+        [
+            "megatv.engine",
+            "megatv.feed",
+            "megatv.clock",
+            "megatv.profiler",
+            "megatv.watchdog",
+            "megatv.train",
+        ],
     ),
     ("judge", ["megatv.eval"]),
 ]

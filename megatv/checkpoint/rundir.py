@@ -4,6 +4,7 @@ RUN/config.yaml      the resolved config; a resumed run must agree with it in ev
 RUN/metrics.jsonl    one record a step
 RUN/checkpoints/     see `store`
 RUN/profile/         traces, see `megatv.profiler`
+RUN/hang/            where every rank was when the run hung, see `megatv.watchdog`
 RUN/.lock            held (flock) by rank 0 while the run is alive; the kernel frees it however the run dies
 """
 
@@ -19,7 +20,7 @@ from megatv.checkpoint.store import CHECKPOINTS, checkpoint_dir, latest, read_me
 from megatv.config import Config, config_from_dict, config_to_dict, load_config, save_config
 
 FREE = (
-    *("run.dir", "parallel", "checkpoint", "log", "profile", "sample", "attention"),
+    *("run.dir", "parallel", "checkpoint", "log", "profile", "health", "sample", "attention"),
     *("data.max_bad_samples", "data.workers", "data.cache_dir", "data.cache_bytes"),
 )
 """Keys that a resumed run may change: they say where, how fast and how loud, not what is computed."""

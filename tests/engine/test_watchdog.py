@@ -1,0 +1,89 @@
+"""R7: a hang ends within its time-out, with a file that names the rank that is missing."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch.distributed import distributed_c10d
+
+from megatv.watchdog import EXIT_CODE, verdict, whereabouts
+
+SLEEP = """
+import os, runpy, time
+from megatv.engine import Engine
+whole, calls = Engine.step, []
+def step(self, *arguments):
+    calls.append(0)
+    if len(calls) == 7 and os.environ["RANK"] == "1":
+        time.sleep(3600)
+    return whole(self, *arguments)
+Engine.step = step
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_sleeping_rank_is_named_and_ends_the_run(launch: Callable, tmp_path: Path) -> None:
+    script, run_dir = tmp_path / "sleeping.py", tmp_path / "run"
+    script.write_text(SLEEP.format(script=str(Path(__file__).parents[2] / "launch/train.py")))
+    overrides = ["run.steps=20", "health.watchdog_seconds=40", "parallel.zero=1"]
+    process = launch(2, run_dir, *overrides, script=script)
+    output, _ = process.communicate(timeout=400)  # rank 1 sleeps longer
+    assert process.returncode != 0 and str(EXIT_CODE) in output
+    sentences = [line for line in output.splitlines() if line.startswith("hang: ")]
+    assert len(sentences) == 1, output[-6000:]
+    assert "after step 6; missing: rank 1 at sleeping.py:" in sentences[0]
+    assert "while others wait in all_reduce" in sentences[0]
+    for rank in (0, 1):
+        report = (run_dir / f"hang/rank_{rank}.txt").read_text()
+        assert json.loads(report.partition("\n")[0])["step"] == 6
+        assert "sleeping.py" in report and "loader.py" in report  # the stacks of all threads
+    assert sentences[0] in (run_dir / "hang/rank_0.txt").read_text()
+
+
+def report(step: int, counts: dict[str, int], waits_in: str | None = None) -> dict:
+    return {"step": step, "counts": counts, "waits_in": waits_in, "at": "feed.py:3 in next"}
+
+
+IN = "all_reduce"
+
+
+@pytest.mark.parametrize(
+    ("reports", "sentence"),
+    [
+        ({0: report(6, {"0": 9}), 2: report(6, {"0": 9})}, "missing: rank 1, without a report"),
+        (
+            {0: report(6, {"0": 9}), 1: report(6, {"0": 8}), 2: report(6, {"0": 9})},
+            "missing: rank 1 at feed.py:3 in next",  # on GPUs, where the host waits outside of a collective
+        ),
+        # rank 2 waits for rank 1 in the one group, and keeps rank 0 waiting in the other
+        (
+            {0: report(6, {"a": 5}, IN), 1: report(6, {"b": 3}), 2: report(6, {"a": 4, "b": 4}, IN)},
+            "missing: rank 1 at feed.py:3 in next while others wait in all_reduce",
+        ),
+        # a preview that does not end: the others are at the next step
+        (
+            {0: report(5, {"0": 8}), 1: report(6, {"0": 9}, IN), 2: report(6, {"0": 9}, IN)},
+            "missing: rank 0 at",
+        ),
+        # a message of a pipeline, which no group counts
+        ({0: report(6, {}, "recv"), 1: report(6, {}), 2: report(6, {}, "recv")}, "missing: rank 1 at"),
+        ({r: report(6, {"0": 9}, IN) for r in range(3)}, "no rank is behind the others"),
+        ({r: report(6, {"0": 9}) for r in range(3)}, "no rank is behind the others"),
+    ],
+)
+def test_verdict(reports: dict[int, dict], sentence: str) -> None:
+    assert verdict(reports, 3).startswith(sentence)
+
+
+def test_a_rank_says_that_it_waits_in_a_collective() -> None:
+    def frame(file: str, name: str) -> traceback.FrameSummary:
+        return traceback.FrameSummary(file, 7, name, lookup_line=False)
+
+    inside = [frame("megatv/feed.py", "next"), frame(distributed_c10d.__file__, "barrier")]
+    assert whereabouts(inside) == {"at": "distributed_c10d.py:7 in barrier", "waits_in": "barrier"}
+    assert whereabouts(inside[:1]) == {"at": "feed.py:7 in next", "waits_in": None}
