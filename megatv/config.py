@@ -205,7 +205,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Steps between step lines, validations and previews (0: never); wandb writes offline unless told so."""
+    """Steps between step lines, validations and previews (0: never); wandb is offline without a key."""
 
     every: int = 10
     val_every: int = 0

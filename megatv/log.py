@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -54,7 +55,7 @@ def say(line: str) -> None:
 
 
 class RunLog:
-    """The record of one run: a line for people, metrics.jsonl for programs, wandb (offline) by option.
+    """The record of one run: a line for people, metrics.jsonl for programs, wandb by option.
 
     Only rank 0 makes one. Records of steps after `resume_step` (written by a run that died before its
     next checkpoint) are dropped, so that the file reads like a run that was never interrupted.
@@ -202,8 +203,23 @@ def _truncate(path: Path, step: int) -> None:
 
 
 def _start_wandb(run_dir: Path, config: dict) -> Any:
+    """Start wandb's run, or go on with it: its id lies in RUN/wandb_id. Offline where there is no key.
+
+    Steps that are done again after a restart are in wandb already, which ignores them.
+    """
     import wandb
 
-    os.environ.setdefault("WANDB_MODE", "offline")
+    decided = "WANDB_MODE" in os.environ or wandb.login(prompt=False)
+    file = run_dir / "wandb_id"
+    if not file.exists():
+        file.write_text(secrets.token_hex(4))
     name = run_dir.resolve().name
-    return wandb.init(project="megatv", dir=str(run_dir), config=config, id=name, resume="allow")
+    return wandb.init(
+        project="megatv",
+        name=name,
+        id=file.read_text(),
+        resume="allow",
+        mode=None if decided else "offline",
+        dir=str(run_dir),
+        config=config,
+    )

@@ -3,6 +3,7 @@
 RUN/config.yaml      the resolved config; a resumed run must agree with it in everything that matters
 RUN/metrics.jsonl    one record a step
 RUN/checkpoints/     see `store`
+RUN/wandb_id         with which a resumed run goes on in wandb, where `log.wandb` is set
 RUN/profile/         traces, see `megatv.profiler`
 RUN/hang/            where every rank was when the run hung, see `megatv.watchdog`
 RUN/.lock            held (flock) by rank 0 while the run is alive; the kernel frees it however the run dies
