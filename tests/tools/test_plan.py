@@ -1,0 +1,35 @@
+"""The planner as a command: tables, JSON and refusals."""
+
+import json
+import sys
+
+import pytest
+
+TOOL = [sys.executable, "tools/plan.py", "--config"]
+
+
+@pytest.mark.slow
+def test_a_plan_is_printed_and_written(command, tmp_path):
+    out = tmp_path / "plan.json"
+    done = command(*TOOL, "configs/8b_sports.yaml", "--gpus", 16, "--json", out)
+    report = json.loads(out.read_text())
+    assert "PREDICTED, unmeasured" in done.stdout and "Assumed, not measured" in done.stdout
+    assert f"{sum(report['parameters'].values()):,} parameters" in done.stdout
+    steps = [one["predicted"]["step_seconds"] for one in report["best"]]
+    assert steps == sorted(steps) and len(steps) == 5
+    assert all(one["memory_bytes"]["peak"] <= 80e9 for one in report["best"])
+    assert any("DeepSpeed's pipeline shards" in reason for reason in report["refused"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--gpus", 0], "--gpus is 0: it must be at least 1"),
+        (["--gpus", 8, "--gpu", "a100"], "--gpu a100 is unknown: choose one of h100-80gb"),
+        (["--gpus", 8, "model.heds=1"], "heds"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_one_line(command, arguments, sentence):
+    done = command(*TOOL, "configs/8b_sports.yaml", *arguments, check=False)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "error: " in done.stderr and sentence in done.stderr
