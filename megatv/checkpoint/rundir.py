@@ -6,16 +6,19 @@ RUN/checkpoints/     see `store`
 RUN/wandb_id         with which a resumed run goes on in wandb, where `log.wandb` is set
 RUN/profile/         traces, see `megatv.profiler`
 RUN/hang/            where every rank was when the run hung, see `megatv.watchdog`
-RUN/.lock            held (flock) by rank 0 while the run is alive; the kernel frees it however the run dies
+RUN/.lock            held (flock) by rank 0 while the run is alive; the kernel frees it however the run dies.
+                     The host and process in it are for people: what stays there of a dead run holds nothing
 """
 
 from __future__ import annotations
 
 import fcntl
+import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from megatv.checkpoint.store import CHECKPOINTS, checkpoint_dir, latest, read_meta, verify
 from megatv.config import Config, config_from_dict, config_to_dict, load_config, save_config
@@ -32,13 +35,13 @@ class RunDir:
     """An opened run directory: its lock, and where to go on from.
 
     checkpoint   the checkpoint to resume from, or None to start at step 0
-    notes        lines to tell the user (damaged checkpoints that were passed over)
+    notes        lines to tell the user (damaged checkpoints that were passed over, no locks here)
     """
 
     path: Path
     checkpoint: Path | None
     notes: list[str]
-    lock: Any
+    lock: IO[str]
 
 
 def open_run(config: Config, resume: str) -> RunDir:
@@ -50,18 +53,34 @@ def open_run(config: Config, resume: str) -> RunDir:
     path = Path(config.run.dir)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("w")
+        lock = (path / ".lock").open("a+")  # not "w", which would empty the file of the run that holds it
     except OSError as error:
         raise ValueError(f"run.dir {path}: cannot be written ({error.strerror}); choose another") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ValueError(f"run.dir {path}: another run is using it; wait for it or choose another") from None
+    unlocked = _take(lock, path)
     checkpoint, notes = _choose(path, resume)
+    notes = [*unlocked, *notes]
     for source, record in _records(path, checkpoint):
         _require_same(record, config_to_dict(config), source)
     save_config(config, path / "config.yaml")
     return RunDir(path, checkpoint, notes, lock)
+
+
+def _take(lock: IO[str], path: Path) -> list[str]:
+    """Lock the run and write who holds it into the file; a note where the file system knows no locks."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        raise ValueError(
+            f"run.dir {path}: another run is using it ({holder}); wait for it, stop it or choose another"
+        ) from None
+    except OSError as error:
+        return [f"run.dir {path}: cannot be locked ({error.strerror}); start no second run there"]
+    lock.truncate(0)
+    lock.write(f"host {socket.gethostname()}, process {os.getpid()}\n")
+    lock.flush()
+    return []
 
 
 def _choose(path: Path, resume: str) -> tuple[Path | None, list[str]]:

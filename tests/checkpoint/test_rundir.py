@@ -1,0 +1,65 @@
+"""One run directory, one run at a time; what a dead run left is no obstacle."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatv.checkpoint.rundir import open_run
+from megatv.config import Config, load_config
+
+HOLDER = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("host elsewhere, process 7", file=lock, flush=True)
+print("locked", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    toy = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml")
+    return dataclasses.replace(toy, run=dataclasses.replace(toy.run, dir=str(tmp_path / "run")))
+
+
+def test_a_second_run_is_told_who_holds_the_first(config: Config) -> None:
+    first = open_run(config, "auto")
+    for _ in range(2):  # the refusal itself leaves the holder's name alone
+        with pytest.raises(ValueError, match="another run is using it") as caught:
+            open_run(config, "auto")
+        assert f"(host {socket.gethostname()}, process {os.getpid()})" in str(caught.value)
+    first.lock.close()
+    assert open_run(config, "auto").notes == []
+
+
+def test_the_lock_of_a_killed_process_is_none(config: Config) -> None:
+    file = Path(config.run.dir) / ".lock"
+    file.parent.mkdir()
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
+    with pytest.raises(ValueError, match="host elsewhere, process 7"):
+        open_run(config, "auto")
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    opened = open_run(config, "auto")
+    assert file.read_text() == f"host {socket.gethostname()}, process {os.getpid()}\n"
+    opened.lock.close()
+
+
+def test_a_file_system_without_locks_is_a_note(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert "cannot be locked (No locks available)" in open_run(config, "auto").notes[0]
