@@ -226,7 +226,7 @@ class Engine:
         return sums.means()
 
     def full(self, kind: str) -> Iterator[Tensor]:
-        """Whole fp32 CPU tensors of this stage in the order of `shapes`; collective over dp and tp."""
+        """Whole fp32 tensors of this stage in the order of `shapes`, perhaps the engine's own; collective."""
         for name, parameter in self.parameters.items():
             piece = self._whole_over_dp(parameter, kind)
             dim = tp_slice_dim(name)
@@ -234,7 +234,7 @@ class Engine:
                 pieces = [torch.empty_like(piece) for _ in range(self.mesh.tp)]
                 dist.all_gather(pieces, piece.contiguous(), group=self.mesh.tp_group)
                 piece = torch.cat(pieces, dim)
-            yield piece.detach().float().cpu()
+            yield piece.detach().float()
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ from megatv.model.mot import MoT
 from megatv.optim import learning_rate
 from megatv.parallel.mesh import Mesh, initialize_distributed
 from megatv.profiler import Profiler
+from megatv.saver import Saver
 from megatv.types import Batch
 from megatv.watchdog import Watchdog
 
@@ -65,6 +66,7 @@ class Trainer:
         self.start = self.done = meta["step"]
         self.skipped = SkippedSteps(meta["skipped"])
         self.engine = Engine(config, mesh, device, checkpoint, meta["updates"])
+        self.saver = Saver(config, mesh, self.engine)
         self._announce(checkpoint)
 
     def run(self) -> None:
@@ -73,7 +75,7 @@ class Trainer:
         record = self._open_log()
         profiler = Profiler(config.profile, self.run_dir, self.mesh)
         watchdog = Watchdog(config.health.watchdog_seconds, self.run_dir, self.mesh)
-        with StopSignal() as signal, GarbageTogether() as garbage, profiler, watchdog:
+        with StopSignal() as signal, GarbageTogether() as garbage, profiler, watchdog, self.saver:
             self.feed = Feed(self.loader, self.mesh, self.device, self.done)
             examples = self.loader.examples_per_step
             clock = Clock(config, self.done, examples, self.mesh.world, self.device)
@@ -90,6 +92,7 @@ class Trainer:
                 garbage.after(self.done)
                 if _due(self.done, config.log.val_every):
                     self._validate(record)
+                self.saver.poll()
                 last = self.done == config.run.steps
                 if result.stop or last or _due(self.done, config.checkpoint.every):
                     self._save()
@@ -97,6 +100,7 @@ class Trainer:
                     self._preview()
                 clock.start()
                 if result.stop:
+                    self.saver.finish()
                     say(f"stopped by a signal after step {self.done}; --resume auto goes on from here")
                     break
         if record is not None:
@@ -212,33 +216,7 @@ class Trainer:
         say(f"step {self.done}  " + "  ".join(f"{k} {v:.4f}" for k, v in totals.items()))
 
     def _save(self) -> None:
-        """Write one checkpoint: rank 0 makes the directory, one rank of each stage streams its weights."""
-        mesh, engine = self.mesh, self.engine
-        final = store.checkpoint_dir(self.run_dir, self.done)
-        temporary = store.begin(final) if mesh.rank == 0 else final.with_name(final.name + store.TEMPORARY)
-        dist.barrier()
-        writes = mesh.dp_rank == 0 and mesh.tp_rank == 0
-        files: dict[str, dict] = {}
-        for kind in engine.kinds:
-            name = store.part_name(kind, mesh.pp_rank, mesh.pp)
-            if writes:
-                files[name] = store.write_tensors(temporary / name, engine.shapes, engine.full(kind))
-            else:
-                for _ in engine.full(kind):
-                    pass
-        parts: list[Any] = [None] * mesh.world
-        dist.all_gather_object(parts, (mesh.pp_rank, files, list(engine.shapes)))
-        if mesh.rank == 0:
-            self._commit(temporary, final, parts)
-        dist.barrier()
-
-    def _commit(self, temporary: Path, final: Path, parts: list[tuple[int, dict, list[str]]]) -> None:
-        files = {name: entry for _, written, _ in parts for name, entry in written.items()}
-        if self.mesh.pp > 1:
-            stage_of = {name: stage for stage, _, names in parts for name in names}
-            for kind in self.engine.kinds:
-                places = {n: store.part_name(kind, s, self.mesh.pp) for n, s in stage_of.items()}
-                files[f"{kind}.safetensors.index.json"] = store.write_index(temporary, kind, places)
+        """Begin to write a checkpoint of where the run is."""
         meta = {
             "step": self.done,
             "updates": self.done - self.skipped.total,
@@ -248,8 +226,7 @@ class Trainer:
             "tokenizer": {"path": self.config.tokenizer.path, "vocab_size": self.tokenizer.vocab_size},
             "megatv": megatv.__version__,
         }
-        store.commit(temporary, final, meta, files)
-        store.prune(self.run_dir, self.config.checkpoint.keep)
+        self.saver.save(self.done, meta)
 
     def _preview(self) -> None:
         """A contact sheet from the present (averaged, if there is an average) weights; rank 0 samples it."""

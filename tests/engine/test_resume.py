@@ -84,13 +84,16 @@ def test_kill_9_in_the_middle(launch: Callable, finish: Callable, tmp_path: Path
     assert_same_end(straight, killed)
 
 
-DIE_IN_SAVE = """
-import os, runpy, signal, sys
+DYING = """
+import os, runpy, signal, time
 from megatv.checkpoint import store
 write = store.write_tensors
 def dying(path, shapes, tensors):
-    if "step_00000004" in str(path) and path.name.startswith("exp_avg_sq"):
+    if {victim!r} in str(path):
         path.write_bytes(b"half a file")
+        metrics = path.parents[2] / "metrics.jsonl"
+        while '"step": {trained}' not in metrics.read_text():
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return write(path, shapes, tensors)
 store.write_tensors = dying
@@ -99,17 +102,24 @@ runpy.run_path({script!r}, run_name="__main__")
 
 
 @pytest.mark.slow
-def test_kill_9_inside_a_save(launch: Callable, finish: Callable, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("saved", "trained"), [(4, 4), (2, 3)])
+def test_kill_9_inside_a_save(
+    saved: int, trained: int, launch: Callable, finish: Callable, tmp_path: Path
+) -> None:
+    """In the last save, which the run waits for, and in one that training has gone on beside."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     finish(launch(1, straight))
     script = tmp_path / "dying.py"
-    script.write_text(DIE_IN_SAVE.format(script=str(Path(__file__).parents[2] / "launch/train.py")))
-    process = launch(1, killed, "checkpoint.every=2", script=script)
-    process.communicate()
+    victim = f"step_{saved:08d}.tmp/exp_avg_sq"
+    train = str(Path(__file__).parents[2] / "launch/train.py")
+    script.write_text(DYING.format(victim=victim, trained=trained, script=train))
+    process = launch(1, killed, "checkpoint.every=1", script=script)
+    process.communicate(timeout=400)
     assert process.returncode == -signal.SIGKILL
     leftovers = list((killed / "checkpoints").glob("*.tmp"))
-    assert [p.name for p in leftovers] == ["step_00000004.tmp"]
-    finish(launch(1, killed))
+    assert [p.name for p in leftovers] == [f"step_{saved:08d}.tmp"]
+    output = finish(launch(1, killed))
+    assert f"resumed from {checkpoint_dir(killed, saved - 1)}" in output
     assert_same_end(straight, killed)
     assert not list((killed / "checkpoints").glob("*.tmp"))
 
