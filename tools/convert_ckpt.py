@@ -3,6 +3,7 @@
 hf-to-megatv  Hugging Face Llama -> checkpoint at step 0: the text tower is that Llama, bit for bit
 megatv-to-hf  text tower of a checkpoint -> Hugging Face Llama
 export        whole model of a checkpoint -> safetensors parts with index and config, for sampling and sharing
+average       mean of several checkpoints of one model -> checkpoint at step 0, to sample and to train on from
 inspect       tensors, shapes, dtypes, sizes and meta record
 verify        every checksum and every tensor of the model; a line for each fault, then exit code 2
 diff          how far two checkpoints are apart, the most different tensors first; exit code 1 if at all
@@ -14,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from megatv.checkpoint.compare import diff, faults
-from megatv.checkpoint.convert import DTYPES, export, from_llama, to_llama
+from megatv.checkpoint.convert import DTYPES, average, export, from_llama, to_llama
 from megatv.checkpoint.describe import describe
 from megatv.config import load_config
 from megatv.log import main_guard, say
@@ -36,6 +37,8 @@ def main() -> int:
         return int(differ)
     if args.command == "hf-to-megatv":
         from_llama(args.llama, load_config(args.config, args.set), args.out)
+    elif args.command == "average":
+        average(args.checkpoints, args.out, weights=args.weights)
     else:
         if args.part_gb <= 0:
             raise ValueError(f"--part-gb {args.part_gb}: must be above 0")
@@ -73,6 +76,13 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--part-gb", type=float, default=5.0, help="largest file, in 10^9 bytes")
         if name == "megatv-to-hf":
             command.add_argument("--like", type=Path, help="Llama directory to take token ids and dtype from")
+
+    command = commands.add_parser("average")
+    command.add_argument("checkpoints", type=Path, nargs="+", help="or exports, or runs (their newest)")
+    command.add_argument("--out", type=Path, required=True)
+    command.add_argument(
+        "--weights", choices=["model", "ema"], default="model", help="ema: mean of the averaged weights"
+    )
 
     command = commands.add_parser("inspect")
     command.add_argument(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from torch import Tensor
 
 import megatv
 from megatv.checkpoint import store
-from megatv.checkpoint.load import choose_weights, find_checkpoint
+from megatv.checkpoint.load import check_shapes, choose_weights, find_checkpoint
 from megatv.config import Config, config_from_dict, config_to_dict
 from megatv.log import progress
 from megatv.model.init import initial_weight
@@ -112,6 +112,59 @@ def export(checkpoint: Path, out: Path, *, weights: Weights, dtype: str, part_by
         (temporary / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
         kept = {key: value for key, value in meta.items() if key not in ("format", "files")}
         store.commit(temporary, out, kept, files)
+
+
+def average(checkpoints: Sequence[Path], out: Path, *, weights: Literal["ema", "model"]) -> None:
+    """Write the mean of several checkpoints' weights as a checkpoint at step 0, in float32.
+
+    As from `from_llama`: it can be sampled, exported, and trained on from (`--resume OUT` in a new run.dir;
+    the moments, the schedule and the data start anew, since none of theirs fits the mean).
+    Raises ValueError when one is damaged or they are not of one model on one kind of latents.
+    """
+    if len(checkpoints) < 2:
+        raise ValueError("one checkpoint has no mean with others: give two or more")
+    with directory(out) as temporary:
+        found = [find_checkpoint(path) for path in checkpoints]
+        (first, meta), shapes = found[0], model_shapes(config_from_dict(found[0][1]["config"]))
+        for path, other in found[1:]:
+            _require_one_model(first, meta, path, other)
+        sources = [store.Tensors(path, weights) for path, _ in found]
+        with torch.device("meta"):
+            model = MoT(config_from_dict(meta["config"]))
+        for source, (path, _) in zip(sources, found, strict=True):
+            check_shapes(source, model, path)
+        means = (_mean(source[name] for source in sources) for name in shapes)
+        file = store.part_name("model", 0, 1)
+        kept = {key: value for key, value in meta.items() if key not in ("format", "files")}
+        kept |= {"step": 0, "updates": 0, "skipped": 0, "average_of": [path.name for path, _ in found]}
+        bar = progress(means, total=len(shapes), desc="average")
+        store.commit(temporary, out, kept, {file: store.write_tensors(temporary / file, shapes, bar)})
+
+
+def _mean(tensors: Iterator[Tensor]) -> Tensor:
+    """Their running mean in float32; equal tensors have exactly themselves as their mean."""
+    mean = next(tensors).float().clone()
+    for number, tensor in enumerate(tensors, start=2):
+        mean += (tensor.float() - mean) / number
+    return mean
+
+
+def _require_one_model(first: Path, meta: dict[str, Any], path: Path, other: dict[str, Any]) -> None:
+    """Refuse (ValueError) two checkpoints whose weights mean different things, though shapes may agree."""
+    for key in ("model", "video", "tokenizer"):
+        here, there = (
+            {field: value for field, value in record["config"][key].items() if not field.startswith("init_")}
+            for record in (meta, other)
+        )
+        if here != there:
+            raise ValueError(
+                f"{path}: the config's `{key}` is not that of {first}; average checkpoints of one model"
+            )
+    for key, what in (("codec_fingerprint", "codec weights"), ("latent_stats", "latent statistics")):
+        if meta.get(key) != other.get(key):
+            raise ValueError(
+                f"{path}: was trained with other {what} than {first}; average checkpoints on one data set"
+            )
 
 
 def model_shapes(config: Config) -> dict[str, tuple[int, ...]]:
