@@ -25,6 +25,7 @@ COMMANDS = {
     "export": ["{}/0", "--out", "{}/export"],
     "megatv-to-hf": ["{}/0", "--out", "{}/llama"],
     "diff": ["{}/0", "{}/1"],
+    "average": ["{}/0", "{}/1", "--out", "{}/mean"],
 }
 
 
