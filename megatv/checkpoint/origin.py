@@ -43,7 +43,7 @@ def require_origin(meta: dict[str, Any], now: dict[str, Any], shards: str, check
             f"{trained}, here {here}): put the old codec and shards back, or start another run in a new "
             "run.dir"
         )
-    if meta["latent_stats"] is None:
+    if meta.get("latent_stats") is None:
         return
     before, after = (LatentStats.from_dict(record["latent_stats"]) for record in (meta, now))
     if before.fingerprint() != after.fingerprint():

@@ -45,7 +45,7 @@ def test_records_of_older_checkpoints_and_unreadable_codecs_are_accepted(tmp_pat
     now = {"codec_fingerprint": codec_fingerprint(codec), "latent_stats": ONES.to_dict()}
     old = {"latent_stats": ONES.to_dict()}
     converted = {"latent_stats": None}
-    for meta in (old, converted, now):
+    for meta in (old, converted, now, {}):
         require_codec(meta, codec, "run")
         require_origin(meta, now, "set", tmp_path)
     other = {**now, "codec_fingerprint": "0"}
