@@ -60,11 +60,7 @@ class Clock:
         """The next step begins (validation, saving and previews are not part of a step)."""
         self._begun = time.perf_counter()
 
-    def got_data(self) -> None:
-        """The step's batches are here."""
-        self._waited = time.perf_counter() - self._begun
-
-    def finish_step(self, batches: list[Batch]) -> dict[str, float | None]:
+    def finish_step(self, batches: list[Batch], waited_seconds: float) -> dict[str, float | None]:
         """The figures of the step that trained on `batches`, which are this process's and on the host.
 
         seconds                      wall-clock time, waiting for data included
@@ -74,12 +70,12 @@ class Clock:
         tflops_per_gpu               of the rows that are live and the pairs that see each other, see `cost`
         mfu                          the same over the device's bf16 peak; null where that is unknown
         mfu_dense                    as others count: padding and invisible pairs included
-        data_wait                    share of the time that went by waiting for data
+        data_wait                    share of the time that went by waiting for the loader
         """
         seconds = time.perf_counter() - self._begun
         shared_by = self._config.parallel.tp * self._config.parallel.pp
         flops = sum(sum(training_flops(self._config, batch.record).values()) for batch in batches) / shared_by
-        step = Step(seconds, self._waited, flops, first=not self._recent)
+        step = Step(seconds, waited_seconds, flops, first=not self._recent)
         self._done += 1
         self._recent.append(step)
         self._window.append(step)

@@ -8,6 +8,7 @@ siblings agree. Costs one reduction of one number a step.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,18 +25,24 @@ FINE, BAD, FAILED = 0, 1, 2
 
 
 class Feed:
-    """Steps of a loader from `start` on. bad: the samples left out so far, the same on every rank."""
+    """Steps of a loader from `start` on.
+
+    bad             the samples left out so far, the same on every rank
+    waited_seconds  how long this rank waited for the loader in the last step, not for other ranks
+    """
 
     def __init__(self, loader: Loader, mesh: Mesh, device: torch.device, start: int) -> None:
         self.bad = BadSamples(loader.config.data.max_bad_samples)
         self._loader, self._mesh, self._device, self._step = loader, mesh, device, start
         self._ahead: Iterator[list[Batch]] = loader.iterate(start)
+        self.waited_seconds = 0.0
 
     def next(self) -> list[Batch]:
         """This rank's micro-batches of the next step; all ranks must call it together.
 
         Raises the same ValueError on every rank when one cannot go on or too many samples were left out.
         """
+        self.waited_seconds = 0.0
         batches, error = self._attempt(lambda: next(self._ahead))
         while True:
             met = self._loader.met(self._step)
@@ -55,11 +62,14 @@ class Feed:
         return batches
 
     def _attempt(self, build: Any) -> tuple[list[Batch], str | None]:
+        begun = time.perf_counter()
         try:
             return build(), None
         except ValueError as error:
             notes = "; ".join(getattr(error, "__notes__", ()))
             return [], f"{error}" + (f" ({notes})" if notes else "")
+        finally:
+            self.waited_seconds += time.perf_counter() - begun
 
     def _note(self, found: set[BadSample]) -> None:
         """Leave out here what any rank found, say so once, and stop when it is too much."""

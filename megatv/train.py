@@ -83,7 +83,6 @@ class Trainer:
                 watchdog.tick(self.done)
                 profiler.before(self.done + 1)
                 micro_batches = self.feed.next()
-                clock.got_data()
                 lr = learning_rate(self.done, config.run.steps, config.optim)
                 result = self.engine.step(micro_batches, lr, lambda: signal.requested)
                 self.done += 1
@@ -194,7 +193,7 @@ class Trainer:
             "skipped": self.skipped.total,
             "bad_samples": len(self.feed.bad),
             "memory_gib": _peak_memory(self.device),
-            **clock.finish_step(batches),
+            **clock.finish_step(batches, self.feed.waited_seconds),
         }
         values |= record.goodput.add(values)
         record.write({k: v if v is not None and math.isfinite(v) else None for k, v in values.items()})

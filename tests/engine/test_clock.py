@@ -32,14 +32,13 @@ def batches(count: int) -> list:
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """Records of four steps of 8, 4, 2 and 2 seconds on one of four H100s, a quarter of them waiting."""
-    ticks = itertools.accumulate([0, 2, 6, 0, 1, 3, 0, 0.5, 1.5, 0, 0.5, 1.5, 0])
+    ticks = itertools.accumulate([0, 8, 0, 4, 0, 2, 0, 2, 0])
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     clock = Clock(TOY, 6, 32.0, 4, torch.device("cuda"))
     records = []
-    for _ in range(4):
-        clock.got_data()
-        records.append(clock.finish_step(batches(2)))
+    for waited_seconds in (2, 1, 0.5, 0.5):
+        records.append(clock.finish_step(batches(2), waited_seconds))
         clock.start()
         if len(records) == 3:
             records[-1]["window"], records[-1]["left"] = clock.window(), clock.seconds_left()
@@ -76,8 +75,7 @@ def test_model_parallel_ranks_share_a_row(monkeypatch: pytest.MonkeyPatch) -> No
     found = []
     for config in (TOY, grid):
         clock = Clock(config, 0, 1.0, 2, torch.device("cpu"))
-        clock.got_data()
-        found.append(clock.finish_step(batches(1)))
+        found.append(clock.finish_step(batches(1), 0.0))
     assert found[0]["tflops_per_gpu"] == 2 * found[1]["tflops_per_gpu"]
     assert found[0]["mfu"] is found[0]["mfu_dense"] is None
 
