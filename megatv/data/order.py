@@ -10,6 +10,7 @@ time: all, or `data.shuffle_shards` of them.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -102,13 +103,14 @@ class RowOrder:
 
     def substitutes(self, index: int) -> Iterator[int]:
         """`index`, then the examples of its window that fit in its place, scattered, every one once."""
+        yield index  # nearly always the only one: what follows is a search
         window = self._window_of_shard[np.searchsorted(self._shard_ends, index, "right")]
         end = self._window_ends[window]
         start = self._window_ends[window - 1] if window else 0
         members = self._members[start:end]
         chunks, units = needs_of(int(self._class_of(slice(index, index + 1))[0]), self._config.latents)
         place = int(np.flatnonzero(members == index)[0])
-        for candidate in places_to_try(place, len(members)):
+        for candidate in itertools.islice(places_to_try(place, len(members)), 1, None):
             other = int(members[candidate])
             needs = needs_of(int(self._class_of(slice(other, other + 1))[0]), self._config.latents)
             if needs[0] <= chunks and needs[1] <= units:
