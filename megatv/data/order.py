@@ -74,6 +74,7 @@ class RowOrder:
             for window_counts, start in zip(per_window, starts.tolist(), strict=True)
         ]
         self._window_rows = np.array([sum(p.repeats for p in patterns) for patterns in filled])
+        self._window_firsts = np.cumsum(self._window_rows) - self._window_rows
         self._patterns = [pattern for patterns in filled for pattern in patterns]
         self._pattern_ends = np.cumsum([pattern.repeats for pattern in self._patterns])
         self._visits = functools.lru_cache(maxsize=2)(self._visit)
@@ -125,7 +126,7 @@ class RowOrder:
             turn = int(np.searchsorted(ends, place, "right"))
             window, rows = int(visited[turn]), int(self._window_rows[visited[turn]])
             epochs.append(epoch)
-            firsts.append(int(self._window_rows[:window].sum()))
+            firsts.append(int(self._window_firsts[window]))
             places.append((place - int(ends[turn]) + rows, rows, (self._seed, ROWS, epoch, window)))
         found = []
         for epoch, first, inside in zip(epochs, firsts, permuted_each(places), strict=True):
