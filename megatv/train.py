@@ -27,7 +27,7 @@ from megatv.feed import Feed
 from megatv.health import GarbageTogether, SkippedSteps, StopSignal
 from megatv.log import RunLog, plot_losses, say, step_line
 from megatv.model.codec import clip_encoder, load_codec
-from megatv.model.mot import MoT
+from megatv.model.cost import meta_model
 from megatv.optim import learning_rate
 from megatv.parallel.mesh import Mesh, initialize_distributed
 from megatv.profiler import Profiler
@@ -140,9 +140,7 @@ class Trainer:
         if chosen[0] is None:
             return None, {"step": 0, "skipped": 0, "updates": 0}
         with self.mesh.agreement():
-            with torch.device("meta"):
-                model = MoT(self.config)
-            check_shapes(store.Tensors(chosen[0], MODEL), model, chosen[0])
+            check_shapes(store.Tensors(chosen[0], MODEL), meta_model(self.config), chosen[0])
             meta = store.read_meta(chosen[0])
             require_origin(meta, self.origin, self.config.data.train, chosen[0])
         return chosen[0], meta

@@ -21,9 +21,9 @@ from megatv.checkpoint import store
 from megatv.checkpoint.load import check_shapes, choose_weights, find_checkpoint
 from megatv.config import Config, config_from_dict, config_to_dict
 from megatv.log import progress
+from megatv.model.cost import meta_model
 from megatv.model.init import initial_weight
 from megatv.model.llama import LlamaDirectory, llama_config, llama_names
-from megatv.model.mot import MoT
 
 Weights = Literal["auto", "ema", "model"]
 Record = dict[str, int | str]
@@ -129,8 +129,7 @@ def average(checkpoints: Sequence[Path], out: Path, *, weights: Literal["ema", "
         for path, other in found[1:]:
             _require_one_model(first, meta, path, other)
         sources = [store.Tensors(path, weights) for path, _ in found]
-        with torch.device("meta"):
-            model = MoT(config_from_dict(meta["config"]))
+        model = meta_model(config_from_dict(meta["config"]))
         for source, (path, _) in zip(sources, found, strict=True):
             check_shapes(source, model, path)
         means = (_mean(source[name] for source in sources) for name in shapes)
@@ -169,8 +168,7 @@ def _require_one_model(first: Path, meta: dict[str, Any], path: Path, other: dic
 
 def model_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Global name -> shape of every weight of the model."""
-    with torch.device("meta"):
-        return {name: tuple(p.shape) for name, p in MoT(config).named_parameters()}
+    return {name: tuple(p.shape) for name, p in meta_model(config).named_parameters()}
 
 
 def write_parts(
