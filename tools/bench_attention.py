@@ -34,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask
 
 from megatv.config import Config, load_config
+from megatv.model.cost import packed_row
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -112,19 +113,6 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
     size = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / milliseconds(lambda: a @ b, device)["ms"] / 1e9
-
-
-def packed_row(config: Config, documents: int) -> AttentionRecord:
-    """A row of the config's shape shared by equal documents, their text spread evenly before the chunks."""
-    text, chunks = config.text_rows // documents, config.chunks_per_row // documents
-    sees_text = (np.arange(chunks) + 1) * text // max(chunks, 1)
-    sees_chunks = np.searchsorted(sees_text, np.arange(text), side="right")
-    return build_record(
-        [Document(sees_chunks, sees_text)] * documents,
-        text_rows=config.text_rows,
-        chunk_rows=config.tokens_per_chunk,
-        chunks=config.chunks_per_row,
-    )
 
 
 def errors(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_attention import matmul_tflops, measure, milliseconds, packed_row  # the tool beside this one
+from bench_attention import matmul_tflops, measure, milliseconds  # the tool beside this one
 
 from megatv.config import Config, load_config
 from megatv.model import cost
@@ -102,7 +102,7 @@ def random_batch(config: Config, device: torch.device) -> Batch:
         clean_t=torch.ones(m),
         noisy_t=time_,
         chunk_loss=torch.ones(m, dtype=torch.bool),
-        record=packed_row(config, config.sequence.examples_per_row),
+        record=cost.packed_row(config, config.sequence.examples_per_row),
         ids=("random",),
     ).to(device)
 

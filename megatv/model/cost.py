@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
-from megatv_kernels import AttentionRecord
+from megatv_kernels import AttentionRecord, Document, build_record
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatv.config import LATENT_CHANNELS, Config
@@ -58,6 +59,19 @@ def patcher_flops(config: Config) -> tuple[int, int]:
         down = counter.get_total_flops()
         model.head.velocity(tokens, skips)
     return down, counter.get_total_flops() - down
+
+
+def packed_row(config: Config, documents: int) -> AttentionRecord:
+    """A row of the config's shape shared by equal documents, their text spread evenly before the chunks."""
+    text, chunks = config.text_rows // documents, config.chunks_per_row // documents
+    sees_text = (np.arange(chunks) + 1) * text // max(chunks, 1)
+    sees_chunks = np.searchsorted(sees_text, np.arange(text), side="right")
+    return build_record(
+        [Document(sees_chunks, sees_text)] * documents,
+        text_rows=config.text_rows,
+        chunk_rows=config.tokens_per_chunk,
+        chunks=config.chunks_per_row,
+    )
 
 
 def training_flops(config: Config, record: AttentionRecord) -> dict[str, int]:

@@ -10,12 +10,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-import numpy as np
-from megatv_kernels import AttentionRecord, Document, build_record
-
 from megatv.config import Config
 from megatv.model import memory
-from megatv.model.cost import patcher_flops, training_flops
+from megatv.model.cost import packed_row, patcher_flops, training_flops
 from megatv.plan import hardware as assumed
 from megatv.plan.hardware import Gpu
 from megatv.plan.shapes import StageShape, unsplit
@@ -33,24 +30,10 @@ class Prediction:
     gpu_hours: float
 
 
-def full_row(config: Config) -> AttentionRecord:
-    """A packed row with no padding: equal examples, their text spread evenly before the chunks."""
-    examples = config.sequence.examples_per_row
-    text, chunks = config.text_rows // examples, config.latents
-    sees_text = (np.arange(chunks) + 1) * text // chunks
-    sees_chunks = np.searchsorted(sees_text, np.arange(text), side="right")
-    return build_record(
-        [Document(sees_chunks, sees_text)] * examples,
-        text_rows=config.text_rows,
-        chunk_rows=config.tokens_per_chunk,
-        chunks=config.chunks_per_row,
-    )
-
-
 @functools.lru_cache(maxsize=8)
 def row_flops(config: Config) -> dict[str, int]:
-    """`training_flops` of a full row."""
-    return training_flops(config, full_row(config))
+    """`training_flops` of a row without padding."""
+    return training_flops(config, packed_row(config, config.sequence.examples_per_row))
 
 
 def predict(config: Config, shapes: list[StageShape], gpu: Gpu, gpus: int) -> Prediction:
