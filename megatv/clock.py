@@ -13,20 +13,20 @@ from megatv.config import Config
 from megatv.model.cost import dense_training_flops, training_flops
 from megatv.types import Batch
 
-PEAK_FLOPS = (
-    ("NVL", 835.5e12),
-    ("H100 PCIe", 756.5e12),
-    ("H100", 989.4e12),
-    ("H200", 989.4e12),
-    ("A100", 312e12),
-)
+PEAK_FLOPS = {
+    "NVL": 835.5e12,
+    "H100 PCIe": 756.5e12,
+    "H100": 989.4e12,
+    "H200": 989.4e12,
+    "A100": 312e12,
+}
 """Part of a device's name, and its bf16 FLOP/s without sparsity; the first that fits counts. From NVIDIA's
 data sheets of A100, H100 (SXM, PCIe, NVL) and H200, which print Hopper's figures with sparsity: twice."""
 
 
 def peak_flops(device: str) -> float | None:
     """bf16 FLOP/s of a device by its name; None where it is unknown, or a slice (MIG) of a device."""
-    return next((peak for name, peak in PEAK_FLOPS if name in device and "MIG" not in device), None)
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device and "MIG" not in device), None)
 
 
 @dataclass(frozen=True)

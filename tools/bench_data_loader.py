@@ -12,6 +12,7 @@ import numpy as np
 from bench_data_rank import consume, first_batch, open_loader, read_rates
 from bench_data_timing import ROOT, Row, Tables, fresh, together
 
+from megatv.clock import PEAK_FLOPS
 from megatv.config import LATENT_CHANNELS, Config, load_config
 from megatv.data.format import DatasetInfo
 from megatv.data.shards import ShardWriter
@@ -21,8 +22,6 @@ from megatv.data.video import encode_video
 from megatv.model.cost import training_flops
 from megatv.types import Batch, Caption
 
-PEAK_FLOPS = 989.4e12
-"""Of one H100 SXM, dense, in bf16 (NVIDIA's data sheet)."""
 STORES = ("latents", "clips")
 WORDS = {"8b_sports": (6, 45), "3b_csgo": (26, 100), "toy_world": (13, 4)}
 """Captions of an example and tokens of each: segments of a clip; actions before every chunk of a game."""
@@ -82,7 +81,7 @@ class Setup:
 def _need(name: str, config: Config, rows: list[Batch], mfu: float) -> Row:
     sequences = sum(len(row.ids) for row in rows)
     flops = sum(sum(training_flops(config, row.record).values()) for row in rows) / sequences
-    rate = PEAK_FLOPS * mfu / flops
+    rate = PEAK_FLOPS["H100"] * mfu / flops
     tokens = sum(map(_tokens, rows)) / sequences
     return {
         "config": name,
@@ -170,7 +169,7 @@ def loader(setup: Setup) -> Tables:
                 )
             )
     return {
-        f"need of one H100 at {PEAK_FLOPS / 1e12:g} TFLOP/s x MFU": needs,
+        f"need of one H100 at {PEAK_FLOPS['H100'] / 1e12:g} TFLOP/s x MFU": needs,
         "loader: one process, shards in the page cache": rows,
         f"reading stored samples, {setup.names[0]}": reads,
     }

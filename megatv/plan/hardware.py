@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatv.clock import PEAK_FLOPS
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -26,8 +28,8 @@ class Gpu:
 
 SHEET = "NVIDIA {} data sheet, SXM: 1,979 TFLOPS with sparsity, halved; NVLink 900 GB/s both ways, halved"
 GPUS = {
-    "h100-80gb": Gpu("H100 SXM", 80e9, 3.35e12, 989.4e12, 450e9, SHEET.format("H100")),
-    "h200-141gb": Gpu("H200 SXM", 141e9, 4.8e12, 989.4e12, 450e9, SHEET.format("H200")),
+    "h100-80gb": Gpu("H100 SXM", 80e9, 3.35e12, PEAK_FLOPS["H100"], 450e9, SHEET.format("H100")),
+    "h200-141gb": Gpu("H200 SXM", 141e9, 4.8e12, PEAK_FLOPS["H200"], 450e9, SHEET.format("H200")),
 }
 
 
