@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from megatv.config import load_config
+from megatv.log import main_guard
 from megatv.model.cost import parameter_counts
 from megatv.parallel.environment import prepare
 
 
-def main() -> int:
+def main() -> None:
     """Search, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML of the run")
@@ -31,14 +32,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write everything here as well")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     arguments = parser.parse_args()
-    try:
-        report = make_report(arguments)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+    report = make_report(arguments)
     print_report(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
 
 
 def make_report(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -148,4 +145,4 @@ def print_plan(one: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main_guard(main)
