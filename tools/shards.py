@@ -33,7 +33,7 @@ from megatv.checkpoint.store import read_meta
 from megatv.config import Config, config_to_dict, load_config
 from megatv.data.budget import TextBudget
 from megatv.data.describe import describe, transcript
-from megatv.data.format import DatasetInfo, Record, codec_fingerprint
+from megatv.data.format import DatasetInfo, codec_fingerprint
 from megatv.data.loader import check_shards
 from megatv.data.sequence import build_sequence, chunk_start_seconds, texts_by_chunk
 from megatv.data.shards import Shards, verify
@@ -44,7 +44,6 @@ from megatv.log import main_guard, progress
 from megatv.model.codec import clip_encoder, latents_to_frames, load_codec
 from megatv.sample.render import Strip, contact_sheet
 from megatv.sample.request import ChunkWords
-from megatv.types import Example
 
 
 def main() -> int:
@@ -135,26 +134,13 @@ def show_stats(path: Path, config: Config | None, out: Path) -> None:
         budget, unusable = TextBudget(config), []
         for record in records:
             try:
-                budget.count(_words_of(record))
+                budget.count(record.example(np.empty(0)))
             except ValueError as error:
                 unusable.append(str(error))
         if unusable:
             print(f"{len(unusable)} of {len(records)} examples cannot be used, the first: {unusable[0]}")
         if budget.examples:
             print(budget.report())
-
-
-def _words_of(record: Record) -> Example:
-    """The record as an example without latents."""
-    return Example(
-        record.id,
-        np.empty(0),
-        record.captions,
-        record.meta_caption,
-        record.detailed_caption,
-        record.valid_latents,
-        record.ends_clip,
-    )
 
 
 def recompute(path: Path, config: Config | None, device: str) -> None:

@@ -33,7 +33,7 @@ import numpy as np
 import xxhash
 
 from megatv.config import FPS, GROUP_FRAMES, GROUP_LATENTS, LATENT_CHANNELS, SPATIAL_FACTOR, CodecConfig
-from megatv.types import Caption
+from megatv.types import Caption, Example
 
 VERSION = 2
 STORES = ("latents", "clips")
@@ -132,6 +132,18 @@ class Record:
         meta = {"quality": {}, **json.loads(sample["meta"])}
         meta["captions"] = tuple(Caption(start, text) for start, text in meta["captions"])
         return Record(sample["id"], sample[column], **meta)
+
+    def example(self, latents: np.ndarray) -> Example:
+        """The record's words with `latents`, normalised float32 [N, C, h, w]; empty where words will do."""
+        return Example(
+            id=self.id,
+            latents=latents,
+            captions=self.captions,
+            meta_caption=self.meta_caption,
+            detailed_caption=self.detailed_caption,
+            valid_latents=self.valid_latents,
+            ends_clip=self.ends_clip,
+        )
 
 
 def sample_hash(sample: dict[str, Any], column: str) -> str:

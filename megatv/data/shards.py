@@ -213,15 +213,7 @@ class Shards:
     def __getitem__(self, index: int) -> Example:
         """Example `index`, 0 <= index < len. Raises ValueError when its bytes are not those written."""
         record = self.record(index)
-        return Example(
-            id=record.id,
-            latents=self.stats.normalize(self.latents(record)),
-            captions=record.captions,
-            meta_caption=record.meta_caption,
-            detailed_caption=record.detailed_caption,
-            valid_latents=record.valid_latents,
-            ends_clip=record.ends_clip,
-        )
+        return record.example(self.stats.normalize(self.latents(record)))
 
     def latents(self, record: Record) -> np.ndarray:
         """Raw latents of a record, float32 [N, C, h, w]; those of a clip come from the codec, on the fly."""
