@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from codec_report import quality  # the tool beside this one
 
 from megatv.config import FPS
 from megatv.data.loader import check_shards
@@ -34,11 +35,6 @@ def repeated(frames: np.ndarray, starts: list[int]) -> np.ndarray:
     return out
 
 
-def psnr(frames: np.ndarray, truth: np.ndarray) -> float:
-    """dB between two uint8 videos."""
-    return float(10 * np.log10(255**2 / np.square(frames.astype(np.float32) - truth).mean()))
-
-
 def main() -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -55,7 +51,13 @@ def main() -> None:
     check_shards(shards, config)
     if not 0 <= args.index < len(shards):
         raise ValueError(f"--index {args.index}: {shards.path} holds examples 0 to {len(shards) - 1}")
+    if args.steps < 1:
+        raise ValueError(f"--steps {args.steps}: must be at least 1")
+    if args.out.is_dir() or not args.out.parent.is_dir():
+        raise ValueError(f"--out {args.out}: give the name of a file in a folder that exists")
     example = shards[args.index]
+    if example.valid_latents < 2:
+        raise ValueError(f"--index {args.index}: has one chunk only, which has no past; name another example")
     sequence = build_sequence(example, sampler.tokenizer, config, seed=config.run.seed, epoch=0, train=False)
     drawn = reconstruct(sampler.model, sequence, config, steps=args.steps, seed=args.seed).cpu().numpy()
 
@@ -66,15 +68,17 @@ def main() -> None:
     truth, made = frames(example.latents[: len(drawn)]), frames(drawn)
     seconds = [chunk_start_seconds(i) for i in range(len(drawn))]
     starts = [round(start * FPS) for start in seconds]
-    first = starts[1]  # chunk 0 has no past to repeat
+
+    def psnr(shown: np.ndarray) -> float:
+        """dB, without chunk 0, which has no past to repeat."""
+        pair = (torch.from_numpy(video[None, starts[1] :]) for video in (truth, shown))
+        return quality(*pair)["psnr"]
+
     words = tuple(
         ChunkWords(start, "\n".join(texts), "own")
         for start, texts in zip(seconds, texts_by_chunk(example), strict=False)
     )
-    note = (
-        f"{psnr(made[first:], truth[first:]):.1f} dB; repeating the last true frame: "
-        f"{psnr(repeated(truth, starts)[first:], truth[first:]):.1f} dB"
-    )
+    note = f"{psnr(made):.1f} dB; repeating the last true frame: {psnr(repeated(truth, starts)):.1f} dB"
     silent = tuple(ChunkWords(start, "", "own") for start in seconds)
     strips = [
         Strip("example", truth, words),
