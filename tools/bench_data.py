@@ -55,6 +55,12 @@ PACKAGES = (
 def main() -> None:
     """Measure, print tables, write the JSON."""
     args = _arguments()
+    if args.out and not args.out.parent.is_dir():
+        raise ValueError(f"--out {args.out}: give the name of a file in a folder that exists")
+    if not 0 < args.mfu <= 1:
+        raise ValueError(f"--mfu {args.mfu:g}: is a share of the peak, above 0 and at most 1")
+    if min(args.index_samples or [1]) < 1:
+        raise ValueError("--index-samples: every number must be at least 1")
     torch.set_num_threads(1)
     machine = _machine()
     report: dict[str, Any] = {"machine": machine}

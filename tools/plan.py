@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write everything here as well")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     arguments = parser.parse_args()
+    if arguments.json and not arguments.json.parent.is_dir():
+        raise ValueError(f"--json {arguments.json}: give the name of a file in a folder that exists")
     report = make_report(arguments)
     print_report(report)
     if arguments.json:
