@@ -182,7 +182,7 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(run, tmp_pat
         (line_of("short.mp4", start=9), "start 9 lies beyond the end of 'short.mp4'"),
         (
             line_of("short.mp4", meta_caption="zx " * 400),
-            "takes .* rows, but an example has 300 text rows: shorten it or raise sequence.context_tokens",
+            "the text up to its first chunk takes .* rows, but it may have 300: shorten the text or raise",
         ),
         (line_of("short.mp4", (0.0, "zx " * 400)), "the text up to its first chunk takes .* rows"),
         (line_of("long.mp4"), "was described before"),
