@@ -30,7 +30,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["parallel.zero=3"],
         ["parallel.pp=2"],
         ["parallel.tp=2", "optim.ema=0.9"],
-        ["parallel.zero=1", "optim.ema=0.9", "parallel.activation_checkpointing=true"],
+        ["parallel.zero=1", "optim.ema=0.9", "parallel.activation_checkpointing=full"],
     ],
 )
 def test_two_processes_validate_like_one(

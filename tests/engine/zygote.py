@@ -7,10 +7,12 @@ Importing torch, DeepSpeed and Megatron takes a rank some seconds of CPU time; a
 to start on two cores, and its training a second. Forked ranks are processes as real as others.
 """
 
+import ctypes
 import gc
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
 import traceback
@@ -23,8 +25,14 @@ import megatron.core.tensor_parallel  # noqa: F401
 import megatv.train  # noqa: F401
 
 
+def die_with_parent() -> None:
+    """Whoever kills the tests leaves no ranks behind (prctl's PR_SET_PDEATHSIG, number 1)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def main() -> None:
     """Serve until stdin ends."""
+    die_with_parent()
     replies = os.fdopen(os.dup(1), "w")
     gc.collect()
     gc.freeze()  # ranks need not search the libraries for garbage
@@ -44,6 +52,7 @@ def spawn(job: dict, rank: int, port: int) -> int:
     if child:
         return child
     code = 1
+    die_with_parent()
     try:
         with open(job["output"], "ab") as output:
             os.dup2(output.fileno(), 1)
