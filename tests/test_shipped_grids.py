@@ -1,11 +1,12 @@
 """The grids that are shipped for clusters: the paper's run in all but `parallel`, and each fits its GPUs."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from megatv.config import load_config
+from megatv.config import ParallelConfig, load_config
 from megatv.plan.hardware import GPUS
 from megatv.plan.search import Plan, plan
 
@@ -37,18 +38,13 @@ def test_it_shares_its_batch_and_fits_80_gb(file, gpus):
 
 @pytest.mark.parametrize(("file", "gpus"), SHIPPED.items())
 def test_no_other_grid_of_its_kind_is_predicted_to_be_faster(file, gpus):
-    """Beside twice the tensor parallelism, two stages, ZeRO 2 and the other choice of recomputing."""
-    par = load_config(CONFIGS / file).parallel
-    other = not par.activation_checkpointing
-    neighbours = [
-        replace(par, tp=2 * par.tp),
-        replace(par, pp=2, zero=1),
-        replace(par, activation_checkpointing=other),
-        replace(par, tp=2 * par.tp, activation_checkpointing=other),
-        replace(par, zero=2),
+    """Beside less and more tensor parallelism, two stages, and the other choice of recomputing."""
+    own = load_config(CONFIGS / file).parallel
+    kinds = itertools.product((1, 2, 4), ((1, 3), (2, 1)), (False, True))
+    grids = [
+        ParallelConfig(tp=tp, pp=pp, zero=zero, activation_checkpointing=recompute)
+        for tp, (pp, zero), recompute in kinds
     ]
-    own, *plans = (plan(SPORTS, one, GPUS["h100-80gb"], gpus) for one in (par, *neighbours))
-    assert isinstance(own, Plan)
-    for one in plans:
-        if isinstance(one, Plan):
-            assert own.prediction.step_seconds < one.prediction.step_seconds, one.name
+    plans = [plan(SPORTS, grid, GPUS["h100-80gb"], gpus) for grid in grids]
+    fitting = [one for one in plans if isinstance(one, Plan)]
+    assert min(fitting, key=lambda one: one.prediction.step_seconds).config.parallel == own
