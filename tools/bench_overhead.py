@@ -134,6 +134,8 @@ def measure(config_file: str, overrides: list[str], steps: int, rounds: int) -> 
         turns = Turns(steps)
         with taking_turns(turns):
             train(config, "none", device)
+    if len(turns.stamps) <= 2 * (rounds + 1):
+        raise ValueError("the run was stopped before its last step: nothing was measured")
     spent = [
         [after - before for before, after in zip(begin, end, strict=True)]
         for begin, end in zip(turns.stamps, turns.stamps[1:], strict=False)
