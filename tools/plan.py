@@ -5,6 +5,7 @@
 Parameters are counted on the real model (a rank of each pipeline stage, on the meta device) and bytes follow
 from them. Times are predictions from the assumptions that are printed with them; nothing was measured. The
 config's own grid is shown first, then the fastest of all grids, then why the others do not go.
+`tools/rehearse.py` then starts every rank of the grid that was chosen.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.json and not arguments.json.parent.is_dir():
         raise ValueError(f"--json {arguments.json}: give the name of a file in a folder that exists")
+    if arguments.best < 1:
+        raise ValueError(f"--best is {arguments.best}: it must be at least 1")
     report = make_report(arguments)
     print_report(report)
     if arguments.json:

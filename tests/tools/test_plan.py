@@ -25,6 +25,7 @@ def test_a_plan_is_printed_and_written(command, tmp_path):
     ("arguments", "sentence"),
     [
         (["--gpus", 0], "--gpus is 0: it must be at least 1"),
+        (["--gpus", 8, "--best", -1], "--best is -1: it must be at least 1"),
         (["--gpus", 8, "--gpu", "a100"], "--gpu a100 is unknown: choose one of h100-80gb"),
         (["--gpus", 8, "model.heds=1"], "heds"),
     ],

@@ -1,0 +1,50 @@
+"""The grids that are shipped for clusters: the paper's run in all but `parallel`, and each fits its GPUs."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatv.config import ParallelConfig, load_config
+from megatv.plan.hardware import GPUS
+from megatv.plan.search import Plan, plan
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SPORTS = load_config(CONFIGS / "8b_sports.yaml")
+SHIPPED = {f"8b_sports_{gpus}gpu.yaml": gpus for gpus in (8, 64, 256, 512)}
+CLUSTERS = {**SHIPPED, "8b_sports.yaml": 64, "3b_csgo.yaml": 8}
+
+
+def test_all_that_is_shipped_is_looked_at():
+    found = {path.name for path in CONFIGS.glob("*gpu.yaml")}
+    assert found == set(SHIPPED)
+
+
+@pytest.mark.parametrize("file", SHIPPED)
+def test_it_is_the_papers_run(file):
+    config = load_config(CONFIGS / file)
+    assert replace(config, parallel=SPORTS.parallel) == SPORTS
+
+
+@pytest.mark.parametrize(("file", "gpus"), CLUSTERS.items())
+def test_it_shares_its_batch_and_fits_80_gb(file, gpus):
+    config = load_config(CONFIGS / file)
+    found = plan(config, config.parallel, GPUS["h100-80gb"], gpus)
+    assert isinstance(found, Plan), found.reason
+    assert found.memory["peak"] <= 80e9
+    assert found.dp * config.accumulation(found.dp) == config.rows_per_step
+
+
+@pytest.mark.parametrize(("file", "gpus"), SHIPPED.items())
+def test_no_other_grid_of_its_kind_is_predicted_to_be_faster(file, gpus):
+    """Beside less and more tensor parallelism, two stages, and the other choice of recomputing."""
+    own = load_config(CONFIGS / file).parallel
+    kinds = itertools.product((1, 2, 4), ((1, 3), (2, 1)), (False, True))
+    grids = [
+        ParallelConfig(tp=tp, pp=pp, zero=zero, activation_checkpointing=recompute)
+        for tp, (pp, zero), recompute in kinds
+    ]
+    plans = [plan(SPORTS, grid, GPUS["h100-80gb"], gpus) for grid in grids]
+    fitting = [one for one in plans if isinstance(one, Plan)]
+    assert min(fitting, key=lambda one: one.prediction.step_seconds).config.parallel == own
