@@ -18,6 +18,7 @@ from torch import Tensor
 
 from megatv.config import Config
 from megatv.parallel.layers import Layers, megatron_layers
+from megatv.parallel.meeting import meet
 
 
 def grid(world: int, tp: int, pp: int) -> Tensor:
@@ -126,11 +127,17 @@ class Mpu:
 
 
 def initialize_distributed(device: torch.device) -> None:
-    """Join the other processes as the launcher's environment says: nccl on GPUs, gloo on CPUs."""
+    """Join the other processes as the launcher's environment says: nccl on GPUs, gloo on CPUs.
+
+    Raises AloneError when one of them does not come.
+    """
     if dist.is_initialized():
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    store, rank, world = meet()
+    patience = timedelta(minutes=30)
+    store.set_timeout(patience)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
 
 
 @contextmanager
