@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 AT_LEAST_ONE = (
     "run.steps video.width video.height video.groups sequence.context_tokens sequence.examples_per_row "
     "model.layers model.width model.ffn model.heads model.kv_heads model.vocab "
-    "batch.examples parallel.tp parallel.pp checkpoint.every checkpoint.keep "
+    "batch.examples parallel.tp parallel.pp parallel.cp checkpoint.every checkpoint.keep "
     "log.every log.val_rows profile.start sample.steps data.workers data.cache_bytes "
     "health.spike_window health.max_skipped_in_a_row"
 )
@@ -109,6 +109,26 @@ def _parallel(config: Config) -> Findings:
         size = getattr(model, key)
         yield size % par.tp == 0, f"model.{key} {size} must be a multiple of parallel.tp {par.tp}"
     yield (
+        model.heads % (par.tp * par.cp) == 0,
+        f"model.heads {model.heads} must be a multiple of parallel.tp {par.tp} x parallel.cp {par.cp}, as "
+        "every rank attends for a share of the heads: lower parallel.cp",
+    )
+    yield (
+        par.cp <= config.chunks_per_row,
+        f"parallel.cp {par.cp} ranks cannot share the {config.chunks_per_row} chunks of a row: lower it",
+    )
+    if par.sequence_parallel:
+        yield (
+            par.tp > 1,
+            "parallel.sequence_parallel splits rows over parallel.tp, which is 1: set it to false",
+        )
+        for name, rows in (("text rows", config.text_rows), ("rows of a chunk", 2 * config.tokens_per_chunk)):
+            yield (
+                rows % par.tp == 0,
+                f"parallel.sequence_parallel needs {name} that parallel.tp {par.tp} divides, there are "
+                f"{rows}: change sequence.context_tokens or set it to false",
+            )
+    yield (
         model.layers >= par.pp,
         f"parallel.pp {par.pp} stages need at least as many layers, model.layers is {model.layers}",
     )
@@ -116,11 +136,6 @@ def _parallel(config: Config) -> Findings:
         par.pp == 1 or par.zero <= 1,
         f"parallel.zero {par.zero} does not go with parallel.pp {par.pp}: DeepSpeed's pipeline shards "
         "optimizer states only; set parallel.zero to 0 or 1",
-    )
-    yield (
-        par.pp == 1 or not model.tied_embeddings,
-        f"parallel.pp {par.pp} needs model.tied_embeddings: false, since the first and the last stage would "
-        "share a matrix; set parallel.pp to 1",
     )
     yield (
         config.precision == "fp32" or par.zero >= 1,

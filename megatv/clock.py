@@ -73,7 +73,8 @@ class Clock:
         data_wait                    share of the time that went by waiting for the loader
         """
         seconds = time.perf_counter() - self._begun
-        shared_by = self._config.parallel.tp * self._config.parallel.pp
+        par = self._config.parallel
+        shared_by = par.tp * par.pp * par.cp
         flops = sum(sum(training_flops(self._config, batch.record).values()) for batch in batches) / shared_by
         step = Step(seconds, waited_seconds, flops, first=not self._recent)
         self._done += 1

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from megatv.checks import check
 from megatv.schema import build
-from megatv.yaml_tree import dump, parse
+from megatv.yaml_tree import dump, read_yaml
 
 LATENT_CHANNELS = 16
 SPATIAL_FACTOR = 8
@@ -187,12 +187,26 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """The process grid; data parallelism is what the world size leaves: dp = world / (tp * pp)."""
+    """The process grid: world = pp x dp x cp x tp.
+
+    tp, pp             tensor-parallel siblings; pipeline stages
+    cp                 context parallelism: siblings that share the rows of one packed row (Ulysses)
+    dp, microbatches   packed rows at once, and one after the other, in a step. They follow from the world
+                       and the batch (null); where they are given, another world is refused
+    sequence_parallel  tp siblings also share the rows of what their matrices do not split
+    activation_checkpointing   what a block keeps for the backward pass: `none` of it is computed again;
+                       `selective`: all but the feed-forward's inside; `full`: its input; `offloaded`: that
+                       too waits in host memory
+    """
 
     tp: int = 1
     pp: int = 1
+    cp: int = 1
+    dp: int | None = None
     zero: Literal[0, 1, 2, 3] = 1
-    activation_checkpointing: bool = False
+    sequence_parallel: bool = False
+    microbatches: int | None = None
+    activation_checkpointing: Literal["none", "selective", "full", "offloaded"] = "none"
 
 
 @dataclass(frozen=True)
@@ -318,7 +332,13 @@ class Config:
                 f"{self.sequence.examples_per_row}, which {dp} data-parallel ranks cannot share equally: "
                 f"make rows a multiple of {dp}"
             )
-        return self.rows_per_step // dp
+        rows = self.rows_per_step // dp
+        if self.parallel.microbatches not in (None, rows):
+            raise ValueError(
+                f"parallel.microbatches is {self.parallel.microbatches}, but {self.rows_per_step} rows over "
+                f"{dp} data-parallel ranks are {rows}: change it, batch.examples or the number of processes"
+            )
+        return rows
 
     def derived(self) -> dict[str, int]:
         """The sizes that follow from the fields, printed at start."""
@@ -347,21 +367,6 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise ValueError(f"{path}: {error}") from None
 
 
-def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """A YAML file's sections as plain data, with overrides; ValueError names the file."""
-    try:
-        tree = parse(Path(path).read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give --config a YAML file") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not text; give --config a YAML file") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: expected sections such as `run:` and `model:` at the top level")
-    for override in overrides:
-        _override(tree, override)
-    return tree
-
-
 def config_from_dict(tree: Mapping[str, Any]) -> Config:
     """Build a Config from plain data (a YAML tree or a checkpoint's record); ValueError on any fault."""
     return build(Config, tree)
@@ -377,19 +382,6 @@ def save_config(config: Config, path: str | Path) -> None:
     temporary = Path(f"{path}.tmp")
     temporary.write_text(dump(config_to_dict(config)), encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ValueError(f"override '{override}' must look like section.key=value")
-    node = tree
-    *sections, leaf = key.split(".")
-    for section in sections:
-        node = node.setdefault(section, {})
-        if not isinstance(node, dict):
-            raise ValueError(f"override '{override}': '{section}' is a value, not a section")
-    node[leaf] = parse(text, f"override '{override}'")
 
 
 def _plain(value: Any) -> Any:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from megatv.checkpoint.store import Tensors
 from megatv.config import Config
+from megatv.model.cost import layer_flops
 from megatv.model.init import initialize, tp_slice, tp_slice_dim
 from megatv.model.mot import MoT, Output
 from megatv.objective.pretrain import pretrain_loss, weighted
@@ -39,7 +40,7 @@ from megatv.objective.validation import ValidationSums
 from megatv.optim import MOMENTS, AdamW, ClippedAdamW, parameter_groups
 from megatv.parallel.layers import Layers
 from megatv.parallel.mesh import Mesh, Mpu
-from megatv.parallel.pipeline import Stage
+from megatv.parallel.pipeline import REPLICATED, Stage
 from megatv.types import Batch, LossSum
 
 MODEL = "model"
@@ -130,13 +131,13 @@ class Engine:
         """
         self.config, self.mesh, self.device = config, mesh, device
         join_deepspeed()
-        layers = mesh.layers()
+        self._layers = layers = mesh.layers()
         self.objective = Objective(config, layers)
         with torch.device("meta"):
             model = MoT(config, layers)
         self.stage: Stage | None = None
         if mesh.pp > 1:
-            self.stage = Stage(model, config, mesh, device, self.objective)
+            self.stage = Stage(model, config, mesh, device, self.objective, layer_flops(config))
             module: nn.Module = self.stage
             self.parameters: dict[str, nn.Parameter] = self.stage.global_names
         else:
@@ -144,7 +145,11 @@ class Engine:
             module = WithObjective(model, self.objective)
             self.parameters = dict(model.named_parameters())
         self.model = model
-        self.shapes = {name: self._full_shape(name, p.shape) for name, p in self.parameters.items()}
+        self.shapes = {
+            name: self._full_shape(name, p.shape)
+            for name, p in self.parameters.items()
+            if not getattr(p, REPLICATED, False)  # the first stage's copy of a tied matrix counts
+        }
         for name, parameter in self.parameters.items():
             # what DeepSpeed asks when it adds up the gradient's norm over tp ranks
             split = mesh.tp > 1 and tp_slice_dim(name) is not None
@@ -159,7 +164,7 @@ class Engine:
         self._deepspeed, *_ = deepspeed.initialize(
             model=module,
             optimizer=self.optimizer,
-            config=deepspeed_config(config, mesh.dp, sum(p.numel() for p in self.parameters.values())),
+            config=deepspeed_config(config, mesh, sum(p.numel() for p in self.parameters.values())),
             mpu=Mpu(mesh) if mesh.tp > 1 and mesh.pp == 1 else None,
             dist_init_required=False,
         )
@@ -181,9 +186,9 @@ class Engine:
         every rank) above which the step is left out.
         """
         mesh = self.mesh
-        batches = [batch.to(self.device) for batch in batches]
+        batches = self._on_device(batches)
         counts = torch.stack([batch.counts() for batch in batches]).sum(0)
-        dist.all_reduce(counts, group=mesh.dp_group)
+        dist.all_reduce(counts, group=mesh.replica_group)
         self.optimizer.set_lr(lr)
         norm = math.inf  # where DeepSpeed finds a gradient that is not finite, nobody asks for it
 
@@ -193,7 +198,7 @@ class Engine:
             return math.isfinite(norm) and norm <= limit
 
         self.optimizer.judge_next(accept)
-        self.objective.begin(counts, mesh.dp * len(batches))
+        self.objective.begin(counts, mesh.replicas * len(batches))
         if self.stage is not None:
             self.stage.batches = iter(batches)
             self._deepspeed.train_batch(data_iter=_nothing())
@@ -235,7 +240,7 @@ class Engine:
     def evaluate(self, batches: list[Batch]) -> dict[str, float | None]:
         """Mean losses by modality and timestep over every dp rank's `batches` (alike in number)."""
         self.objective.validation = ValidationSums(self.device)
-        batches = [batch.to(self.device) for batch in batches]
+        batches = self._on_device(batches)
         if self.stage is not None:
             self.stage.batches = iter(batches)
             self._deepspeed.eval_batch(
@@ -254,8 +259,8 @@ class Engine:
 
     def full(self, kind: str) -> Iterator[Tensor]:
         """Whole fp32 tensors of this stage in the order of `shapes`, perhaps the engine's own; collective."""
-        for name, parameter in self.parameters.items():
-            piece = self._whole_over_dp(parameter, kind)
+        for name in self.shapes:
+            piece = self._whole_over_dp(self.parameters[name], kind)
             dim = tp_slice_dim(name)
             if self.mesh.tp > 1 and dim is not None:
                 pieces = [torch.empty_like(piece) for _ in range(self.mesh.tp)]
@@ -276,6 +281,10 @@ class Engine:
             with torch.no_grad():
                 for parameter, value in zip(self.parameters.values(), trained, strict=True):
                     parameter.copy_(value)
+
+    def _on_device(self, batches: list[Batch]) -> list[Batch]:
+        """This rank's rows of every micro-batch."""
+        return [self._layers.context.share(batch).to(self.device) for batch in batches]
 
     def _full_shape(self, name: str, shape: torch.Size) -> tuple[int, ...]:
         dim = tp_slice_dim(name)
@@ -329,23 +338,23 @@ class Engine:
             case 3:
                 # DeepSpeed's setter for whole tensors does not pad the last rank's shard
                 length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-                flat = torch.zeros(length * self.mesh.dp, device=value.device)
+                flat = torch.zeros(length * self.mesh.replicas, device=value.device)
                 flat[: value.numel()] = value.flatten()
-                shard = flat[length * self.mesh.dp_rank :][:length]
+                shard = flat[length * self.mesh.replica_rank :][:length]
                 if kind == MODEL:
                     safe_set_local_fp32_param(parameter, shard)
                 else:
                     safe_set_local_optimizer_state(parameter, shard, kind)
 
 
-def deepspeed_config(config: Config, dp: int, parameters: int) -> dict[str, Any]:
+def deepspeed_config(config: Config, mesh: Mesh, parameters: int) -> dict[str, Any]:
     """The settings of `deepspeed.initialize`; `parameters`: how many weights this process holds."""
-    accumulation = config.accumulation(dp)
+    accumulation = config.accumulation(mesh.dp)
     bf16 = config.precision == "bf16"
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
-        "train_batch_size": accumulation * dp,
+        "train_batch_size": accumulation * mesh.replicas,
         "gradient_clipping": config.optim.clip if config.parallel.zero else 0.0,  # see ClippedAdamW
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {

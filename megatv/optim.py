@@ -121,7 +121,10 @@ class ClippedAdamW(AdamW):
         """Clip and update, or set `overflow` and leave everything as it is."""
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         counted = [
-            p.grad for p in parameters if self._tp_rank == 0 or getattr(p, "tensor_model_parallel", False)
+            p.grad
+            for p in parameters
+            if (self._tp_rank == 0 or getattr(p, "tensor_model_parallel", False))
+            and not getattr(p, "ds_pipe_replicated", False)
         ]
         square = torch.stack(torch._foreach_norm(counted)).square().sum()
         dist.all_reduce(square, group=self._model_group)

@@ -22,7 +22,7 @@ class Profiler:
 
     def __init__(self, config: ProfileConfig, run_dir: Path, mesh: Mesh) -> None:
         self._first, self._last = config.start, config.start + config.steps - 1
-        self._traced = mesh.dp_rank == 0 and mesh.tp_rank == 0
+        self._traced = mesh.replica_rank == 0 and mesh.tp_rank == 0
         self._out = run_dir / "profile" / f"rank_{mesh.rank}.json"
         self._trace: torch.profiler.profile | None = None
 

@@ -33,7 +33,7 @@ class Saver:
     """At most one checkpoint on its way to the disk; every method but the constructor is collective.
 
     As a context manager it waits for the last save at the end, and when training ends in a ValueError.
-    The kinds of tensor (weights, moments, average) are shared out among the dp ranks of each stage, which
+    The kinds of tensor (weights, moments, average) are shared out among the replicas of each stage, which
     keep a copy of theirs: together, the hosts hold one checkpoint in memory from the first save on.
     """
 
@@ -43,7 +43,7 @@ class Saver:
         self._mine = [
             kind
             for number, kind in enumerate(engine.kinds)
-            if mesh.tp_rank == 0 and mesh.dp_rank == number % mesh.dp
+            if mesh.tp_rank == 0 and mesh.replica_rank == number % mesh.replicas
         ]
         self._copies: dict[str, list[Tensor]] = {}
         self._job: Job | None = None

@@ -153,7 +153,7 @@ class Trainer:
         weights = sum(math.prod(s) for s in self.engine.shapes.values())
         say(f"{config.run.dir}: {weights:,} weights on this stage; {sizes}")
         say(
-            f"grid tp {mesh.tp} x pp {mesh.pp} x dp {mesh.dp}, zero {config.parallel.zero}, "
+            f"grid tp {mesh.tp} x pp {mesh.pp} x dp {mesh.dp} x cp {mesh.cp}, zero {config.parallel.zero}, "
             f"{config.precision} on {self.device.type}; "
             + (f"resumed from {checkpoint}" if checkpoint else "fresh start")
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,6 +24,21 @@ def parse(text: str, where: str) -> Any:
 def dump(tree: Any) -> str:
     """YAML that `parse` reads back to an equal tree; keys stay in their order."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A YAML file's sections as plain data, with overrides; ValueError names the file."""
+    try:
+        tree = parse(Path(path).read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give --config a YAML file") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not text; give --config a YAML file") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected sections such as `run:` and `model:` at the top level")
+    for override in overrides:
+        _override(tree, override)
+    return tree
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,3 +64,16 @@ for _yaml in (_Loader, _Dumper):
     _yaml.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
     )
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ValueError(f"override '{override}' must look like section.key=value")
+    node = tree
+    *sections, leaf = key.split(".")
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"override '{override}': '{section}' is a value, not a section")
+    node[leaf] = parse(text, f"override '{override}'")

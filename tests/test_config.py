@@ -164,6 +164,13 @@ def test_bad_overrides(override, sentence):
         ("sequence.context_tokens", 365, "make it at least 366"),
         ("parallel.tp", 3, "model.heads 4 must be a multiple of parallel.tp 3"),
         ("parallel.tp", 4, "model.kv_heads 2 must be a multiple of parallel.tp 4"),
+        ("parallel.cp", 3, "model.heads 4 must be a multiple of parallel.tp 1 x parallel.cp 3"),
+        (
+            "parallel",
+            {"sequence_parallel": True},
+            "splits rows over parallel.tp, which is 1: set it to false",
+        ),
+        ("parallel.activation_checkpointing", True, "choose one of none, selective, full, offloaded"),
         ("parallel.pp", 3, "parallel.pp 3 stages need at least as many layers, model.layers is 2"),
         ("parallel", {"pp": 2, "zero": 2}, "set parallel.zero to 0 or 1"),
         ("run.dir", "", "run.dir is empty"),

@@ -94,6 +94,15 @@ def dense_training_flops(config: Config) -> int:
     )
 
 
+@functools.lru_cache(maxsize=8)
+def layer_flops(config: Config) -> list[int]:
+    """Of a full row: what the embedding, every block and the head compute, by which a pipeline is cut."""
+    flops = training_flops(config, packed_row(config, config.sequence.examples_per_row))
+    down, up = (3 * config.chunks_per_row * part for part in patcher_flops(config))
+    blocks = flops["text_tower"] + flops["video_tower"] + flops["attention"]
+    return [2 * down, *[blocks // config.model.layers] * config.model.layers, flops["head"] + up]
+
+
 def _training(config: Config, text_rows: int, chunks: int, pairs: int) -> dict[str, int]:
     model = config.model
     key_value = model.kv_heads * model.head_dim

@@ -1,15 +1,19 @@
 """What one packed row leaves in memory between its forward and its backward pass, in bytes by part.
 
-Counted for a GPU, of the tensors that autograd saves; whoever holds a share of `tp` keeps 1 / tp of what is
-split over heads, the feed-forward width and the vocabulary, and all of the rest (there is no sequence
-parallelism). One row of a block keeps, with b bytes a number,
+Counted for a GPU, of the tensors that autograd saves, on the sibling with the largest share. Context
+parallelism leaves it R of the S rows; tensor parallelism splits heads, the feed-forward width and the
+vocabulary, and with sequence parallelism r = R / tp rows of the rest (without it, r = R). One block keeps,
+with b bytes a number,
 
-    width D      4 b D          inputs of both norms and of the matrices behind them
-    heads        b (2 H + 2 K) E / tp   rotated q and k, v, and what was attended (which `wo` keeps as well)
-    feed-forward 3 b F / tp     gate, up (the compiled SwiGLU keeps no more) and their product
-    statistics   4 H / tp + 8   fp32: log-sum-exp of attention, one number of each norm
+    width D      2 b D r + 2 b D R    inputs of both norms, and of the matrices behind them
+    heads        b (2 H + 2 K) E R / tp   rotated q and k, v, and what was attended (`wo` keeps it as well;
+                 under context parallelism its own, b H E R / tp more, and K is at least tp x cp)
+    feed-forward 3 b F R / tp         gate, up (the compiled SwiGLU keeps no more) and their product
+    statistics   4 H R / tp + 8 r     fp32: log-sum-exp of attention, one number of each norm
 
-A checkpointed block keeps its input alone, b D a row. The U-Net is counted by torch on the meta device.
+and of these, by `activation_checkpointing`: `selective` all but the feed-forward and the input of its
+matrices, `full` its input alone, b D r, `offloaded` nothing. The U-Net is counted by torch on the meta
+device.
 """
 
 from __future__ import annotations
@@ -32,60 +36,87 @@ def number_bytes(config: Config) -> int:
     return 2 if config.precision == "bf16" else 4
 
 
+def local_chunks(config: Config) -> int:
+    """Chunks of a row on the context-parallel sibling that has most."""
+    return -(-config.chunks_per_row // config.parallel.cp)
+
+
+def local_text_rows(config: Config) -> int:
+    """Text rows of a row on the context-parallel sibling that has most."""
+    return -(-config.text_rows // config.parallel.cp)
+
+
+def local_rows(config: Config) -> int:
+    """R: rows of a packed row on the context-parallel sibling that has most."""
+    return local_text_rows(config) + 2 * local_chunks(config) * config.tokens_per_chunk
+
+
 def hidden_bytes(config: Config) -> int:
-    """The hidden states of a packed row, [S, D]: what a checkpointed block keeps."""
-    return number_bytes(config) * config.sequence.context_tokens * config.model.width
+    """The hidden states between matrices, [r, D]: what a checkpointed block keeps."""
+    return number_bytes(config) * local_rows(config) * config.model.width // _row_shares(config)
 
 
-def block_bytes(config: Config, tp: int = 1) -> int:
-    """Saved by one block that is not checkpointed, both towers together; see the module's table."""
-    model, size = config.model, number_bytes(config)
-    heads = (2 * model.heads + 2 * model.kv_heads) * model.head_dim
-    split = size * (heads + 3 * model.ffn) + 4 * model.heads
-    return config.sequence.context_tokens * (size * 4 * model.width + split // tp + 8)
+def _row_shares(config: Config) -> int:
+    return config.parallel.tp if config.parallel.sequence_parallel else 1
 
 
-def head_bytes(config: Config, tp: int = 1) -> int:
+def block_bytes(config: Config, mode: str = "none") -> int:
+    """Saved by one block, both towers together, under a mode of checkpointing; see the module's table."""
+    model, par, size, rows = config.model, config.parallel, number_bytes(config), local_rows(config)
+    kept, whole = hidden_bytes(config), size * rows * model.width
+    if mode in ("full", "offloaded"):
+        return kept if mode == "full" else 0
+    copies = 3 if par.cp > 1 else 2
+    key_value = max(model.kv_heads, par.tp * par.cp if par.cp > 1 else 0)
+    heads = (copies * model.heads + 2 * key_value) * model.head_dim
+    wide = 0 if mode == "selective" else 3 * model.ffn
+    split = rows * (size * (heads + wide) + 4 * model.heads) // par.tp
+    return 2 * kept + (1 if mode == "selective" else 2) * whole + split + 8 * rows // _row_shares(config)
+
+
+def head_bytes(config: Config) -> int:
     """Saved by the head and the cross-entropy; the U-Net's counts have the normed noisy rows."""
-    text = number_bytes(config) * config.text_rows * config.model.width
-    return hidden_bytes(config) + text + logits_bytes(config, tp)
+    text = number_bytes(config) * local_text_rows(config) * config.model.width
+    whole = number_bytes(config) * local_rows(config) * config.model.width
+    return whole + text + logits_bytes(config)
 
 
-def logits_bytes(config: Config, tp: int = 1) -> int:
-    """One fp32 table over the vocabulary, [T, V / tp]."""
-    return 4 * config.text_rows * config.model.vocab // tp
+def logits_bytes(config: Config) -> int:
+    """One fp32 table over the vocabulary, [T / cp, V / tp]."""
+    return 4 * local_text_rows(config) * config.model.vocab // config.parallel.tp
 
 
-def working_bytes(config: Config, tp: int = 1) -> int:
+def working_bytes(config: Config) -> int:
     """The largest set of gradients alive at once in the backward pass: of one block, or of the logits.
 
-    A block: of its output and its input [S, D], of gate, up and their product [S, F / tp]. The logits: in
+    A block: of its output and its input [r, D], of gate, up and their product [R, F / tp]. The logits: in
     fp32, and rounded for the matrix behind them.
     """
     size = number_bytes(config)
-    ffn = 3 * size * config.sequence.context_tokens * config.model.ffn // tp
-    logits = logits_bytes(config, tp)
+    ffn = 3 * size * local_rows(config) * config.model.ffn // config.parallel.tp
+    logits = logits_bytes(config)
     return max(2 * hidden_bytes(config) + ffn, logits + logits * size // 4)
 
 
-def kernel_bytes(config: Config, tp: int = 1) -> int:
-    """Of attention's backward pass: dQ summed in fp32 [S, H / tp, E], and two numbers a row and head."""
-    model = config.model
-    return config.sequence.context_tokens * (4 * model.width + 8 * model.heads) // tp
+def kernel_bytes(config: Config) -> int:
+    """Of attention's backward pass: dQ summed in fp32 [S, H / tp / cp, E], and two numbers a row and head."""
+    model, par = config.model, config.parallel
+    return config.sequence.context_tokens * (4 * model.width + 8 * model.heads) // (par.tp * par.cp)
 
 
 def boundary_bytes(config: Config) -> int:
-    """What travels between pipeline stages: hidden states [S, D] and the noisy copies' skips [M, X]."""
+    """What travels between pipeline stages: hidden states [r, D] and the noisy copies' skips [M / cp, X]."""
     skips = 0
     if config.model.patch == "unet":
         skips = sum(torch.Size(shape).numel() for shape in skip_shapes(config))
-    return hidden_bytes(config) + number_bytes(config) * config.chunks_per_row * skips
+    return hidden_bytes(config) + number_bytes(config) * local_chunks(config) * skips
 
 
 def batch_bytes(config: Config) -> int:
-    """One row's inputs: three fp32 latents a chunk, int64 ids and targets, int32 positions and intervals."""
+    """One row's inputs: three fp32 latents a chunk, int64 ids and targets; int32 positions and intervals."""
     latents = 3 * 4 * LATENT_CHANNELS * config.latent_height * config.latent_width
-    return config.chunks_per_row * latents + 16 * config.text_rows + 28 * config.sequence.context_tokens
+    own = local_chunks(config) * latents + 16 * local_text_rows(config) + 4 * local_rows(config)
+    return own + 24 * config.sequence.context_tokens
 
 
 @functools.lru_cache(maxsize=8)

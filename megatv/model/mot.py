@@ -7,12 +7,14 @@ whole. Weights are named by the global layer index and are left uninitialised; s
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from megatv_kernels import AttentionRecord, attention, cached_attention, rotate_qk, swiglu
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from megatv.config import Config
@@ -54,12 +56,13 @@ class Tower(nn.Module):
         width, head = model.width, model.head_dim
         self.head_dim = head
         self.layers = layers
-        self.attention_norm = nn.RMSNorm(width, model.norm_eps)
+        self.selective = config.parallel.activation_checkpointing == "selective"
+        self.attention_norm = layers.norm(width, model.norm_eps)
         self.wq = layers.column_linear(width, model.heads * head)
         self.wk = layers.column_linear(width, model.kv_heads * head)
         self.wv = layers.column_linear(width, model.kv_heads * head)
         self.wo = layers.row_linear(model.heads * head, width)
-        self.ffn_norm = nn.RMSNorm(width, model.norm_eps)
+        self.ffn_norm = layers.norm(width, model.norm_eps)
         self.gate = layers.column_linear(width, model.ffn)
         self.up = layers.column_linear(width, model.ffn)
         self.down = layers.row_linear(model.ffn, width)
@@ -73,8 +76,14 @@ class Tower(nn.Module):
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The block's output from its input x [..., D] and attended values [..., H/tp, E]."""
         x = x + self.wo(attended.flatten(-2))
+        if self.selective and torch.is_grad_enabled():
+            return x + checkpoint(self.feed_forward, x, use_reentrant=False)
+        return x + self.feed_forward(x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """SwiGLU of the normed rows, [..., D] -> [..., D]; its inside is the widest of the block."""
         h = self.layers.fan_out(self.ffn_norm(x))
-        return x + self.down(swiglu(self.gate(h), self.up(h)))
+        return self.down(swiglu(self.gate(h), self.up(h)))
 
     def cached(self, x: Tensor, rope: Tensor, cache: Cache, layer: int, *, causal: bool) -> Tensor:
         """New rows x [B, Q, D] of this modality against the keys and values of both."""
@@ -87,18 +96,20 @@ class Block(nn.Module):
 
     def __init__(self, config: Config, layers: Layers) -> None:
         super().__init__()
-        self.backend = config.attention
+        self.layers = layers
+        self.attention = functools.partial(attention, backend=config.attention)
         self.text = Tower(config, layers)
         self.video = Tower(config, layers)
 
     def forward(self, hidden: Tensor, rope: Tensor, record: AttentionRecord) -> Tensor:
         """hidden [S, D], rope [2, S, E] from `rope_table`, -> hidden [S, D]."""
-        parts = [record.text_rows, len(hidden) - record.text_rows]
-        text, video = hidden.split(parts)
-        q, k, v = (torch.cat(pair) for pair in zip(self.text.qkv(text), self.video.qkv(video), strict=True))
+        text_rows = self.layers.text_rows(record)
+        text, video = hidden.split([text_rows, len(hidden) - text_rows])
+        ours, theirs = self.text.qkv(text), self.video.qkv(video)
+        q, k, v = (torch.cat(pair) for pair in zip(ours, theirs, strict=True))
         q, k = rotate_qk(q, k, rope)
-        attended = attention(q, k, v, record, backend=self.backend)
-        attended_text, attended_video = attended.split(parts)
+        attended = self.layers.context.attend(self.attention, q, k, v, record)
+        attended_text, attended_video = attended.split([len(ours[0]), len(theirs[0])])
         return torch.cat([self.text.finish(text, attended_text), self.video.finish(video, attended_video)])
 
 
@@ -107,6 +118,7 @@ class Embed(nn.Module):
 
     def __init__(self, config: Config, layers: Layers) -> None:
         super().__init__()
+        self.layers = layers
         self.text = layers.vocab_embedding(config.model.vocab, config.model.width)
         self.down = UNetDown(config) if config.model.patch == "unet" else LinearDown(config)
         self.position = nn.Parameter(torch.empty(config.tokens_per_chunk, config.model.width))
@@ -115,7 +127,8 @@ class Embed(nn.Module):
         """Hidden states [S, D] in packed order, and the noisy copies' skips [M, X]."""
         latents, times = torch.cat([batch.clean, batch.noisy]), torch.cat([batch.clean_t, batch.noisy_t])
         tokens, skips = self.video(latents, times, clean=len(batch.clean))
-        return torch.cat([self.text(batch.text_ids), tokens.flatten(0, 1)]), skips
+        parts = self.text(batch.text_ids), tokens.flatten(0, 1)
+        return torch.cat([self.layers.scatter(part) for part in parts]), skips
 
     def video(self, x: Tensor, t: Tensor, clean: int = 0) -> tuple[Tensor, Tensor]:
         """Latents x [B, C, h, w] at times t [B] -> tokens [B, P, D], skips [B - clean, X] of the last."""
@@ -131,16 +144,17 @@ class Head(nn.Module):
         model = config.model
         self.tokens_per_chunk = config.tokens_per_chunk
         self.layers = layers
-        self.text_norm = nn.RMSNorm(model.width, model.norm_eps)
+        self.text_norm = layers.norm(model.width, model.norm_eps)
         self.text = layers.column_linear(model.width, model.vocab)
         self.video_norm = nn.RMSNorm(model.width, model.norm_eps)
         self.up = UNetUp(config) if model.patch == "unet" else LinearUp(config)
 
     def forward(self, hidden: Tensor, skips: Tensor) -> Output:
         """Only text rows get logits, only noisy rows go up; clean rows end here."""
-        copy_rows = len(skips) * self.tokens_per_chunk
-        text, _, noisy = hidden.split([len(hidden) - 2 * copy_rows, copy_rows, copy_rows])
-        return Output(self.logits(text), self.velocity(noisy.unflatten(0, (len(skips), -1)), skips))
+        video_rows = 2 * len(skips) * self.tokens_per_chunk // self.layers.row_shares
+        text, video = hidden.split([len(hidden) - video_rows, video_rows])
+        _, noisy = self.layers.gather(video).unflatten(0, (2, len(skips), self.tokens_per_chunk))
+        return Output(self.logits(text), self.velocity(noisy, skips))
 
     def logits(self, text: Tensor) -> Tensor:
         """[..., D] -> [..., V/tp]."""
@@ -157,7 +171,7 @@ class MoT(nn.Module):
     def __init__(self, config: Config, layers: Layers | None = None) -> None:
         super().__init__()
         layers = layers or Layers()
-        self.config = config
+        self.config, self.layers = config, layers
         self.embed = Embed(config, layers)
         self.blocks = nn.ModuleList([Block(config, layers) for _ in range(config.model.layers)])
         self.head = Head(config, layers)
@@ -180,9 +194,14 @@ class MoT(nn.Module):
         return self.head(hidden, skips)
 
     def run_block(self, block: nn.Module, hidden: Tensor, rope: Tensor, record: AttentionRecord) -> Tensor:
-        """One block; with activation checkpointing only its input is kept for the backward pass."""
-        if self.config.parallel.activation_checkpointing and torch.is_grad_enabled():
+        """One block, which keeps for its backward pass what `parallel.activation_checkpointing` says."""
+        mode = self.config.parallel.activation_checkpointing if torch.is_grad_enabled() else "none"
+        if mode == "full":
             return checkpoint(block, hidden, rope, record, use_reentrant=False)
+        if mode == "offloaded":
+            # only the reentrant kind hands its input to the hooks that copy it
+            with save_on_cpu(pin_memory=hidden.is_cuda):
+                return checkpoint(block, hidden, rope, record, use_reentrant=True)
         return block(hidden, rope, record)
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> Tensor:

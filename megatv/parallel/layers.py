@@ -2,6 +2,11 @@
 
 Both factories make modules whose only parameter is `weight`, without biases, so that names do not depend on
 the grid. Weights are left uninitialised; `megatv.model.init` fills them alike on every grid.
+
+With sequence parallelism (Korthikanti et al. 2022, section 4.2.2) the residual stream between the matrices is
+split by rows over tp as well: `scatter` begins such a region, `fan_out` gathers the rows for column linears,
+row linears scatter their sums, `gather` ends it. The sums of row linears that every sibling would hold become
+shares, for the same bytes sent.
 """
 
 from __future__ import annotations
@@ -10,15 +15,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatv_kernels import AttentionRecord
 from torch import Tensor, nn
 
+from megatv.parallel.context import Context
+from megatv.parallel.sequence import gather_rows, scatter_rows, share_rows, sum_gradient, whole_rows
 from megatv.types import IGNORE
 
 
 class Layers:
-    """Makes the layers of an unsharded model (tp = 1)."""
+    """Makes the layers of an unsharded model (tp = 1).
 
-    tp = 1
+    context      the rows that this process has of a packed row
+    row_shares   into how many shares `scatter` cuts them
+    """
+
+    row_shares = 1
+
+    def __init__(self, context: Context | None = None) -> None:
+        self.context = context or Context()
 
     def column_linear(self, inputs: int, outputs: int) -> nn.Module:
         """[..., inputs] -> [..., outputs / tp], the weight split along its outputs."""
@@ -28,12 +43,28 @@ class Layers:
         """[..., inputs / tp] -> [..., outputs], the weight split along its inputs; summed over tp."""
         return nn.Linear(inputs, outputs, bias=False)
 
+    def norm(self, width: int, eps: float) -> nn.Module:
+        """RMSNorm of [..., width] between `scatter` and `gather`."""
+        return nn.RMSNorm(width, eps)
+
     def vocab_embedding(self, vocab: int, width: int) -> nn.Module:
         """int64 [...] -> [..., width], the table split along the vocabulary."""
         return nn.Embedding(vocab, width)
 
     def fan_out(self, x: Tensor) -> Tensor:
         """`x`, about to enter column linears: its gradient is summed over tp once for all of them."""
+        return x
+
+    def text_rows(self, record: AttentionRecord) -> int:
+        """Text rows, the first of hidden states, between `scatter` and `gather`."""
+        return self.context.text_rows(record) // self.row_shares
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """Rows [R, ...] that every tp sibling has -> those that it keeps: all, or R / tp of them."""
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The inverse of `scatter`, for what every tp sibling computes alike on all rows."""
         return x
 
     def vocab_cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -45,7 +76,7 @@ class Layers:
         return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
 
 
-def megatron_layers(tp: int) -> Layers:
+def megatron_layers(tp: int, context: Context | None = None, sequence_parallel: bool = False) -> Layers:
     """The same layers, split over Megatron's tensor-parallel group of `tp` ranks.
 
     Megatron's groups must exist already (`parallel_state.initialize_model_parallel`). Weights are made on
@@ -64,6 +95,14 @@ def megatron_layers(tp: int) -> Layers:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x)[0]
 
+    class RowScatterLinear(tensor_parallel.RowParallelLinear):
+        def forward(self, x: Tensor) -> Tensor:
+            return scatter_rows(F.linear(x, self.weight), group)
+
+    class SharedNorm(nn.RMSNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.rms_norm(x, self.normalized_shape, sum_gradient(self.weight, group), self.eps)
+
     def settings() -> dict[str, Any]:
         config = ModelParallelConfig(
             tensor_model_parallel_size=tp,
@@ -75,12 +114,14 @@ def megatron_layers(tp: int) -> Layers:
         return {"config": config, "init_method": nn.init.normal_, "tp_group": group}
 
     class MegatronLayers(Layers):
+        row_linear_class: type[nn.Module] = RowLinear
+
         def column_linear(self, inputs: int, outputs: int) -> nn.Module:
             # `fan_out` sums the input's gradient once, instead of every linear on its own
             return ColumnLinear(inputs, outputs, bias=False, disable_grad_reduce=True, **settings())
 
         def row_linear(self, inputs: int, outputs: int) -> nn.Module:
-            return RowLinear(
+            return self.row_linear_class(
                 inputs, outputs, bias=False, input_is_parallel=True, skip_bias_add=False, **settings()
             )
 
@@ -98,6 +139,20 @@ def megatron_layers(tp: int) -> Layers:
             )
             return nll.where(counted, 0.0)
 
-    layers = MegatronLayers()
-    layers.tp = tp
-    return layers
+    class SequenceParallelLayers(MegatronLayers):
+        row_linear_class = RowScatterLinear
+        row_shares = tp
+
+        def norm(self, width: int, eps: float) -> nn.Module:
+            return SharedNorm(width, eps)
+
+        def fan_out(self, x: Tensor) -> Tensor:
+            return gather_rows(x, group)
+
+        def scatter(self, x: Tensor) -> Tensor:
+            return share_rows(x, group)
+
+        def gather(self, x: Tensor) -> Tensor:
+            return whole_rows(x, group)
+
+    return SequenceParallelLayers(context) if sequence_parallel else MegatronLayers(context)

@@ -1,7 +1,7 @@
 """The process grid: one tensor of ranks, from which every group of the run is cut.
 
-Ranks are laid out as [pp, dp, tp], tensor-parallel siblings next to each other. Megatron's and DeepSpeed's
-own ideas of the grid are derived from it and checked against it, never the other way round.
+Ranks are laid out as [pp, dp, cp, tp], tensor-parallel siblings next to each other. Megatron's and
+DeepSpeed's own ideas of the grid are derived from it and checked against it, never the other way round.
 """
 
 from __future__ import annotations
@@ -16,40 +16,54 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatv.config import Config
+from megatv.config import Config, ParallelConfig
+from megatv.parallel.context import Context
 from megatv.parallel.layers import Layers, megatron_layers
 from megatv.parallel.meeting import meet
 
 
-def grid(world: int, tp: int, pp: int) -> Tensor:
-    """Ranks 0..world-1 as an int64 tensor [pp, dp, tp]; ValueError when tp * pp does not divide the world."""
-    if world % (tp * pp):
+def grid(world: int, parallel: ParallelConfig) -> Tensor:
+    """Ranks 0..world-1 as an int64 tensor [pp, dp, cp, tp]; ValueError when they do not fill such a grid."""
+    tp, pp, cp = parallel.tp, parallel.pp, parallel.cp
+    replica = tp * pp * cp
+    shape = f"parallel.tp {tp} x parallel.pp {pp}" + (f" x parallel.cp {cp}" if cp > 1 else "")
+    if world % replica:
         raise ValueError(
-            f"{world} processes cannot form a grid of parallel.tp {tp} x parallel.pp {pp}: "
-            f"start a multiple of {tp * pp} processes"
+            f"{world} processes cannot form a grid of {shape}: start a multiple of {replica} processes"
         )
-    return torch.arange(world).view(pp, world // (tp * pp), tp)
+    dp = world // replica
+    if parallel.dp not in (None, dp):
+        raise ValueError(
+            f"parallel.dp is {parallel.dp}, but {world} processes on a grid of {shape} make dp {dp}: start "
+            f"{replica * parallel.dp} processes or set parallel.dp to null"
+        )
+    return torch.arange(world).view(pp, dp, cp, tp)
 
 
 class Mesh:
     """This process's place in the grid, and its groups.
 
-    tp, pp, dp                 sizes; tp_rank, pp_rank, dp_rank: this process's coordinates
-    tp_group, dp_group         tensor- and data-parallel siblings
-    model_group                all ranks that hold parts of the same replica (tp x pp)
+    tp, pp, dp, cp             sizes; tp_rank, pp_rank, dp_rank, cp_rank: this process's coordinates
+    tp_group, cp_group         tensor- and context-parallel siblings
+    replicas = dp x cp         ranks that hold the same weights (replica_group, replica_rank): their gradients
+                               are added up, and ZeRO shares out its states among them
+    model_group                all ranks that hold parts of the same weights (tp x pp)
     """
 
     def __init__(self, config: Config) -> None:
         """Build the groups; torch.distributed must be initialised. ValueError when the world does not fit."""
-        self.tp, self.pp = config.parallel.tp, config.parallel.pp
-        ranks = grid(dist.get_world_size(), self.tp, self.pp)
-        self.world = ranks.numel()
-        self.dp = ranks.shape[1]
+        self._parallel = config.parallel
+        ranks = grid(dist.get_world_size(), config.parallel)
+        self.pp, self.dp, self.cp, self.tp = ranks.shape
+        self.world, self.replicas = ranks.numel(), self.dp * self.cp
         self.rank = dist.get_rank()
-        self.pp_rank, self.dp_rank, self.tp_rank = (ranks == self.rank).nonzero()[0].tolist()
+        self.pp_rank, self.dp_rank, self.cp_rank, self.tp_rank = (ranks == self.rank).nonzero()[0].tolist()
+        self.replica_rank = self.dp_rank * self.cp + self.cp_rank
         self.tp_ranks, self.tp_group = _group(ranks.reshape(-1, self.tp))
-        self.dp_ranks, self.dp_group = _group(ranks.transpose(1, 2).reshape(-1, self.dp))
-        _, self.model_group = _group(ranks.transpose(0, 1).reshape(self.dp, -1))
+        self.cp_ranks, self.cp_group = _group(ranks.transpose(2, 3).reshape(-1, self.cp))
+        copies = ranks.flatten(1, 2)
+        self.replica_ranks, self.replica_group = _group(copies.transpose(1, 2).reshape(-1, self.replicas))
+        _, self.model_group = _group(copies.transpose(0, 1).reshape(self.replicas, -1))
 
     @property
     def is_last_stage(self) -> bool:
@@ -63,21 +77,33 @@ class Mesh:
 
     def layers(self) -> Layers:
         """The factory of the model's matrices for this grid; builds Megatron's groups when tp > 1."""
+        context = Context(self._parallel, self.cp_rank, self.cp_group)
         if self.tp == 1:
-            return Layers()
+            return Layers(context)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Megatron tells every rank about each optional package
             from megatron.core import parallel_state
 
         if not parallel_state.model_parallel_is_initialized():
-            parallel_state.initialize_model_parallel(self.tp, self.pp, create_gloo_process_groups=False)
+            parallel_state.initialize_model_parallel(
+                self.tp, self.pp, context_parallel_size=self.cp, create_gloo_process_groups=False
+            )
         theirs = {
-            "tensor": dist.get_process_group_ranks(parallel_state.get_tensor_model_parallel_group()),
-            "data": dist.get_process_group_ranks(parallel_state.get_data_parallel_group()),
+            "tensor": parallel_state.get_tensor_model_parallel_group(),
+            "context": parallel_state.get_context_parallel_group(),
+            "replicas": parallel_state.get_data_parallel_group(with_context_parallel=True),
         }
-        ours = {"tensor": self.tp_ranks, "data": self.dp_ranks}
-        assert theirs == ours, f"Megatron's groups {theirs} are not the mesh's {ours}"
-        return megatron_layers(self.tp)
+        ours = {"tensor": self.tp_ranks, "context": self.cp_ranks, "replicas": self.replica_ranks}
+        for name, group in theirs.items():
+            found = dist.get_process_group_ranks(group)
+            assert found == ours[name], f"Megatron's {name} group {found} is not the mesh's {ours[name]}"
+        return megatron_layers(self.tp, context, self._parallel.sequence_parallel)
+
+    def ends_group(self) -> dist.ProcessGroup | None:
+        """This process and its counterpart at the pipeline's other end, if it is at one; collective."""
+        ends = grid(self.world, self._parallel)[[0, -1]].flatten(1).T
+        groups = {tuple(pair): dist.new_group(pair) for pair in ends.tolist()}
+        return next((group for pair, group in groups.items() if self.rank in pair), None)
 
     @contextmanager
     def agreement(self) -> Iterator[None]:
@@ -95,22 +121,22 @@ class Mesh:
 
 
 class Mpu:
-    """The grid in the words that `deepspeed.initialize(mpu=...)` asks for."""
+    """The grid in the words of `deepspeed.initialize(mpu=...)`: replicas are its data parallelism."""
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
 
     def get_data_parallel_rank(self) -> int:
-        return self._mesh.dp_rank
+        return self._mesh.replica_rank
 
     def get_data_parallel_world_size(self) -> int:
-        return self._mesh.dp
+        return self._mesh.replicas
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
-        return self._mesh.dp_group
+        return self._mesh.replica_group
 
     def get_data_parallel_group_ranks(self) -> list[int]:
-        return self._mesh.dp_ranks
+        return self._mesh.replica_ranks
 
     def get_model_parallel_rank(self) -> int:
         return self._mesh.tp_rank

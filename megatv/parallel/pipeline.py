@@ -11,19 +11,26 @@ the step.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
-from deepspeed.runtime.utils import partition_balanced
 from torch import Tensor, nn
 
 from megatv.config import Config
 from megatv.parallel.mesh import Mesh
 from megatv.types import Batch
+
+REPLICATED = "ds_pipe_replicated"
+"""DeepSpeed's mark of a copy whose gradient does not count again in the norm."""
+TIED = "embed.text.weight"
+"""Name of the matrix that head and embedding share where the config ties them."""
 
 
 def pipeline_layers(model: Any) -> list[tuple[str, nn.Module]]:
@@ -32,10 +39,22 @@ def pipeline_layers(model: Any) -> list[tuple[str, nn.Module]]:
     return [("embed", model.embed), *blocks, ("head", model.head)]
 
 
-def stage_bounds(model: Any, stages: int) -> list[int]:
-    """Stage i holds layers [bounds[i], bounds[i + 1]): the cut whose heaviest stage has fewest weights."""
-    costs = [sum(p.numel() for p in layer.parameters()) for _, layer in pipeline_layers(model)]
-    return list(partition_balanced(costs, stages))
+def stage_bounds(costs: Sequence[int], stages: int) -> list[int]:
+    """Stage i holds layers [bounds[i], bounds[i + 1]), at least one: the cut whose heaviest costs least."""
+    done = [0, *itertools.accumulate(costs)]
+
+    @functools.cache
+    def cut(first: int, stages: int) -> tuple[int, list[int]]:
+        """Cost of the heaviest stage and the bounds after `first`, for `stages` of at least a layer each."""
+        if stages == 1:
+            return done[-1] - done[first], [len(costs)]
+        ways = []
+        for end in range(first + 1, len(costs) - stages + 2):
+            heaviest, bounds = cut(end, stages - 1)
+            ways.append((max(heaviest, done[end] - done[first]), [end, *bounds]))
+        return min(ways)
+
+    return [0, *cut(0, stages)[1]]
 
 
 class Stage(PipelineModule):
@@ -54,20 +73,22 @@ class Stage(PipelineModule):
         mesh: Mesh,
         device: torch.device,
         objective: Callable[..., Tensor],
+        costs: Sequence[int],
     ) -> None:
-        """`model` lies on the meta device; only this stage's layers are given memory (and no values yet)."""
-        assert not config.model.tied_embeddings
+        """`model` lies on the meta device; only this stage's layers are given memory (and no values yet).
+
+        costs: of every layer, by which the stages are cut.
+        """
         names, layers = zip(*pipeline_layers(model), strict=True)
-        bounds = stage_bounds(model, mesh.pp)
-        mine = slice(bounds[mesh.pp_rank], bounds[mesh.pp_rank + 1])
+        self._bounds, self._index = stage_bounds(costs, mesh.pp), mesh.pp_rank
+        mine = slice(*self._bounds[mesh.pp_rank : mesh.pp_rank + 2])
         for layer in layers[mine]:
             layer.to_empty(device=device)
-        topology = PipeModelDataParallelTopology(num_pp=mesh.pp, num_dp=mesh.dp, num_mp=mesh.tp)
+        topology = PipeModelDataParallelTopology(num_pp=mesh.pp, num_dp=mesh.replicas, num_mp=mesh.tp)
         place = topology.get_coord(mesh.rank)
-        assert (place.pipe, place.data, place.model) == (mesh.pp_rank, mesh.dp_rank, mesh.tp_rank)
+        assert (place.pipe, place.data, place.model) == (mesh.pp_rank, mesh.replica_rank, mesh.tp_rank)
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints the whole topology
-            super().__init__(layers=list(layers), topology=topology, partition_method="parameters")
-        assert list(self.parts) == bounds
+            super().__init__(layers=list(layers), topology=topology)
         self.global_names = {
             f"{names[i]}.{name}": parameter
             for i in range(mine.start, mine.stop)
@@ -75,6 +96,27 @@ class Stage(PipelineModule):
         }
         self._rope, self._run_block, self._objective = model.rope, model.run_block, objective
         self._first, self._last, self._width = mesh.pp_rank == 0, mesh.is_last_stage, config.model.width
+        self._row_shares = model.layers.row_shares
+        self._tied = self._tie(mesh) if config.model.tied_embeddings else []
+
+    def _partition_layers(self, method: str) -> None:  # type: ignore[override]
+        """DeepSpeed's own cuts count layers or weights."""
+        self.parts = self._bounds
+        self._set_bounds(*self._bounds[self._index : self._index + 2])
+
+    def _tie(self, mesh: Mesh) -> list[tuple[nn.Parameter, dist.ProcessGroup]]:
+        """The first and the last stage hold a copy each of the tied matrix, which start and stay alike."""
+        group = mesh.ends_group()
+        if group is None:
+            return []
+        if self._last:
+            self.global_names[TIED] = self.global_names.pop("head.text.weight")
+            setattr(self.global_names[TIED], REPLICATED, True)
+        return [(self.global_names[TIED], group)]
+
+    def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, dist.ProcessGroup]]:
+        """DeepSpeed's question before the update: whose gradients are to be added up over which ranks."""
+        return self._tied
 
     def forward(self, boundary: Tensor) -> Tensor:
         """One micro-batch: the flat boundary of the stage before (unused by the first) to the next one's."""
@@ -93,6 +135,6 @@ class Stage(PipelineModule):
         return self._objective(head(hidden, skips), batch)
 
     def _unpack(self, boundary: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        rows, chunks = len(batch.positions), len(batch.noisy)
+        rows, chunks = len(batch.positions) // self._row_shares, len(batch.noisy)
         hidden, skips = boundary.tensor_split([rows * self._width])
         return hidden.view(rows, self._width), skips.view(chunks, -1)

@@ -2,11 +2,13 @@
 
     zero  weights   gradients                                 masters, moments, average
     0     whole     whole                                     none; whole, fp32
-    1     whole     whole in fp32, and in bf16 those of the   1 / dp of each, fp32
+    1     whole     whole in fp32, and in bf16 those of the   1 / n of each, fp32
                     backward pass (fp32 runs: whole, once)
-    2     whole     1 / dp in fp32, and a bucket              1 / dp
-    3     1 / dp    1 / dp in fp32, and a bucket; gathered    1 / dp
+    2     whole     1 / n in fp32, and a bucket               1 / n
+    3     1 / n     1 / n in fp32, and a bucket; gathered     1 / n
                     weights up to a billion
+
+with n = dp x cp replicas of the weights.
 
 There are two peaks: the backward pass (activations and gradients) and, when activations are gone, the
 reduction of the gradients, for which a bf16 ZeRO-1 run copies a whole optimizer group.
@@ -25,10 +27,10 @@ GATHERED = 1_000_000_000
 """Most weights that ZeRO-3 keeps gathered (DeepSpeed's default of stage3_max_live_parameters)."""
 
 
-def state(config: Config, shape: StageShape, dp: int) -> dict[str, int]:
+def state(config: Config, shape: StageShape, replicas: int) -> dict[str, int]:
     """What stays from step to step: weights, masters, moments, average; of a rank that owns a full shard."""
     size, zero = memory.number_bytes(config), config.parallel.zero
-    whole, shard = _padded(shape, dp)
+    whole, shard = _padded(shape, replicas)
     if zero == 0:
         whole = shard = shape.parameters
     return {
@@ -39,10 +41,10 @@ def state(config: Config, shape: StageShape, dp: int) -> dict[str, int]:
     }
 
 
-def gradients(config: Config, shape: StageShape, dp: int) -> dict[str, int]:
+def gradients(config: Config, shape: StageShape, replicas: int) -> dict[str, int]:
     """What is there between the backward pass and the update, reduction not counted."""
     size, zero = memory.number_bytes(config), config.parallel.zero
-    whole, shard = _padded(shape, dp)
+    whole, shard = _padded(shape, replicas)
     if zero <= 1:
         accumulated = 4 * whole if zero == 1 and size == 2 else 0
         return {"gradients": accumulated + size * shape.parameters, "bucket": 0}
@@ -70,20 +72,19 @@ def reduction(config: Config, shape: StageShape) -> int:
 
 def activations(config: Config, shape: StageShape, micro_batches: int) -> dict[str, int]:
     """Kept for the backward pass of all rows under way, and what that pass needs beside."""
-    tp = config.parallel.tp
+    mode = config.parallel.activation_checkpointing
     in_flight = min(micro_batches, shape.stages - shape.index)
     down, up = memory.patcher_bytes(unsplit(config))
-    block, chunks = memory.block_bytes(config, tp), config.chunks_per_row
-    checkpointed = config.parallel.activation_checkpointing
-    saved = shape.blocks * (memory.hidden_bytes(config) if checkpointed else block)
+    block, chunks = memory.block_bytes(config, mode), memory.local_chunks(config)
+    saved = shape.blocks * block
     saved += 2 * chunks * down if shape.first else 0
-    saved += chunks * up + memory.head_bytes(config, tp) if shape.last else 0
+    saved += chunks * up + memory.head_bytes(config) if shape.last else 0
     ends = (not shape.first) + (not shape.last)
     return {
         "activations": in_flight * saved,
-        "recomputed block": block if checkpointed and shape.blocks else 0,
-        "backward's gradients": memory.working_bytes(config, tp),
-        "attention's buffers": memory.kernel_bytes(config, tp),
+        "recomputed block": memory.block_bytes(config) - block if shape.blocks else 0,
+        "backward's gradients": memory.working_bytes(config),
+        "attention's buffers": memory.kernel_bytes(config),
         "pipeline buffers": (in_flight + 1) * ends * memory.boundary_bytes(config),
         "batches": micro_batches * memory.batch_bytes(config),
     }
@@ -91,7 +92,8 @@ def activations(config: Config, shape: StageShape, micro_batches: int) -> dict[s
 
 def footprint(config: Config, shape: StageShape, dp: int) -> dict[str, int]:
     """All parts, and `peak`: their largest sum, with what is reserved and what fragments take."""
-    held, grads = state(config, shape, dp), gradients(config, shape, dp)
+    replicas = dp * config.parallel.cp
+    held, grads = state(config, shape, replicas), gradients(config, shape, replicas)
     active, copies = activations(config, shape, config.accumulation(dp)), reduction(config, shape)
     moving = max(sum(active.values()), copies + active["batches"])
     margin = int(RESERVED.value + FRAGMENTS.value * (moving + grads["bucket"]))
@@ -99,7 +101,7 @@ def footprint(config: Config, shape: StageShape, dp: int) -> dict[str, int]:
     return {**parts, "peak": sum(held.values()) + sum(grads.values()) + moving + margin}
 
 
-def _padded(shape: StageShape, dp: int) -> tuple[int, int]:
-    """Numbers of all groups, each padded to a multiple of 2 dp, and of one rank's share."""
-    shards = [-(-numbers // (2 * dp)) * 2 for numbers in shape.groups]
-    return dp * sum(shards), sum(shards)
+def _padded(shape: StageShape, replicas: int) -> tuple[int, int]:
+    """Numbers of all groups, each padded to a multiple of twice the replicas, and of one rank's share."""
+    shards = [-(-numbers // (2 * replicas)) * 2 for numbers in shape.groups]
+    return replicas * sum(shards), sum(shards)

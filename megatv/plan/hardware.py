@@ -51,6 +51,9 @@ NVLINK_SHARE = Assumption(0.75, "of the data sheet", "assumed for NCCL's rings o
 NETWORK_SHARE = Assumption(0.80, "of the data sheet", "assumed for NCCL's rings on large messages")
 HBM_SHARE = Assumption(0.80, "of the data sheet", "assumed for kernels that only move memory")
 POINTWISE_PASSES = Assumption(6, "passes over saved bytes", "assumed: 2 forward (write, read), 4 backward")
+HOST_LINK = Assumption(
+    64e9, "bytes/s a GPU, one way", "H100 data sheet: PCIe Gen5 128 GB/s both ways, halved"
+)
 OPTIMIZER_PASSES = Assumption(10, "passes over fp32 gradients", "assumed: norm, clip, rounding, sum, update")
 OVERLAP = Assumption(0.5, "of computing", "assumed: ZeRO-3 hides so much of its gathers, and of its scatters")
 RESERVED = Assumption(3e9, "bytes", "assumed for the CUDA context, NCCL's and cuBLAS' buffers")

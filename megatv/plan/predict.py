@@ -38,8 +38,9 @@ def row_flops(config: Config) -> dict[str, int]:
 
 def predict(config: Config, shapes: list[StageShape], gpu: Gpu, gpus: int) -> Prediction:
     """The config's whole run on `gpus` of these."""
-    tp, pp = config.parallel.tp, config.parallel.pp
-    dp = gpus // (tp * pp)
+    par = config.parallel
+    pp = par.pp
+    dp = gpus // (par.tp * pp * par.cp)
     rows = config.accumulation(dp)
     flops = row_flops(unsplit(config))
     stages = [_row_seconds(config, shape, flops, gpu, dp) for shape in shapes]
@@ -61,22 +62,22 @@ def predict(config: Config, shapes: list[StageShape], gpu: Gpu, gpus: int) -> Pr
 def _row_seconds(
     config: Config, shape: StageShape, flops: dict[str, int], gpu: Gpu, dp: int
 ) -> dict[str, float]:
-    """One row, forward and backward, on one stage. Recomputation adds a third to the blocks' share."""
-    tp, chunks = config.parallel.tp, config.chunks_per_row
-    recompute = config.parallel.activation_checkpointing
-    again, share = (4 / 3 if recompute else 1), shape.blocks / config.model.layers / tp
+    """One row, forward and backward, on one stage. Recomputation adds to the blocks' share."""
+    par, chunks = config.parallel, memory.local_chunks(config)
+    again, attention_again = _recomputed(config)
+    share = shape.blocks / config.model.layers / (par.tp * par.cp)
     down, up = patcher_flops(unsplit(config))
     patcher = 3 * chunks * (2 * down * shape.first + up * shape.last)
     products = (flops["text_tower"] + flops["video_tower"]) * share * again
-    products += flops["head"] / tp if shape.last else 0
-    saved = shape.blocks * memory.block_bytes(config, tp) * again
+    products += flops["head"] / (par.tp * par.cp) if shape.last else 0
+    saved = shape.blocks * memory.block_bytes(config) * again
     for owned, copies, size in zip(
         (shape.first, shape.last), (2, 1), memory.patcher_bytes(unsplit(config)), strict=True
     ):
         saved += owned * copies * chunks * size
     seconds = {
         "products": products / (gpu.flops * assumed.MATMUL.value),
-        "attention": flops["attention"] * share * again / (gpu.flops * assumed.ATTENTION.value),
+        "attention": flops["attention"] * share * attention_again / (gpu.flops * assumed.ATTENTION.value),
         "U-Net": patcher / (gpu.flops * assumed.CONVOLUTION.value),
         "pointwise": saved * assumed.POINTWISE_PASSES.value / (gpu.bandwidth * assumed.HBM_SHARE.value),
     }
@@ -89,19 +90,39 @@ def _row_seconds(
     return seconds
 
 
+def _recomputed(config: Config) -> tuple[float, float]:
+    """How often the blocks' products and attention are computed, over once forward and twice backward.
+
+    `selective` computes gate and up again, two of the feed-forward's three matrices.
+    """
+    model = config.model
+    match config.parallel.activation_checkpointing:
+        case "none":
+            return 1, 1
+        case "selective":
+            rest = 2 * (model.width + model.kv_heads * model.head_dim)
+            return 1 + 2 * model.ffn / (rest + 3 * model.ffn) / 3, 1
+        case _:
+            return 4 / 3, 4 / 3
+
+
 def _step_seconds(config: Config, shape: StageShape, gpu: Gpu, dp: int) -> float:
     wire = sum(_seconds(config, one, gpu, dp) for one in traffic(config, shape, dp) if not one.per_row)
-    held = shape.parameters / (dp if config.parallel.zero >= 2 else 1)
+    held = shape.parameters / (dp * config.parallel.cp if config.parallel.zero >= 2 else 1)
     update = 4 * held * assumed.OPTIMIZER_PASSES.value / (gpu.bandwidth * assumed.HBM_SHARE.value)
     return wire + update
 
 
 def _seconds(config: Config, one: Traffic, gpu: Gpu, dp: int) -> float:
     """A ring is as fast as its slowest link; siblings on one node share its network ports."""
-    tp, pp, node = config.parallel.tp, config.parallel.pp, int(assumed.NODE_GPUS.value)
+    par, node = config.parallel, int(assumed.NODE_GPUS.value)
+    if one.kind == "host copies":
+        return one.sent / assumed.HOST_LINK.value
     inside = gpu.nvlink * assumed.NVLINK_SHARE.value
     network = assumed.NETWORK.value * assumed.NETWORK_SHARE.value
-    group, apart = {"tp": (tp, 1), "dp": (dp, tp), "pp": (pp, dp * tp)}[one.kind[:2]]
+    replicas = dp * par.cp
+    places = {"tp": (par.tp, 1), "cp": (par.cp, par.tp), "dp": (replicas, par.tp)}
+    group, apart = {**places, "pp": (par.pp, replicas * par.tp)}[one.kind[:2]]
     if group * apart <= node:
         return one.sent / inside
     siblings = max(1, node // apart) if one.kind[:2] != "pp" else 1

@@ -6,8 +6,10 @@ the mesh and of the batch. Memory alone is ours.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, get_args, get_type_hints
 
 from megatv.config import Config, ParallelConfig
 from megatv.parallel.mesh import grid
@@ -16,6 +18,9 @@ from megatv.plan.hardware import NODE_GPUS, Gpu
 from megatv.plan.predict import Prediction, predict
 from megatv.plan.shapes import StageShape, stage_shapes
 from megatv.plan.traffic import Traffic, traffic
+
+ZERO: tuple[Any, ...] = get_args(get_type_hints(ParallelConfig)["zero"])
+MODES: tuple[Any, ...] = get_args(get_type_hints(ParallelConfig)["activation_checkpointing"])
 
 
 @dataclass(frozen=True)
@@ -46,16 +51,17 @@ class Refusal:
 
 
 def grid_name(par: ParallelConfig, dp: int | None) -> str:
-    """tp x pp x dp, ZeRO stage and checkpointing in few words."""
-    keeps = "recomputes" if par.activation_checkpointing else "keeps all"
-    return f"tp {par.tp:>2}  pp {par.pp:>2}  dp {dp if dp else '-':>3}  zero {par.zero}  {keeps}"
+    """tp (sp: with sequence parallelism) x pp x dp x cp, ZeRO stage and checkpointing in few words."""
+    tp = f"tp {par.tp} {'sp' if par.sequence_parallel else '  '}"
+    rest = f"pp {par.pp:<2} dp {dp if dp else '-':<3} cp {par.cp} zero {par.zero}"
+    return f"{tp} {rest} {par.activation_checkpointing}"
 
 
 def plan(config: Config, parallel: ParallelConfig, gpu: Gpu, gpus: int) -> Plan | Refusal:
     """The run on this grid, or why not."""
     dp = None
     try:
-        dp = grid(gpus, parallel.tp, parallel.pp).shape[1]
+        dp = grid(gpus, parallel).shape[1]
         config = replace(config, parallel=parallel)
         rows = config.accumulation(dp)
         if rows < parallel.pp:
@@ -78,13 +84,16 @@ def plan(config: Config, parallel: ParallelConfig, gpu: Gpu, gpus: int) -> Plan 
 
 
 def grids(gpus: int) -> Iterator[ParallelConfig]:
-    """Powers of two of tp, within a node, and of pp; every ZeRO stage, with and without recomputation."""
+    """Powers of two of tp and cp, together within a node, and of pp; every ZeRO stage, every checkpointing.
+
+    Sequence parallelism comes with every tp: it sends the same bytes and keeps fewer.
+    """
     node = min(gpus, int(NODE_GPUS.value))
     for tp in _powers(node):
-        for pp in _powers(gpus // tp):
-            for zero in (0, 1, 2, 3):
-                for recompute in (False, True):
-                    yield ParallelConfig(tp, pp, zero, recompute)  # type: ignore[arg-type]
+        for cp, pp, zero, mode in itertools.product(_powers(node // tp), _powers(gpus // tp), ZERO, MODES):
+            yield ParallelConfig(
+                tp=tp, pp=pp, cp=cp, zero=zero, sequence_parallel=tp > 1, activation_checkpointing=mode
+            )
 
 
 def search(config: Config, gpu: Gpu, gpus: int) -> tuple[list[Plan], list[Refusal]]:

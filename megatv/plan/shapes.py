@@ -18,6 +18,7 @@ from torch import nn
 
 from megatv.config import Config, ParallelConfig
 from megatv.engine import join_deepspeed
+from megatv.model.cost import layer_flops
 from megatv.model.mot import MoT
 from megatv.optim import parameter_groups
 from megatv.parallel.mesh import Mesh, rehearsal
@@ -80,7 +81,7 @@ def stage_shapes(config: Config) -> list[StageShape]:
             {f"{name}.{n}": p for name, layer in layers[lo:hi] for n, p in layer.named_parameters()},
             index,
         )
-        for index, (lo, hi) in enumerate(itertools.pairwise(stage_bounds(model, pp)))
+        for index, (lo, hi) in enumerate(itertools.pairwise(stage_bounds(layer_flops(unsplit(config)), pp)))
     ]
 
 
@@ -94,7 +95,8 @@ def built_stage(config: Config, world: int, index: int) -> StageShape:
         join_deepspeed()
         with redirect_stdout(io.StringIO()):
             # the machine gives weights that nobody writes an address only, no memory
-            stage = Stage(model, config, mesh, torch.device("cpu"), objective=_no_objective)
+            costs = layer_flops(unsplit(config))
+            stage = Stage(model, config, mesh, torch.device("cpu"), _no_objective, costs)
         return _shape(config, stage.global_names, mesh.pp_rank)
 
 

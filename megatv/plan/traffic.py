@@ -9,7 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatv.config import Config
-from megatv.model.memory import boundary_bytes, hidden_bytes, number_bytes
+from megatv.model.memory import (
+    boundary_bytes,
+    hidden_bytes,
+    local_rows,
+    local_text_rows,
+    number_bytes,
+)
 from megatv.plan.shapes import StageShape
 
 
@@ -27,36 +33,51 @@ class Traffic:
 
 
 def tensor_bytes(config: Config, shape: StageShape) -> int:
-    """All-reduced over tp for one row: twice a block each way, and the vocabulary's ends.
+    """Summed over tp for one row: twice a block each way, and the vocabulary's ends.
 
-    A recomputed block stops before its last all-reduce, that of the video tower (torch's early stop).
+    With sequence parallelism a sum is a reduce-scatter there and an all-gather back, the same bytes. A block
+    that is computed again stops before its last sum, that of the video tower (torch's early stop, which
+    `offloaded` has not).
     """
-    model, text = config.model, config.text_rows
-    hidden, text_hidden = hidden_bytes(config), number_bytes(config) * text * model.width
-    recomputed = hidden + text_hidden if config.parallel.activation_checkpointing else 0
-    total = shape.blocks * (4 * hidden + recomputed)
-    total += text_hidden if shape.first else 0
-    return total + (text_hidden + 3 * 4 * text if shape.last else 0)
+    text = number_bytes(config) * local_text_rows(config) * config.model.width
+    hidden = number_bytes(config) * local_rows(config) * config.model.width
+    again = {"full": hidden + text, "offloaded": 2 * hidden}
+    total = shape.blocks * (4 * hidden + again.get(config.parallel.activation_checkpointing, 0))
+    total += text if shape.first else 0
+    return total + (text + 3 * 4 * local_text_rows(config) if shape.last else 0)
+
+
+def context_bytes(config: Config, shape: StageShape) -> int:
+    """Exchanged over cp for one row: q, k, v and the attended rows, and their gradients."""
+    model, par = config.model, config.parallel
+    heads = 2 * model.heads + 2 * max(model.kv_heads, par.tp * par.cp)
+    once = number_bytes(config) * local_rows(config) * heads * model.head_dim // par.tp
+    return shape.blocks * once * (3 if par.activation_checkpointing in ("full", "offloaded") else 2)
 
 
 def traffic(config: Config, shape: StageShape, dp: int) -> list[Traffic]:
     """Everything of one GPU of this stage and step; kinds that send nothing are left out."""
     par, rows, size = config.parallel, config.accumulation(dp), number_bytes(config)
-    weights = size * shape.parameters
-    found = [Traffic("tp all-reduce", *_ring(2, rows * tensor_bytes(config, shape), par.tp), True)]
+    weights, replicas = size * shape.parameters, dp * par.cp
+    kind = "tp reduce-scatter, all-gather" if par.sequence_parallel else "tp all-reduce"
+    found = [Traffic(kind, *_ring(2, rows * tensor_bytes(config, shape), par.tp), True)]
+    found.append(Traffic("cp all-to-all", *_ring(1, rows * context_bytes(config, shape), par.cp), True))
     ends = (not shape.first) + (not shape.last)
     crossing = rows * ends * boundary_bytes(config)
     found.append(Traffic("pp send", crossing, crossing, True))
+    if par.activation_checkpointing == "offloaded":
+        copied = 2 * rows * shape.blocks * hidden_bytes(config)
+        found.append(Traffic("host copies", copied, copied, True))
     if par.zero <= 1:
-        found.append(Traffic("dp gradient all-reduce", *_ring(2, weights, dp), False))
+        found.append(Traffic("dp gradient all-reduce", *_ring(2, weights, replicas), False))
     elif par.zero == 2:
         # below stage 3 DeepSpeed all-reduces every micro-batch's gradients and keeps its own share
-        found.append(Traffic("dp gradient all-reduce", *_ring(2, rows * weights, dp), True))
+        found.append(Traffic("dp gradient all-reduce", *_ring(2, rows * weights, replicas), True))
     else:
-        found.append(Traffic("dp gradient reduce-scatter", *_ring(1, rows * weights, dp), True))
-        found.append(Traffic("dp weight all-gather", *_ring(1, 2 * rows * weights, dp), True))
+        found.append(Traffic("dp gradient reduce-scatter", *_ring(1, rows * weights, replicas), True))
+        found.append(Traffic("dp weight all-gather", *_ring(1, 2 * rows * weights, replicas), True))
     if par.zero in (1, 2):
-        found.append(Traffic("dp weight all-gather", *_ring(1, weights, dp), False))
+        found.append(Traffic("dp weight all-gather", *_ring(1, weights, replicas), False))
     return [one for one in found if one.sent]
 
 

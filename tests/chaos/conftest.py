@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -129,7 +130,8 @@ def comes_back(
         done = max((r["step"] for r in read_metrics(directory / "metrics.jsonl")), default=0)
         again = start(directory)
         assert again.end() == [0, 0], again.log
-        resumed = int(again.log.partition("; resumed from ")[2].partition("step_")[2][:8] or 0)
+        found = re.search(r"; resumed from \S+/step_(\d+)", again.log)
+        resumed = int(found[1]) if found else 0
         assert resumed >= kept
         same_end(undisturbed, directory)
         lost = f"{done - resumed} finished steps, done again" if done > resumed else "nothing"

@@ -36,7 +36,7 @@ def random_batch(config):
     return Batch(ids, ids, positions, latents, latents, latents, times, times, loss, record, ("one",))
 
 
-def small(patch, layers, checkpointing=False):
+def small(patch, layers, checkpointing="none"):
     """One row of 13 chunks of 4 tokens and 96 words, all live."""
     return dataclasses.replace(
         TOY,
@@ -98,16 +98,29 @@ def _attend(config, batch):
 
 @pytest.mark.parametrize("patch", ["unet", "linear"])
 def test_a_checkpointed_block_keeps_its_input_alone(patch):
-    config, longer = small(patch, 2, True), small(patch, 4, True)
+    config, longer = small(patch, 2, "full"), small(patch, 4, "full")
     batch = random_batch(config)
     block = (measured(longer, batch) - measured(config, batch)) / 2
-    assert block == pytest.approx(memory.hidden_bytes(config), rel=0.05)
+    assert block == memory.block_bytes(config, "full") == memory.hidden_bytes(config)
+
+
+def test_a_selective_block_keeps_all_but_the_feed_forward():
+    found, predicted = {}, {}
+    for mode in ("none", "selective"):
+        config, longer = small("linear", 2, mode), small("linear", 4, mode)
+        batch = random_batch(config)
+        found[mode] = (measured(longer, batch) - measured(config, batch)) / 2
+        predicted[mode] = memory.block_bytes(config, mode)
+    rows, model = config.sequence.context_tokens, config.model
+    of_cpu = 4 * rows * (model.ffn + model.width)  # see `of_a_cpu`: silu, and one norm's rows
+    saved = predicted["none"] - predicted["selective"]
+    assert found["none"] - found["selective"] - of_cpu == pytest.approx(saved, rel=0.05)
 
 
 @pytest.mark.parametrize("patch", ["unet", "linear"])
 def test_both_ends_save_what_is_predicted(patch):
     """The rest of a checkpointed model: the U-Net counted by torch, the head by the formula."""
-    config = small(patch, 2, True)
+    config = small(patch, 2, "full")
     batch = random_batch(config)
     whole = measured(config, batch)
     down, up = memory.patcher_bytes(config)
@@ -121,9 +134,13 @@ def test_both_ends_save_what_is_predicted(patch):
 
 def test_tensor_parallel_ranks_share_the_wide_parts_only():
     config = load_config(ROOT / "configs/8b_sports.yaml")
-    one, two, eight = (memory.block_bytes(config, tp) for tp in (1, 2, 8))
+
+    def on(tp):
+        return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, tp=tp))
+
+    one, two, eight = (memory.block_bytes(on(tp)) for tp in (1, 2, 8))
     assert one > two > eight > 4 * memory.hidden_bytes(config)  # the width is nobody's share
-    assert memory.logits_bytes(config, 8) * 8 == memory.logits_bytes(config)
+    assert memory.logits_bytes(on(8)) * 8 == memory.logits_bytes(on(1))
 
 
 def test_the_boundary_carries_the_skips():

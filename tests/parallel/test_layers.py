@@ -43,9 +43,9 @@ def batch_of(config):
     return pack([build_sequence(example, load_tokenizer("toy_world"), config, seed=0, epoch=0)], config)
 
 
-def loss_and_gradients(config, layers, rank):
+def loss_and_gradients(config, layers, tp, rank):
     model = MoT(config, layers)
-    initialize(model.named_parameters(), config, tp=layers.tp, tp_rank=rank)
+    initialize(model.named_parameters(), config, tp=tp, tp_rank=rank)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if name.endswith("conv2.weight"):  # not the zero start, which would hide its block's gradients
@@ -61,17 +61,20 @@ def loss_and_gradients(config, layers, rank):
 
 def compare_with_plain(tp, rank):
     """This rank's slice of every gradient equals the unsharded model's."""
-    for tied in (False, True):
+    for tied, sequence_parallel in ((False, False), (True, False), (False, True)):
         config = small_config(tied)
-        expected_loss, expected = loss_and_gradients(config, Layers(), 0)
-        found_loss, found = loss_and_gradients(config, megatron_layers(tp), rank)
+        expected_loss, expected = loss_and_gradients(config, Layers(), 1, 0)
+        layers = megatron_layers(tp, sequence_parallel=sequence_parallel)
+        found_loss, found = loss_and_gradients(config, layers, tp, rank)
         torch.testing.assert_close(found_loss.text_sum, expected_loss.text_sum, rtol=1e-5, atol=0)
         torch.testing.assert_close(found_loss.video_sum, expected_loss.video_sum, rtol=1e-5, atol=0)
         assert list(found) == list(expected)
         for name, gradient in expected.items():
             own = tp_slice(gradient, name, tp, rank)
             assert own.abs().max() > 0, name
-            torch.testing.assert_close(found[name], own, rtol=1e-4, atol=1e-6, msg=f"{name}, tied={tied}")
+            torch.testing.assert_close(
+                found[name], own, rtol=1e-4, atol=1e-6, msg=f"{name}, tied={tied}, sp={sequence_parallel}"
+            )
 
 
 def compare_cross_entropy(tp, rank):

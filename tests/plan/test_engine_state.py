@@ -34,7 +34,7 @@ for world, tp, zero, precision, ema in json.loads(sys.argv[1]):
     if os.fork():
         os.wait()
         continue
-    config = replace(TOY, precision=precision, parallel=ParallelConfig(tp, 1, zero),
+    config = replace(TOY, precision=precision, parallel=ParallelConfig(tp=tp, zero=zero),
                      optim=replace(TOY.optim, ema=ema))
     dp, (shape,) = world // tp, stage_shapes(config)
     grads = gradients(config, shape, dp)

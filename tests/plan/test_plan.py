@@ -18,12 +18,14 @@ SPORTS = load_config(CONFIGS / "8b_sports.yaml")
 H100 = GPUS["h100-80gb"]
 
 
-def on(tp=1, pp=1, zero=1, recompute=True):
-    return replace(SPORTS, parallel=ParallelConfig(tp, pp, zero, recompute))
+def on(tp=1, pp=1, zero=1, mode="full", **parallel):
+    parallel = ParallelConfig(tp=tp, pp=pp, zero=zero, activation_checkpointing=mode, **parallel)
+    return replace(SPORTS, parallel=parallel)
 
 
-def planned(gpus, *grid):
-    return plan(SPORTS, ParallelConfig(*grid), H100, gpus)
+def planned(gpus, **parallel):
+    parallel = {"activation_checkpointing": "full", **parallel}
+    return plan(SPORTS, ParallelConfig(**parallel), H100, gpus)
 
 
 @pytest.mark.parametrize(("file", "billions"), [("8b_sports.yaml", 15.26), ("3b_csgo.yaml", 6.28)])
@@ -52,33 +54,52 @@ def test_stages_are_those_that_the_engine_builds(monkeypatch):
 
 
 def test_what_the_run_refuses_is_refused_with_its_sentence():
-    refused = {
-        (3, 1, 1, True): "processes cannot form a grid of parallel.tp 3",
-        (16, 1, 1, True): "model.kv_heads 8 must be a multiple of parallel.tp 16",
-        (1, 64, 1, True): "parallel.pp 64 stages need at least as many layers",
-        (1, 2, 2, True): "parallel.zero 2 does not go with parallel.pp 2",
-        (1, 1, 0, True): "parallel.zero 0 keeps no fp32 masters for precision bf16",
-        (1, 1, 3, True): None,
-    }
-    for grid, sentence in refused.items():
-        found = planned(256, *grid)
-        if sentence is not None:
-            assert isinstance(found, Refusal) and sentence in found.reason, found
-    found = planned(1024, 1, 1, 1, True)
+    refused = [
+        ({"tp": 3}, "processes cannot form a grid of parallel.tp 3"),
+        ({"tp": 16}, "model.kv_heads 8 must be a multiple of parallel.tp 16"),
+        ({"tp": 8, "cp": 8}, "model.heads 32 must be a multiple of parallel.tp 8 x parallel.cp 8"),
+        ({"pp": 64}, "parallel.pp 64 stages need at least as many layers"),
+        ({"pp": 2, "zero": 2}, "parallel.zero 2 does not go with parallel.pp 2"),
+        ({"zero": 0}, "parallel.zero 0 keeps no fp32 masters for precision bf16"),
+        ({"tp": 2, "dp": 64}, "parallel.dp is 64, but 256 processes on a grid of"),
+    ]
+    for grid, sentence in refused:
+        found = planned(256, **grid)
+        assert isinstance(found, Refusal) and sentence in found.reason, found
+    assert isinstance(planned(256, zero=3, dp=256), Plan)
+    found = planned(1024)
     assert isinstance(found, Refusal) and "which 1024 data-parallel ranks cannot share" in found.reason
 
 
 def test_memory_refuses_what_does_not_fit():
-    found = planned(8, 1, 1, 1, True)
+    found = planned(8)
     assert isinstance(found, Refusal) and found.reason.startswith("memory: needs")
 
 
 def test_recomputing_trades_time_for_memory():
-    keeps, recomputes = planned(256, 8, 1, 1, False), planned(256, 8, 1, 1, True)
-    assert isinstance(keeps, Plan) and isinstance(recomputes, Plan)
-    assert keeps.memory["peak"] > recomputes.memory["peak"]
-    assert keeps.prediction.step_seconds < recomputes.prediction.step_seconds
-    assert 0 < recomputes.prediction.mfu < 0.65
+    modes = ("none", "selective", "full", "offloaded")
+    plans = [planned(256, tp=8, activation_checkpointing=mode) for mode in modes]
+    assert all(isinstance(one, Plan) for one in plans)
+    peaks = [one.memory["peak"] for one in plans]
+    seconds = [one.prediction.step_seconds for one in plans]
+    kept = [one.memory["activations"] for one in plans]
+    assert peaks == sorted(peaks, reverse=True) and peaks[0] > peaks[-1]
+    assert kept == sorted(kept, reverse=True) and len(set(kept)) == 4
+    assert seconds == sorted(seconds) and len(set(seconds)) == 4
+    assert 0 < plans[-1].prediction.mfu < plans[0].prediction.mfu < 0.65
+
+
+def test_context_and_sequence_parallelism_keep_fewer_rows():
+    """A row on two siblings: half of what a block keeps, and one attended copy more."""
+    whole, shared = planned(256, tp=2, zero=3), planned(256, tp=2, cp=2, zero=3)
+    spread = planned(256, tp=2, sequence_parallel=True, zero=3)
+    assert shared.memory["activations"] == pytest.approx(whole.memory["activations"] / 2, rel=0.01)
+    assert spread.memory["activations"] < 0.75 * whole.memory["activations"]
+    assert shared.memory["moments"] == whole.memory["moments"]  # ZeRO shares over dp x cp
+    kinds = {one.kind: one.sent for one in shared.traffic}
+    config = shared.config
+    heads = 2 * 13056 // 2 * (2 * 32 + 2 * 8) * 128 // 2  # bytes of q, k, v and the attended rows
+    assert kinds["cp all-to-all"] == config.accumulation(64) * 32 * 3 * heads // 2
 
 
 def test_the_parts_add_up_to_the_peak():
@@ -119,4 +140,4 @@ def test_traffic_of_a_step_by_hand():
 
 def test_every_grid_is_looked_at_once():
     found = list(grids(64))
-    assert len(found) == len(set(found)) == 8 * sum(7 - i for i in range(4))
+    assert len(found) == len(set(found)) == 4 * 4 * sum((4 - i) * (7 - i) for i in range(4))
