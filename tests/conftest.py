@@ -20,10 +20,8 @@ settings.load_profile("megatv")
 
 
 ROOT = Path(__file__).parents[1]
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
-
-TINY_RUN = {
+TINY = {
     "video": {"width": 32, "height": 32, "groups": 1},
     "codec": {"kind": "dct"},
     "tokenizer": {"path": "toy_world"},
@@ -52,6 +50,9 @@ TINY_RUN = {
     "parallel": {"zero": 0},
     "log": {"every": 1},
 }
+"""A run that takes milliseconds a step, for tests that start real processes."""
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +75,49 @@ def command() -> Command:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `train` and `val` shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    _write_shards(folder / "train", 24, seed=0)
+    _write_shards(folder / "val", 8, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def config_file(shards: Path) -> Path:
+    """The tiny run's YAML; tests override `run.dir` and what they are about."""
+    path = shards / "tiny.yaml"
+    data = {"train": str(shards / "train"), "val": str(shards / "val")}
+    path.write_text(yaml.safe_dump({"run": {"dir": "unset", "steps": 4}, "data": data, **TINY}))
+    return path
+
+
+def _write_shards(out: Path, examples: int, seed: int) -> None:
+    """Random latents with a shape in time, and a caption for every chunk."""
+    from megatv.data.shards import DatasetInfo, ShardWriter  # seconds, which most tests can do without
+    from megatv.data.stats import LatentStats
+    from megatv.types import Caption
+
+    rng = np.random.default_rng(seed)
+    info = DatasetInfo(width=32, height=32, groups=1, codec={"kind": "dct"})
+    with ShardWriter(out, info) as writer:
+        for i in range(examples):
+            base = rng.normal(size=(1, 16, 4, 4))
+            latents = base + 0.3 * rng.normal(size=(13, 16, 4, 4))
+            writer.write(
+                f"clip{seed}-{i}",
+                latents.astype(np.float32),
+                captions=tuple(Caption(0.25 * k, f"(w). {i % 3}, 0, {k % 2}, 0.") for k in range(3)),
+                meta_caption="a clip",
+                detailed_caption="",
+                valid_latents=13,
+                ends_clip=i % 2 == 0,
+                source={},
+            )
+        writer.finish(LatentStats(np.zeros((2, 16), np.float32), np.ones((2, 16), np.float32)))
 
 
 @pytest.fixture(scope="session")
@@ -150,50 +194,6 @@ def examine(command: Command) -> Callable[..., str]:
         return "".join(told)
 
     return ask
-
-
-def write_shards(out: Path, examples: int, seed: int) -> None:
-    """Random latents with a shape in time, and a caption for every chunk."""
-    # here, for folders whose tests need none of it and must not wait 6 s for the imports
-    from megatv.data.shards import DatasetInfo, ShardWriter
-    from megatv.data.stats import LatentStats
-    from megatv.types import Caption
-
-    rng = np.random.default_rng(seed)
-    info = DatasetInfo(width=32, height=32, groups=1, codec={"kind": "dct"})
-    with ShardWriter(out, info) as writer:
-        for i in range(examples):
-            base = rng.normal(size=(1, 16, 4, 4))
-            latents = base + 0.3 * rng.normal(size=(13, 16, 4, 4))
-            writer.write(
-                f"clip{seed}-{i}",
-                latents.astype(np.float32),
-                captions=tuple(Caption(0.25 * k, f"(w). {i % 3}, 0, {k % 2}, 0.") for k in range(3)),
-                meta_caption="a clip",
-                detailed_caption="",
-                valid_latents=13,
-                ends_clip=i % 2 == 0,
-                source={},
-            )
-        writer.finish(LatentStats(np.zeros((2, 16), np.float32), np.ones((2, 16), np.float32)))
-
-
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `train` and `val` shards."""
-    folder = tmp_path_factory.mktemp("shards")
-    write_shards(folder / "train", 24, seed=0)
-    write_shards(folder / "val", 8, seed=1)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def config_file(shards: Path) -> Path:
-    """The tiny run's YAML; tests override `run.dir` and what they are about."""
-    path = shards / "tiny.yaml"
-    data = {"train": str(shards / "train"), "val": str(shards / "val")}
-    path.write_text(yaml.safe_dump({"run": {"dir": "unset", "steps": 4}, "data": data, **TINY_RUN}))
-    return path
 
 
 @pytest.fixture(scope="session")
