@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,13 @@ HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 
 
-def in_session(leader: int) -> list[int]:
-    """Processes of a session that still run."""
+def alive(run_dir: Path) -> list[int]:
+    """Processes of the job that trains there: launchers and ranks, whose session torchrun makes their own."""
     found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, session, *_ = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(session) == leader and state != "Z":
-            found.append(int(status.parent.name))
+    for words in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has just ended
+            if f"run.dir={run_dir}\0".encode() in words.read_bytes():
+                found.append(int(words.parent.name))
     return found
 
 
@@ -67,7 +65,7 @@ def job(config_file: Path, tmp_path: Path) -> Iterator[Callable[[str, str], subp
 
     yield begin
     for process in started:
-        for pid in in_session(process.pid):
+        for pid in alive(tmp_path / "run"):
             os.kill(pid, signal.SIGKILL)
         process.wait()
 
@@ -86,8 +84,8 @@ def test_the_step_is_finished_and_saved(
 ) -> None:
     process = job(launcher, fault)
     until = time.monotonic() + 400
-    while process.poll() is None or in_session(process.pid):
-        assert time.monotonic() < until, in_session(process.pid)
+    while process.poll() is None or alive(tmp_path / "run"):
+        assert time.monotonic() < until, alive(tmp_path / "run")
         time.sleep(0.1)
     log = (tmp_path / "log").read_text()
     assert process.returncode == code, log
