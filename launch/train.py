@@ -23,7 +23,9 @@ def main() -> None:
 
     from megatv.config import load_config
     from megatv.parallel.environment import prepare
+    from megatv.parallel.orphan import stop_without_launcher
 
+    stop_without_launcher()
     config = load_config(args.config, args.overrides)
     device = prepare()
     from megatv.train import train  # imports DeepSpeed, which must find its environment complete

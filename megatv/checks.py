@@ -15,12 +15,13 @@ AT_LEAST_ONE = (
     "run.steps video.width video.height video.groups sequence.context_tokens sequence.examples_per_row "
     "model.layers model.width model.ffn model.heads model.kv_heads model.vocab "
     "batch.examples parallel.tp parallel.pp parallel.cp checkpoint.every checkpoint.keep "
-    "log.every log.val_rows profile.start sample.steps data.workers data.cache_bytes"
+    "log.every log.val_rows profile.start sample.steps data.workers data.cache_bytes "
+    "health.spike_window health.max_skipped_in_a_row"
 )
 AT_LEAST_ZERO = (
     "run.seed objective.text_weight objective.video_weight optim.min_lr optim.warmup_steps "
     "optim.weight_decay optim.text_lr_scale log.val_every log.preview_every sample.temperature sample.cfg "
-    "profile.steps health.watchdog_seconds data.max_bad_samples data.shuffle_shards"
+    "profile.steps health.watchdog_seconds health.spike_factor data.max_bad_samples data.shuffle_shards"
 )
 ABOVE_ZERO = "model.norm_eps model.rope_theta sequence.timestep_std optim.lr optim.eps optim.clip"
 PROBABILITIES = "sequence.text_dropout sequence.clean_flip"

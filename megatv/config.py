@@ -238,9 +238,13 @@ class ProfileConfig:
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """watchdog_seconds: a run is ended when it finishes no step for so long (`megatv.watchdog`); 0: never."""
+    """watchdog_seconds: a run is ended when it finishes no step for so long (`megatv.watchdog`); 0: never.
+    Others: steps that do not count, see `megatv.health.SkippedSteps`; spike_factor 0: a spike counts."""
 
     watchdog_seconds: int = 1500
+    spike_factor: float = 10.0
+    spike_window: int = 128
+    max_skipped_in_a_row: int = 20
 
 
 @dataclass(frozen=True)

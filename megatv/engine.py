@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -51,8 +52,8 @@ class StepResult:
     """What one optimizer step did, alike on every rank.
 
     sums, counts   text and video: summed losses and what bore them, over the whole step
-    grad_norm      before clipping; inf when the step was not applied
-    applied        False: a gradient was not finite, no rank changed its weights
+    grad_norm      before clipping; inf when it or a loss is not finite
+    applied        False: not finite or above the limit, no rank changed its weights
     stop           some rank was asked to stop
     """
 
@@ -61,6 +62,11 @@ class StepResult:
     grad_norm: float
     applied: bool
     stop: bool
+
+    @property
+    def skip_reason(self) -> str:
+        """`spike` or `not finite`, of a step that was not applied."""
+        return "spike" if math.isfinite(self.grad_norm) else "not finite"
 
 
 class Objective:
@@ -90,6 +96,10 @@ class Objective:
         """float64 [2]: text and video loss summed over this rank's micro-batches."""
         parts = [torch.stack([loss.text_sum, loss.video_sum]).double() for loss in self.losses]
         return torch.stack(parts).sum(0) if parts else torch.zeros(2, dtype=torch.float64, device=device)
+
+    def is_finite(self, device: torch.device) -> Tensor:
+        """bool scalar: whether all losses of this rank are; a loss may be infinite and its gradient not."""
+        return self.sums(device).isfinite().all()
 
     def suspects(self) -> list[str]:
         """Samples of the micro-batches whose loss is not finite."""
@@ -167,16 +177,27 @@ class Engine:
         """The kinds of tensor that make up the state."""
         return (MODEL, *MOMENTS, *(("ema",) if self.config.optim.ema is not None else ()))
 
-    def step(self, batches: list[Batch], lr: float, stop: Callable[[], bool]) -> StepResult:
+    def step(
+        self, batches: list[Batch], lr: float, stop: Callable[[], bool], limit: float = math.inf
+    ) -> StepResult:
         """One optimizer step over this rank's micro-batches; all ranks must call it together.
 
-        stop: whether this rank was asked to stop, read at the step's end.
+        stop: whether this rank was asked to stop, read at the step's end. limit: a gradient norm (alike on
+        every rank) above which the step is left out.
         """
         mesh = self.mesh
         batches = self._on_device(batches)
         counts = torch.stack([batch.counts() for batch in batches]).sum(0)
         dist.all_reduce(counts, group=mesh.replica_group)
         self.optimizer.set_lr(lr)
+        norm = math.inf  # where DeepSpeed finds a gradient that is not finite, nobody asks for it
+
+        def accept() -> bool:
+            nonlocal norm
+            norm = self._agreed_norm()
+            return math.isfinite(norm) and norm <= limit
+
+        self.optimizer.judge_next(accept)
         self.objective.begin(counts, mesh.replicas * len(batches))
         if self.stage is not None:
             self.stage.batches = iter(batches)
@@ -192,14 +213,20 @@ class Engine:
         dist.all_reduce(report)
         text, video, stops = report.tolist()
         text_count, video_count = counts.tolist()
-        norm = self._deepspeed.get_global_grad_norm()
         return StepResult(
             sums=(text, video),
             counts=(text_count, video_count),
-            grad_norm=float(norm) if norm is not None else float("inf"),
-            applied=self._deepspeed.was_step_applied(),
+            grad_norm=norm,
+            applied=self.optimizer.applied,
             stop=stops > 0,
         )
+
+    def _agreed_norm(self) -> float:
+        """The gradient's norm before a weight changes, inf if a loss is not finite; alike on every rank."""
+        norm = torch.tensor(float(self._deepspeed.optimizer._global_grad_norm), device=self.device)
+        norm = norm.masked_fill(~self.objective.is_finite(self.device), math.inf)
+        dist.all_reduce(norm, dist.ReduceOp.MAX)
+        return norm.item()
 
     def suspects(self, batches: list[Batch]) -> list[str]:
         """After a skipped step: the samples whose loss was not finite, else all samples of the step."""

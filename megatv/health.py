@@ -7,8 +7,15 @@ the same one. SIGUSR1 is "save and leave" (Slurm's `--signal=USR1@60`), SIGTERM 
 from __future__ import annotations
 
 import gc
+import math
 import signal
+from collections import deque
+from collections.abc import Mapping
+from statistics import median
 from types import FrameType, TracebackType
+from typing import Any
+
+from megatv.config import HealthConfig
 
 
 class StopSignal:
@@ -34,29 +41,60 @@ class StopSignal:
 
 
 class SkippedSteps:
-    """Counts steps that were skipped for a non-finite gradient and gives up when they do not end.
+    """Which steps must not count, how many there were, and when there are too many of them.
 
-    A single bad batch is survivable; `limit` bad steps in a row mean that the weights or the data are broken.
+    A step is skipped when a gradient or loss is not finite, or when the gradient's norm is a spike: above
+    `health.spike_factor` times the median of the last `health.spike_window` steps that counted (none is
+    before there are so many). A median, because no single step moves it. One bad batch is survivable;
+    `health.max_skipped_in_a_row` mean that the weights or the data are broken.
     """
 
-    def __init__(self, total: int = 0, limit: int = 20) -> None:
-        self.total, self._in_a_row, self._limit = total, 0, limit
+    def __init__(self, health: HealthConfig, meta: Mapping[str, Any]) -> None:
+        """meta: of the checkpoint that the run goes on from, to judge as if it had never stopped."""
+        self._health = health
+        self.total: int = meta["skipped"]
+        self._in_a_row: int = meta.get("skipped_in_a_row", 0)
+        self._norms: deque[float] = deque(meta.get("grad_norms", ()), maxlen=health.spike_window)
 
-    def count(self, step: int, applied: bool, ids: list[str]) -> str | None:
-        """Record a step; a message when it was skipped. Raises ValueError after `limit` skips in a row."""
+    def state(self) -> dict[str, Any]:
+        """For the meta record of a checkpoint."""
+        return {
+            "skipped": self.total,
+            "skipped_in_a_row": self._in_a_row,
+            "grad_norms": list(self._norms),
+        }
+
+    @property
+    def limit(self) -> float:
+        """The norm above which the next step is a spike."""
+        if self._health.spike_factor == 0 or len(self._norms) < self._health.spike_window:
+            return math.inf
+        return self._health.spike_factor * median(self._norms)
+
+    def count(self, step: int, norm: float, applied: bool, ids: list[str]) -> str | None:
+        """Record a step; a message when it was skipped. Raises ValueError after too many in a row."""
         if applied:
             self._in_a_row = 0
+            self._norms.append(norm)
             return None
         self.total += 1
         self._in_a_row += 1
-        if self._in_a_row >= self._limit:
+        if self._in_a_row >= self._health.max_skipped_in_a_row:
             raise ValueError(
-                f"step {step}: {self._in_a_row} steps in a row had non-finite gradients (last samples: "
-                f"{', '.join(ids[:8])}); lower optim.lr or inspect these samples, then resume"
+                f"step {step}: {self._in_a_row} steps in a row were skipped, the last as {self._why(norm)} "
+                f"(its samples: {', '.join(ids[:8])}); lower optim.lr or inspect these samples, then resume"
             )
         return (
-            f"step {step}: skipped on every rank, the gradient is not finite; samples {', '.join(ids)} "
+            f"step {step}: skipped on every rank, {self._why(norm)}; samples {', '.join(ids)} "
             f"({self.total} skipped so far)"
+        )
+
+    def _why(self, norm: float) -> str:
+        if not math.isfinite(norm):
+            return "the gradient or a loss is not finite"
+        return (
+            f"the gradient's norm {norm:.3g} is a spike (above {self.limit:.3g}, "
+            f"{self._health.spike_factor:g} times the median of the {self._health.spike_window} steps before)"
         )
 
 

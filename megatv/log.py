@@ -25,15 +25,19 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+class AloneError(ValueError):
+    """What only this process knows, since the others did not come: it says so itself, whatever its rank."""
+
+
 def main_guard(main: Callable[[], int | None]) -> NoReturn:
     """Run a command-line entry point: ValueError becomes one `error:` line on stderr and exit code 2.
 
-    All ranks raise the same error and rank 0 prints it; Ctrl-C exits with 130.
+    All ranks raise the same error and rank 0 prints it, or it is an AloneError; Ctrl-C exits with 130.
     """
     try:
         code = main()
     except ValueError as error:
-        if rank() == 0:
+        if rank() == 0 or isinstance(error, AloneError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = 2
     except KeyboardInterrupt:
@@ -84,8 +88,13 @@ class RunLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record (`step` and plain numbers) to metrics.jsonl and wandb."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise AloneError(
+                f"{self.path}: cannot be written ({error.strerror}); put that right, then use --resume auto"
+            ) from None
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
 

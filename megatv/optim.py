@@ -8,7 +8,7 @@ optimizer state because DeepSpeed then shards it with the moments: it costs 4 by
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -49,16 +49,29 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], optim: OptimConf
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's fused AdamW that also keeps the average of the weights as the state `ema`."""
+    """torch's fused AdamW that also keeps the average of the weights as the state `ema`.
+
+    It is the one place that every ZeRO stage and every pipeline passes with the gradient's norm known and no
+    weight changed yet, so here the step is judged. DeepSpeed calls `step` once for each of its groups.
+    """
 
     def __init__(self, groups: list[dict[str, Any]], optim: OptimConfig) -> None:
         super().__init__(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
         self.ema = optim.ema
+        self._judge: Callable[[], bool] | None = None
+        self.applied = True
 
     def set_lr(self, lr: float) -> None:
         """Set the rate of the next update, group by group."""
         for group in self.param_groups:
             group["lr"] = lr * group["lr_scale"]
+
+    def judge_next(self, judge: Callable[[], bool]) -> None:
+        """Update only if `judge()` says so, which is asked once, before the first weight changes.
+
+        `applied` then says whether it did; DeepSpeed does not come here when the gradient is not finite.
+        """
+        self._judge, self.applied = judge, False
 
     def allocate(self, parameters: Iterable[Tensor], updates: int = 0) -> None:
         """Make the state of `parameters` (the shards that DeepSpeed gives us) before the first update.
@@ -76,7 +89,11 @@ class AdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of the parameters in `param_groups`, and of their average."""
+        """One update of the parameters in `param_groups`, and of their average; nothing if judged bad."""
+        if self._judge is not None:
+            self.applied, self._judge = self._judge(), None
+        if not self.applied:
+            return
         super().step(closure)
         if self.ema is None:
             return

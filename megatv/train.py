@@ -64,7 +64,7 @@ class Trainer:
             self.opened = open_run(config, resume) if mesh.rank == 0 else None
         checkpoint, meta = self._agree_on_checkpoint()
         self.start = self.done = meta["step"]
-        self.skipped = SkippedSteps(meta["skipped"])
+        self.skipped = SkippedSteps(config.health, meta)
         self.engine = Engine(config, mesh, device, checkpoint, meta["updates"])
         self.saver = Saver(config, mesh, self.engine)
         self._announce(checkpoint)
@@ -84,7 +84,7 @@ class Trainer:
                 profiler.before(self.done + 1)
                 micro_batches = self.feed.next()
                 lr = learning_rate(self.done, config.run.steps, config.optim)
-                result = self.engine.step(micro_batches, lr, lambda: signal.requested)
+                result = self.engine.step(micro_batches, lr, lambda: signal.requested, self.skipped.limit)
                 self.done += 1
                 self._log_step(record, clock, result, lr, micro_batches)
                 profiler.after(self.done)
@@ -174,7 +174,7 @@ class Trainer:
         self, record: RunLog | None, clock: Clock, result: StepResult, lr: float, batches: list[Batch]
     ) -> None:
         ids = [] if result.applied else self.engine.suspects(batches)
-        message = self.skipped.count(self.done, result.applied, ids)
+        message = self.skipped.count(self.done, result.grad_norm, result.applied, ids)
         if message is not None:
             say(message)
         if record is None:
@@ -194,7 +194,10 @@ class Trainer:
             **clock.finish_step(batches, self.feed.waited_seconds),
         }
         values |= record.goodput.add(values)
-        record.write({k: v if v is not None and math.isfinite(v) else None for k, v in values.items()})
+        written = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
+        if not result.applied:
+            written |= {"skip_reason": result.skip_reason, "skipped_samples": ids}
+        record.write(written)
         record.advance(self.done)
         if _due(self.done, self.config.log.every) or self.done == self.config.run.steps:
             say(step_line({**values, **clock.window()}, self.config.run.steps, clock.seconds_left()))
@@ -217,7 +220,7 @@ class Trainer:
         meta = {
             "step": self.done,
             "updates": self.done - self.skipped.total,
-            "skipped": self.skipped.total,
+            **self.skipped.state(),
             "config": config_to_dict(self.config),
             **self.origin,
             "tokenizer": {"path": self.config.tokenizer.path, "vocab_size": self.tokenizer.vocab_size},

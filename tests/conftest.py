@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import settings
 
 settings.register_profile("megatv", deadline=None)  # a busy machine is no failure
@@ -19,6 +20,38 @@ settings.load_profile("megatv")
 
 
 ROOT = Path(__file__).parents[1]
+
+TINY = {
+    "video": {"width": 32, "height": 32, "groups": 1},
+    "codec": {"kind": "dct"},
+    "tokenizer": {"path": "toy_world"},
+    "sequence": {
+        "mode": "tv2tv",
+        "context_tokens": 2 * (2 * 13 * 4 + 100),
+        "examples_per_row": 2,
+        "clean_flip": 0.5,
+        "text_dropout": 0.1,
+    },
+    "model": {
+        "layers": 2,
+        "width": 32,
+        "ffn": 48,
+        "heads": 4,
+        "kv_heads": 2,
+        "vocab": 512,
+        "tied_embeddings": False,
+        "rope_theta": 10000.0,
+        "unet_channels": [16, 16],
+        "init_video": "random",
+    },
+    "batch": {"examples": 8},
+    "checkpoint": {"every": 100, "keep": 5},
+    "optim": {"lr": 1e-2, "min_lr": 1e-4, "warmup_steps": 2, "weight_decay": 0.01, "clip": 1e9},
+    "parallel": {"zero": 0},
+    "log": {"every": 1},
+}
+"""A run that takes milliseconds a step, for tests that start real processes."""
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -45,6 +78,49 @@ def command() -> Command:
 
 
 @pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `train` and `val` shards."""
+    folder = tmp_path_factory.mktemp("shards")
+    _write_shards(folder / "train", 24, seed=0)
+    _write_shards(folder / "val", 8, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def config_file(shards: Path) -> Path:
+    """The tiny run's YAML; tests override `run.dir` and what they are about."""
+    path = shards / "tiny.yaml"
+    data = {"train": str(shards / "train"), "val": str(shards / "val")}
+    path.write_text(yaml.safe_dump({"run": {"dir": "unset", "steps": 4}, "data": data, **TINY}))
+    return path
+
+
+def _write_shards(out: Path, examples: int, seed: int) -> None:
+    """Random latents with a shape in time, and a caption for every chunk."""
+    from megatv.data.shards import DatasetInfo, ShardWriter  # seconds, which most tests can do without
+    from megatv.data.stats import LatentStats
+    from megatv.types import Caption
+
+    rng = np.random.default_rng(seed)
+    info = DatasetInfo(width=32, height=32, groups=1, codec={"kind": "dct"})
+    with ShardWriter(out, info) as writer:
+        for i in range(examples):
+            base = rng.normal(size=(1, 16, 4, 4))
+            latents = base + 0.3 * rng.normal(size=(13, 16, 4, 4))
+            writer.write(
+                f"clip{seed}-{i}",
+                latents.astype(np.float32),
+                captions=tuple(Caption(0.25 * k, f"(w). {i % 3}, 0, {k % 2}, 0.") for k in range(3)),
+                meta_caption="a clip",
+                detailed_caption="",
+                valid_latents=13,
+                ends_clip=i % 2 == 0,
+                source={},
+            )
+        writer.finish(LatentStats(np.zeros((2, 16), np.float32), np.ones((2, 16), np.float32)))
+
+
+@pytest.fixture(scope="session")
 def deepspeed() -> Callable[[int], list[object]]:
     """deepspeed(n): the launcher for n processes, on a port that no other run of this machine uses."""
 
@@ -65,6 +141,41 @@ def losses() -> Callable[[Path], dict[int, tuple[float, float]]]:
         return {m["step"]: (m["text_loss"], m["video_loss"]) for m in lines if "text_loss" in m}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def steps_of() -> Callable[[Path], list[dict]]:
+    """steps_of(run_dir): what its steps computed, without what they took."""
+    timing = ("second", "tflops", "mfu", "data_wait", "memory", "goodput", "run_started")
+
+    def read(run_dir: Path) -> list[dict]:
+        records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+        return [{k: v for k, v in r.items() if not any(word in k for word in timing)} for r in records]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def same_end(steps_of: Callable[[Path], list[dict]]) -> Callable[[Path, Path], None]:
+    """same_end(one, other): two runs have bitwise the same losses, weights, moments and average."""
+    import torch
+
+    from megatv.checkpoint.store import Tensors, steps, verify
+
+    def check(one: Path, other: Path) -> None:
+        assert steps_of(one) == steps_of(other)
+        ends = [steps(path)[-1] for path in (one, other)]
+        assert ends[0].name == ends[1].name
+        metas = [verify(end) for end in ends]
+        assert metas[0]["updates"] == metas[1]["updates"] == metas[0]["step"] - metas[0]["skipped"]
+        kinds = {name.partition(".")[0].partition("-")[0] for name in metas[0]["files"]}
+        assert {"model", "exp_avg", "exp_avg_sq"} <= kinds
+        for kind in kinds:
+            a, b = (Tensors(end, kind) for end in ends)
+            differ = [name for name in sorted(a.names()) if not torch.equal(a[name], b[name])]
+            assert not differ, f"{kind} differs in {differ}"
+
+    return check
 
 
 @pytest.fixture(scope="session")

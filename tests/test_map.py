@@ -5,6 +5,7 @@ count. Within a layer, modules may import each other.
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -236,3 +237,17 @@ def test_the_map_can_fail():
     assert layer("megatv.engine.Engine") > layer("megatv.sample.sampler")
     with pytest.raises(AssertionError, match="no place on the map"):
         layer("megatv.new_folder.thing")
+
+
+def test_the_contract_names_tests_that_exist():
+    """README's table of promises: `file::test` for each, found in that file."""
+    contract = (
+        (ROOT / "README.md").read_text().partition("## The reliability contract")[2].partition("\n## ")[0]
+    )
+    rows = [line for line in contract.splitlines() if line.startswith("| R")]
+    assert [row.split("|")[1].strip() for row in rows] == [f"R{n}" for n in range(1, 13)]
+    for row in rows[:-1]:
+        named = re.findall(r"`(tests/\S+?\.py)::(\w+)`", row)
+        assert named, row
+        for file, test in named:
+            assert f"\ndef {test}(" in (ROOT / file).read_text(), f"{file}::{test}"

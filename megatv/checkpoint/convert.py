@@ -135,7 +135,8 @@ def average(checkpoints: Sequence[Path], out: Path, *, weights: Literal["ema", "
         means = (_mean(source[name] for source in sources) for name in shapes)
         file = store.part_name("model", 0, 1)
         kept = {key: value for key, value in meta.items() if key not in ("format", "files")}
-        kept |= {"step": 0, "updates": 0, "skipped": 0, "average_of": [path.name for path, _ in found]}
+        kept |= {"step": 0, "updates": 0, "skipped": 0, "skipped_in_a_row": 0, "grad_norms": []}
+        kept["average_of"] = [path.name for path, _ in found]
         bar = progress(means, total=len(shapes), desc="average")
         store.commit(temporary, out, kept, {file: store.write_tensors(temporary / file, shapes, bar)})
 

@@ -94,6 +94,11 @@ def _choose(path: Path, resume: str) -> tuple[Path | None, list[str]]:
         return None, []
     if resume == "auto":
         checkpoint, skipped = latest(path)
+        if checkpoint is None and skipped:
+            raise ValueError(
+                f"run.dir {path}: none of its checkpoints is whole ({'; '.join(skipped)}); restore one, or "
+                "start in a new run.dir"
+            )
         return checkpoint, [f"checkpoint passed over: {why}" for why in skipped]
     checkpoint = Path(resume)
     step = verify(checkpoint)["step"]

@@ -33,6 +33,10 @@ TEMPORARY = ".tmp"
 SAFETENSORS_NAME = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
+class OtherFormat(ValueError):
+    """A checkpoint that is not damaged, but not for this version: never passed over for an older one."""
+
+
 def checkpoint_dir(run_dir: Path, step: int) -> Path:
     """Where the checkpoint of `step` lies in a run directory."""
     return run_dir / CHECKPOINTS / f"step_{step:08d}"
@@ -128,7 +132,10 @@ def prune(run_dir: Path, keep: int) -> None:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The meta record of a checkpoint directory; ValueError when there is none or it cannot be read."""
+    """The meta record of a checkpoint directory.
+
+    Raises ValueError when there is none or it cannot be read, OtherFormat when another megatv wrote it.
+    """
     try:
         meta = json.loads((path / META).read_text())
     except FileNotFoundError:
@@ -136,7 +143,10 @@ def read_meta(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path / META}: cannot be read ({error}); use an earlier checkpoint") from None
     if meta.get("format") != FORMAT:
-        raise ValueError(f"{path}: checkpoint format {meta.get('format')} is not {FORMAT}; convert it first")
+        raise OtherFormat(
+            f"{path}: checkpoint format {meta.get('format')} is not {FORMAT}, which this megatv reads; "
+            f"use the megatv that wrote it (version {meta.get('megatv', 'unknown')})"
+        )
     return meta
 
 
@@ -165,11 +175,16 @@ def damage(file: Path, record: Mapping[str, int | str]) -> str | None:
 
 
 def latest(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that verifies (or None), and why each newer one was passed over."""
+    """The newest checkpoint of a run that verifies (or None), and why each newer one was passed over.
+
+    Raises OtherFormat when a newer version of megatv has gone on with the run.
+    """
     skipped = []
     for path in reversed(steps(run_dir)):
         try:
             verify(path)
+        except OtherFormat:
+            raise
         except ValueError as error:
             skipped.append(str(error))
         else:

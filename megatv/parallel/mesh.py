@@ -19,6 +19,7 @@ from torch import Tensor
 from megatv.config import Config, ParallelConfig
 from megatv.parallel.context import Context
 from megatv.parallel.layers import Layers, megatron_layers
+from megatv.parallel.meeting import meet
 
 
 def grid(world: int, parallel: ParallelConfig) -> Tensor:
@@ -152,11 +153,17 @@ class Mpu:
 
 
 def initialize_distributed(device: torch.device) -> None:
-    """Join the other processes as the launcher's environment says: nccl on GPUs, gloo on CPUs."""
+    """Join the other processes as the launcher's environment says: nccl on GPUs, gloo on CPUs.
+
+    Raises AloneError when one of them does not come.
+    """
     if dist.is_initialized():
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    store, rank, world = meet()
+    patience = timedelta(minutes=30)
+    store.set_timeout(patience)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""Where the processes of a run meet, and what each of them says when not all of them come."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from megatv.log import AloneError
+
+WAIT = timedelta(minutes=10)
+"""From the first process to the last: imports from a slow shared disk, a node that boots late."""
+
+
+def meet() -> tuple[dist.Store, int, int]:
+    """The store of a run that all processes have joined, this one's rank and the world's size.
+
+    Raises AloneError on every process that is there when one is missing after `WAIT`, came twice, or believes
+    in another world. torch's own rendezvous would wait longer and name nobody.
+    """
+    env = os.environ
+    rank, world = int(env["RANK"]), int(env["WORLD_SIZE"])
+    address = f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
+    if not 0 <= rank < world:
+        raise AloneError(
+            f"RANK is {rank} and WORLD_SIZE {world}: ranks are 0 to {world - 1}; correct the launcher"
+        )
+    hosted = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun keeps the store in its own process
+    try:
+        store: dist.Store = dist.TCPStore(
+            env["MASTER_ADDR"],
+            int(env["MASTER_PORT"]),
+            is_master=rank == 0 and not hosted,
+            timeout=WAIT,
+            wait_for_workers=False,
+        )
+        store = dist.PrefixStore(f"megatv/{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        if (first := int(store.compare_set("world", "", str(world)))) != world:
+            raise AloneError(
+                f"rank {rank}: WORLD_SIZE is {world} here, {first} in another process; correct the launcher"
+            )
+        if store.add(f"rank {rank}", 1) > 1:
+            raise AloneError(f"rank {rank}: two processes at {address} have this RANK; correct the launcher")
+        _wait_for_all(store, rank, world, address)
+    except dist.DistError as error:
+        raise AloneError(_unreachable(rank, address, error)) from None
+    return store, rank, world
+
+
+def _wait_for_all(store: dist.Store, rank: int, world: int, address: str) -> None:
+    keys = [f"rank {other}" for other in range(world)]
+    try:
+        store.wait(keys, WAIT)
+    except dist.DistStoreError:
+        missing = [key for key in keys if not store.check([key])]
+        shown = ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
+        raise AloneError(
+            f"rank {rank}: {len(missing)} of {world} processes did not come to {address} within "
+            f"{WAIT.total_seconds():.0f} s: {shown}; see why they did not start, or correct WORLD_SIZE"
+        ) from None
+
+
+def _unreachable(rank: int, address: str, error: Exception) -> str:
+    why = str(error).partition("\n")[0]
+    if rank == 0:
+        return f"rank 0: cannot listen at {address} ({why}); choose another MASTER_PORT, or end who has it"
+    return f"rank {rank}: rank 0 cannot be reached at {address} ({why}); see why it did not start, or left"
