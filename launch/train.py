@@ -1,6 +1,7 @@
 """Train one YAML: `deepspeed launch/train.py --config RUN.yaml [section.key=value ...] [--resume ...]`.
 
-Works the same under `torchrun`, under `srun` (one task a rank) and as a plain single process.
+Works the same under `torchrun`, under `srun` (one task a rank) and as a plain single process. Inside a Slurm
+allocation `deepspeed` trains on all of its nodes. launch/slurm/train.sbatch is the job script.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_intermixed_args()
 
+    from megatv.parallel.slurm import give_way_to_srun
+
+    give_way_to_srun()
     from megatv.config import load_config
     from megatv.parallel.environment import prepare
     from megatv.parallel.orphan import stop_without_launcher
 
     stop_without_launcher()
+    device = prepare()  # first, so that of all ranks only rank 0 tells of a bad config
     config = load_config(args.config, args.overrides)
-    device = prepare()
     from megatv.train import train  # imports DeepSpeed, which must find its environment complete
 
     train(config, args.resume, device)

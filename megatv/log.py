@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -37,6 +38,8 @@ def main_guard(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main()
     except ValueError as error:
+        # launchers end the other ranks when the first has gone; theirs too must be the exit code of bad input
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if rank() == 0 or isinstance(error, AloneError):
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = 2

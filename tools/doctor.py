@@ -1,9 +1,11 @@
 """What this machine has for megatv, what it lacks, what that costs, and the line that installs it.
 
     python tools/doctor.py [--json]
+    python tools/doctor.py --node [--gpus 8]     in a cluster: is this node fit to train? One line a fault
 
 Needs nothing but Python, so that it runs before anything is installed. Libraries are really imported, which
-finds the broken ones too. Exit code 0 when a run on CPU can start, 1 when something it needs is missing.
+finds the broken ones too. Exit code 0 when a run on CPU can start (with --node: on this node, with that many
+GPUs), 1 when something it needs is missing.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -229,6 +233,46 @@ def probe(library: Library, group: str, tested: dict[str, str]) -> Finding:
     return Finding(group, library.name, state, found, library.cost, library.fix)
 
 
+def node_faults(gpus: int) -> Iterator[str]:
+    """What keeps this node from training with `gpus` GPUs, a sentence each; takes a few seconds.
+
+    Of the libraries only torch and megatv are imported: nodes differ in hardware and mounts, and a library
+    that is broken on all of them stops the run with its own error.
+    """
+    yield from (f"{f.name} is missing ({f.cost}): {f.found}" for f in machine() if f.state == "missing")
+    if shutil.disk_usage(tempfile.gettempdir()).free < GIB:
+        yield f"less than 1 GiB is free in {tempfile.gettempdir()}, where kernels are compiled"
+    for name in ("torch", "megatv"):
+        finding = probe(Library(name, name, "nothing runs"), "needed", {})
+        if finding.state != "ok":
+            yield f"{name}: {finding.found}; {SETUP} on this node, or mount there what the others see"
+            return
+    if gpus:
+        yield from gpu_faults(gpus)
+
+
+def gpu_faults(gpus: int) -> Iterator[str]:
+    """GPUs that are not there, do not compute, or are taken by what an earlier job left behind."""
+    import torch
+
+    visible = torch.cuda.device_count()
+    if visible < gpus:
+        yield f"{visible} of {gpus} GPUs are usable ({cuda_of_torch()[1]}); see nvidia-smi and dmesg there"
+    for index in range(min(visible, gpus)):
+        try:
+            free, total = torch.cuda.mem_get_info(index)
+            ones = torch.ones(256, 256, device=f"cuda:{index}")
+            right = bool(((ones @ ones) == 256).all())
+        except Exception as error:
+            yield f"GPU {index} does not compute ({first_line(error)}); see nvidia-smi and dmesg there"
+            continue
+        if not right:
+            yield f"GPU {index} computes wrong numbers: take the node out of service"
+        if free < 0.9 * total:
+            taken = (total - free) / GIB
+            yield f"GPU {index} has {taken:.0f} GiB taken by other processes; nvidia-smi names them"
+
+
 def at_least(version: str, least: tuple[int, ...]) -> bool:
     """Compare the leading numbers of a version."""
     return tuple(int(n) for n in re.findall(r"\d+", version)[: len(least)]) >= least
@@ -292,7 +336,14 @@ def main() -> int:
     """Print the report and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--node", action="store_true", help="only what keeps this node from training")
+    parser.add_argument("--gpus", type=int, default=0, help="with --node: how many it must have")
     args = parser.parse_args()
+    if args.node:
+        name = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        faults = list(node_faults(args.gpus))
+        print("\n".join(f"{name}: {fault}" for fault in faults) or f"{name}: fit")
+        return 1 if faults else 0
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for one, at length
     findings = diagnose()
     can_run = not any(f.state == "missing" for f in findings)

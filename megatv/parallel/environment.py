@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import socket
+from collections.abc import Mapping
 
 import torch
+
+from megatv.parallel import slurm
 
 
 def prepare() -> torch.device:
@@ -14,8 +17,8 @@ def prepare() -> torch.device:
     Call it before DeepSpeed is imported, which reads the accelerator from the environment.
     """
     env = os.environ
-    if "RANK" not in env and "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", 1)) > 1:
-        _from_slurm()
+    if "RANK" not in env and slurm.in_step(env):
+        slurm.set_ranks(env)
     env.setdefault("RANK", "0")
     env.setdefault("WORLD_SIZE", "1")
     env.setdefault("LOCAL_RANK", "0")
@@ -26,7 +29,7 @@ def prepare() -> torch.device:
     if "MASTER_PORT" not in env:
         env["MASTER_PORT"] = "29500" if int(env["WORLD_SIZE"]) > 1 else "0"
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(env["LOCAL_RANK"]))
+        device = _gpu(env)
         torch.cuda.set_device(device)
         return device
     env.setdefault("DS_ACCELERATOR", "cpu")
@@ -36,15 +39,14 @@ def prepare() -> torch.device:
     return torch.device("cpu")
 
 
-def _from_slurm() -> None:
-    """One task is one rank (`srun python launch/train.py`); the first node is the meeting point."""
-    env = os.environ
-    env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_NTASKS"]
-    env["LOCAL_RANK"] = env["SLURM_LOCALID"]
-    env["LOCAL_WORLD_SIZE"] = str(int(env["SLURM_NTASKS"]) // int(env["SLURM_NNODES"]))
-    if "MASTER_ADDR" not in env:
-        hosts = ["scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]]
-        names = subprocess.run(hosts, check=True, capture_output=True, text=True).stdout
-        env["MASTER_ADDR"] = names.split()[0]
-    # the same port for every task of a job, another one for a neighbour's
-    env.setdefault("MASTER_PORT", str(20000 + int(env["SLURM_JOB_ID"]) % 20000))
+def _gpu(env: Mapping[str, str]) -> torch.device:
+    """This rank's GPU: the LOCAL_RANK-th, or the only one that Slurm lets a task see (--gpus-per-task=1)."""
+    visible, rank = torch.cuda.device_count(), int(env["LOCAL_RANK"])
+    if visible == 1 and slurm.in_step(env):
+        rank = 0
+    if rank >= visible:
+        raise ValueError(
+            f"{socket.gethostname()} has {visible} GPU(s) for {env['LOCAL_WORLD_SIZE']} processes: "
+            "start one a GPU"
+        )
+    return torch.device("cuda", rank)

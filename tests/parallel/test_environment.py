@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
+import torch
 
 from megatv.parallel.environment import prepare
+from megatv.parallel.slurm import expand_counts
 
 TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-SLURM = ("PROCID", "NTASKS", "LOCALID", "NNODES", "JOB_ID", "JOB_NODELIST")
+SLURM = (
+    *("PROCID", "NTASKS", "LOCALID", "NODEID", "JOB_ID"),
+    *("STEP_ID", "STEP_NUM_TASKS", "STEP_TASKS_PER_NODE", "STEP_NODELIST"),
+)
 NAMES = [*TORCH, *(f"SLURM_{name}" for name in SLURM), "LOCAL_SIZE", "OMP_NUM_THREADS", "DS_ACCELERATOR"]
 
 
@@ -39,14 +45,71 @@ def test_deepspeed_launcher_sets_only_local_size(env: dict[str, str]) -> None:
     assert env["LOCAL_WORLD_SIZE"] == "4"
 
 
+def task(number: int, **changed: str) -> dict[str, str]:
+    """What srun tells one of 7 tasks on two nodes of four and three."""
+    return {
+        "SLURM_JOB_ID": "77",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "7",
+        "SLURM_STEP_TASKS_PER_NODE": "4,3",
+        "SLURM_STEP_NODELIST": "node-[a-b]",
+        "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number % 4),
+        "SLURM_NODEID": str(number // 4),
+    } | changed
+
+
 def test_slurm_tasks_are_ranks(env: dict[str, str]) -> None:
-    env.update(SLURM_PROCID="5", SLURM_NTASKS="8", SLURM_LOCALID="1", SLURM_NNODES="2", SLURM_JOB_ID="77")
-    env["MASTER_ADDR"] = "node-a"
+    env.update(task(5), MASTER_ADDR="node-a")
     prepare()
     assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"], env["LOCAL_WORLD_SIZE"]) == (
         "5",
-        "8",
+        "7",
         "1",
-        "4",
+        "3",
     )
-    assert env["MASTER_PORT"] == "20077"
+    assert (env["MASTER_ADDR"], env["MASTER_PORT"]) == ("node-a", "20077")
+
+
+@pytest.mark.parametrize("step", [None, "4294967291", "4294967290"])
+def test_a_batch_script_is_no_rank(env: dict[str, str], step: str | None) -> None:
+    """It and an interactive shell carry SLURM_PROCID=0 and the allocation's number of tasks."""
+    env.update(SLURM_PROCID="0", SLURM_NTASKS="8", SLURM_LOCALID="0", SLURM_JOB_ID="77")
+    if step is not None:
+        env["SLURM_STEP_ID"] = step
+    prepare()
+    assert (env["RANK"], env["WORLD_SIZE"]) == ("0", "1")
+
+
+def test_counts_by_node() -> None:
+    assert expand_counts("8(x2),4") == [8, 8, 4]
+    assert expand_counts("1") == [1]
+
+
+@pytest.fixture
+def gpus(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """gpus(n): torch sees n GPUs."""
+
+    def show(count: int) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+        monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+
+    return show
+
+
+@pytest.mark.parametrize(("visible", "index"), [(4, 2), (1, 0)])
+def test_each_task_takes_its_gpu(
+    env: dict[str, str], gpus: Callable[[int], None], visible: int, index: int
+) -> None:
+    """Slurm shows a task all GPUs of its node, or with --gpus-per-task=1 its own one only."""
+    env.update(task(2), MASTER_ADDR="node-a")
+    gpus(visible)
+    assert prepare() == torch.device("cuda", index)
+
+
+def test_more_processes_than_gpus_are_refused(env: dict[str, str], gpus: Callable[[int], None]) -> None:
+    env.update(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", LOCAL_SIZE="2", MASTER_PORT="1")
+    gpus(1)
+    with pytest.raises(ValueError, match=r"has 1 GPU\(s\) for 2 processes"):
+        prepare()

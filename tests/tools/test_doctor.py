@@ -120,3 +120,47 @@ def test_the_table_is_aligned(doctor):
         "A run on CPU lacks longer.",
         *doctor.report([bad, ok]).splitlines()[7:],
     ]
+
+
+def test_a_fit_node_says_so_by_its_name(monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "node-17")
+    result = run("--node")
+    assert (result.returncode, result.stdout) == (0, "node-17: fit\n"), result.stderr
+
+
+def test_a_bare_node_names_itself_and_its_fault(monkeypatch):
+    monkeypatch.setenv("SLURMD_NODENAME", "node-17")
+    result = run("--node", "--gpus", "8", python=(sys.executable, "-I", "-S"))
+    assert result.returncode == 1
+    assert result.stdout.startswith("node-17: torch: not installed; source launch/setup.sh on this node")
+
+
+@pytest.fixture
+def node(doctor, monkeypatch):
+    """node(free GiB of each GPU): the faults of a node of 4 GPUs of 80 GiB, one of which may be `broken`."""
+    import torch
+
+    def faults(*free, broken=None):
+        def memory(index):
+            if free[index] is None:
+                raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+            return free[index] * 2**30, 80 * 2**30
+
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
+        monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.full(shape, 1.0 + (device == broken)))
+        return list(doctor.node_faults(gpus=4))
+
+    return faults
+
+
+def test_gpus_are_counted_tried_and_found_empty(node):
+    assert node(79, 79, 79, 79) == []
+    assert [fault.split(" (")[0] for fault in node(79, 79, 79)] == ["3 of 4 GPUs are usable"]
+    (fault,) = node(79, 79, None, 79)
+    assert fault.startswith("GPU 2 does not compute (RuntimeError: CUDA error: uncorrectable ECC")
+    (fault,) = node(79, 20, 79, 79)
+    assert fault.startswith("GPU 1 has 60 GiB taken by other processes")
+    assert node(79, 79, 79, 79, broken="cuda:3") == [
+        "GPU 3 computes wrong numbers: take the node out of service"
+    ]
