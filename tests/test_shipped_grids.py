@@ -37,14 +37,16 @@ def test_it_shares_its_batch_and_fits_80_gb(file, gpus):
 
 
 @pytest.mark.parametrize(("file", "gpus"), SHIPPED.items())
-def test_no_other_grid_of_its_kind_is_predicted_to_be_faster(file, gpus):
-    """Beside less and more tensor parallelism, two stages, and the other choice of recomputing."""
-    own = load_config(CONFIGS / file).parallel
-    kinds = itertools.product((1, 2, 4), ((1, 3), (2, 1)), (False, True))
+def test_no_other_grid_of_its_kind_with_room_to_spare_is_predicted_to_be_faster(file, gpus):
+    """Beside more and less tensor and context parallelism, two stages, and other checkpointing."""
+    own = replace(load_config(CONFIGS / file).parallel, dp=None)
+    kinds = itertools.product((1, 2), (1, 2, 4, 8), ((1, 3), (2, 1)), ("none", "selective", "full"))
     grids = [
-        ParallelConfig(tp=tp, pp=pp, zero=zero, activation_checkpointing=recompute)
-        for tp, (pp, zero), recompute in kinds
+        ParallelConfig(
+            tp=tp, cp=cp, pp=pp, zero=zero, sequence_parallel=tp > 1, activation_checkpointing=mode
+        )
+        for tp, cp, (pp, zero), mode in kinds
     ]
     plans = [plan(SPORTS, grid, GPUS["h100-80gb"], gpus) for grid in grids]
-    fitting = [one for one in plans if isinstance(one, Plan)]
-    assert min(fitting, key=lambda one: one.prediction.step_seconds).config.parallel == own
+    roomy = [one for one in plans if isinstance(one, Plan) and one.memory["peak"] <= 60e9]
+    assert min(roomy, key=lambda one: one.prediction.step_seconds).config.parallel == own
