@@ -135,6 +135,8 @@ class Engine:
         self.objective = Objective(config, layers)
         with torch.device("meta"):
             model = MoT(config, layers)
+        if config.precision == "bf16":
+            model.bfloat16()  # DeepSpeed would, and until then hold twice the bytes of every weight
         self.stage: Stage | None = None
         if mesh.pp > 1:
             self.stage = Stage(model, config, mesh, device, self.objective, layer_flops(config))

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +25,7 @@ settings.load_profile("megatv")
 
 
 ROOT = Path(__file__).parents[1]
+SURVIVED = pytest.StashKey[list[tuple[str, str]]]()
 
 TINY = {
     "video": {"width": 32, "height": 32, "groups": 1},
@@ -257,3 +263,107 @@ def write_episode() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@dataclass
+class ForgedRun:
+    """A run that has been started, what it left in `out` and, where a test says so, its run directory."""
+
+    out: Path
+    directory: Path | None = None
+
+    @property
+    def pids(self) -> list[int]:
+        """The ranks' processes."""
+        return json.loads(_appear(self.out / "pids").read_text())
+
+    @property
+    def log(self) -> str:
+        """What all ranks have printed."""
+        return (self.out / "log").read_text()
+
+    def end(self) -> list[int]:
+        """Wait for the ranks' exit codes (minus the signal's number when killed)."""
+        return json.loads(_appear(self.out / "codes").read_text())
+
+    def kill(self) -> None:
+        """End what is still there of it."""
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def errors(self) -> list[str]:
+        """The sentences that it told its user."""
+        return [line for line in self.log.splitlines() if line.startswith("error: ")]
+
+
+def _appear(path: Path) -> Path:
+    """`path`, when it exists."""
+    until = time.monotonic() + 400
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} did not come"
+        time.sleep(0.01)
+    return path
+
+
+@pytest.fixture(scope="session")
+def forge() -> Iterator[Callable[..., ForgedRun]]:
+    """forge(out, words, environment, world, ranks=all): begin a run on forked ranks; see forge.py."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("forge.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdin is not None
+    while "ready" not in process.stdout.readline():
+        assert process.poll() is None
+
+    def begin(
+        out: Path,
+        words: Sequence[object],
+        environment: dict[str, str],
+        world: int,
+        ranks: Sequence[int] | None = None,
+    ) -> ForgedRun:
+        job = {"out": str(out), "words": [str(word) for word in words], "environment": environment}
+        job |= {"world": world, "ranks": ranks or list(range(world))}
+        print(json.dumps(job), file=process.stdin, flush=True)
+        return ForgedRun(out)
+
+    yield begin
+    process.stdin.close()
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def survived(pytestconfig: pytest.Config) -> list[tuple[str, str]]:
+    """Faults that runs have survived, and what each cost; told when all tests have ended."""
+    return pytestconfig.stash[SURVIVED]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SURVIVED] = []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist hands what its runs survived to the process that reports."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["survived"] = session.config.stash[SURVIVED]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[SURVIVED].extend(getattr(node, "workeroutput", {}).get("survived", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    found = terminalreporter.config.stash[SURVIVED]
+    if found:
+        terminalreporter.section(
+            "survived, with bitwise the losses, weights and moments of an undisturbed run"
+        )
+        width = max(len(fault) for fault, _ in found)
+        for fault, lost in found:
+            terminalreporter.write_line(f"{fault:{width}}  lost: {lost}")

@@ -28,10 +28,12 @@ def test_who_is_missing_or_wrong(
 ) -> None:
     run = start(tmp_path / "run", faults=f"wait_at_start(4)\n{fault}", ranks=ranks)
     codes = run.end()
-    assert 2 in codes and 0 not in codes, run.log
+    assert 2 in codes, run.log
     assert any(sentence in error for error in run.errors()), run.log
     assert "Traceback" not in run.log
-    assert not (run.directory / "metrics.jsonl").exists()
+    if len(ranks) < 3:  # else two of them are a whole run, which may begin before the third is refused
+        assert 0 not in codes, run.log
+        assert not (run.directory / "metrics.jsonl").exists()
 
 
 def test_two_runs_on_one_directory(start: Callable, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Videos as cameras, studios and the web make them: each kind is written here and must be shown rightly."""
 
 import io
+import os
 from fractions import Fraction
 
 import av
@@ -105,8 +106,12 @@ def test_odd_sizes(codec, stored):
     ],
 )
 def test_ten_bits_become_eight(codec, stored, options):
-    near(colours(decode_video(write([quarters()] * 3, codec=codec, stored=stored, options=options),
-                              width=W, height=H)[0]), ALL)  # fmt: skip
+    policy = os.sched_getscheduler(0)
+    data = write([quarters()] * 3, codec=codec, stored=stored, options=options)
+    # SVT-AV1, run by root, makes its caller a real-time process, and so whatever that starts later: ranks
+    # that poll for each other then keep each other from the cores for minutes
+    os.sched_setscheduler(0, policy, os.sched_param(0))
+    near(colours(decode_video(data, width=W, height=H)[0]), ALL)
 
 
 def test_transparency_shows_black_and_hidden_colours_do_not_bleed():

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,22 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[subprocess.Popen]:
-    """A process that forks ranks; see zygote.py."""
-    command = [sys.executable, str(Path(__file__).with_name("zygote.py"))]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        yield process
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-Train = Callable[..., str]
-
-
 @pytest.fixture
-def train(zygote: subprocess.Popen, config_file: Path, tmp_path: Path) -> Train:
+def train(forge: Callable, config_file: Path, tmp_path: Path) -> Callable[..., str]:
     """train(n, run_dir, *arguments): launch/train.py on n forked ranks, which must end well; its output."""
     number = itertools.count()
 
@@ -42,17 +26,12 @@ def train(zygote: subprocess.Popen, config_file: Path, tmp_path: Path) -> Train:
         config: Path = config_file,
         script: Path = ROOT / "launch/train.py",
     ) -> str:
-        output = tmp_path / f"output{next(number)}.txt"
-        argv = [str(script), "--config", str(config), f"run.dir={run_dir}", *arguments]
-        assert zygote.stdin is not None and zygote.stdout is not None
-        print(
-            json.dumps({"processes": processes, "argv": argv, "output": str(output)}),
-            file=zygote.stdin,
-            flush=True,
-        )
-        codes = json.loads(zygote.stdout.readline())
-        assert codes == [0] * processes, f"{codes}\n{output.read_text()[-6000:]}"
-        return output.read_text()
+        out = tmp_path / f"out{next(number)}"
+        out.mkdir()
+        run = forge(out, [script, "--config", config, f"run.dir={run_dir}", *arguments], {}, processes)
+        codes = run.end()
+        assert codes == [0] * processes, f"{codes}\n{run.log[-6000:]}"
+        return run.log
 
     return run
 

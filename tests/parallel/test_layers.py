@@ -56,18 +56,19 @@ def loss_and_gradients(config, layers, tp, rank):
     before = output.text_logits.detach().clone()
     weighted(loss, batch.counts(), config.objective).backward()
     assert torch.equal(output.text_logits, before), "the loss must not overwrite the logits"
-    return loss, {name: p.grad for name, p in model.named_parameters()}
+    return loss, before, {name: p.grad for name, p in model.named_parameters()}
 
 
 def compare_with_plain(tp, rank):
-    """This rank's slice of every gradient equals the unsharded model's."""
+    """This rank's slice of the logits and of every gradient equals the unsharded model's."""
     for tied, sequence_parallel in ((False, False), (True, False), (False, True)):
         config = small_config(tied)
-        expected_loss, expected = loss_and_gradients(config, Layers(), 1, 0)
+        expected_loss, logits, expected = loss_and_gradients(config, Layers(), 1, 0)
         layers = megatron_layers(tp, sequence_parallel=sequence_parallel)
-        found_loss, found = loss_and_gradients(config, layers, tp, rank)
+        found_loss, found_logits, found = loss_and_gradients(config, layers, tp, rank)
         torch.testing.assert_close(found_loss.text_sum, expected_loss.text_sum, rtol=1e-5, atol=0)
         torch.testing.assert_close(found_loss.video_sum, expected_loss.video_sum, rtol=1e-5, atol=0)
+        torch.testing.assert_close(found_logits, logits.chunk(tp, 1)[rank], rtol=1e-5, atol=1e-5)
         assert list(found) == list(expected)
         for name, gradient in expected.items():
             own = tp_slice(gradient, name, tp, rank)

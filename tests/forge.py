@@ -1,17 +1,20 @@
 """A launcher of runs that start at once: it has imported the trainer, and forks every rank from itself.
 
-Reads lines of JSON from its standard input: `out` (a folder, for what comes back), `arguments` (of the
-trainer), `faults`, `world` and `ranks` (which of the world to start, perhaps not all, perhaps one twice).
-Into `out` go `log`, `pids` (the ranks' at the start, JSON) and `codes` (their exit codes at the end). Like
-other launchers it ends all ranks when one has failed.
+Reads lines of JSON from its standard input: `out` (a folder, for what comes back), `words` (a script and its
+arguments), `environment`, `world` and `ranks` (which of the world to start, perhaps not all, perhaps one
+twice). Into `out` go `log`, `pids` (the ranks' at the start, JSON) and `codes` (their exit codes at the end).
+Like other launchers it ends all ranks when one has failed. Imports take a rank some seconds of CPU time, more
+than its training; forked ranks are processes as real as others.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -19,14 +22,20 @@ import time
 import traceback
 from pathlib import Path
 
-import faults
-
+os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 for module in (  # which every run would import on its way
+    "megatv.train",
     "deepspeed.runtime.zero.muon.muon_optimizer",
+    "matplotlib.pyplot",
     "megatron.core.tensor_parallel.layers",
     "torch.utils.flop_counter",
 ):
     importlib.import_module(module)
+
+
+def die_with_parent() -> None:
+    """Whoever kills the tests leaves no ranks behind (prctl's PR_SET_PDEATHSIG, number 1)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def main() -> None:
@@ -39,23 +48,25 @@ def main() -> None:
             os._exit(0)
 
 
-def launch(out: str, arguments: list[str], faults: str, world: int, ranks: list[int]) -> None:
+def launch(out: str, words: list[str], environment: dict[str, str], world: int, ranks: list[int]) -> None:
+    """Start the ranks, end them when one fails, and tell how they ended."""
+    die_with_parent()
     os.setsid()
     folder = Path(out)
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    job = {
+    job = environment | {
+        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
-        "FAULTS": faults,
     }
     pids = []
     for rank in ranks:
         pids.append(os.fork())
         if pids[-1] == 0:
-            be_rank(folder / "log", job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, arguments)
+            be_rank(folder / "log", job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, words)
     _write(folder / "pids", pids)
     codes: dict[int, int] = {}
     deadline = float("inf")
@@ -72,16 +83,17 @@ def launch(out: str, arguments: list[str], faults: str, world: int, ranks: list[
     _write(folder / "codes", [codes[pid] for pid in pids])
 
 
-def be_rank(log: Path, environment: dict[str, str], arguments: list[str]) -> None:
-    """Train in this process, which ends here."""
+def be_rank(log: Path, environment: dict[str, str], words: list[str]) -> None:
+    """Run the script in this process, which ends here."""
+    die_with_parent()
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
     os.dup2(1, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(environment)
-    sys.argv = [faults.TRAIN, *arguments]
+    sys.argv = words
     code = 0
     try:
-        faults.main()
+        runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:
         code = int(end.code or 0)
     except BaseException:
