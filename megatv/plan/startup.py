@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from megatv.config import Config
 from megatv.engine import join_deepspeed
+from megatv.model.cost import layer_flops
 from megatv.model.mot import MoT
 from megatv.parallel.mesh import Mesh, rehearsal
 from megatv.parallel.pipeline import Stage
@@ -84,7 +85,7 @@ def _build(config: Config, mesh: Mesh, seconds: dict[str, float]) -> int:
     if mesh.pp > 1:
         with _timed(seconds, "DeepSpeed's groups and stage"), redirect_stdout(io.StringIO()):
             join_deepspeed()
-            module = Stage(module, config, mesh, torch.device("cpu"), objective=_computes_nothing)
+            module = Stage(module, config, mesh, torch.device("cpu"), _computes_nothing, layer_flops(config))
     return sum(parameter.numel() for parameter in module.parameters())
 
 
