@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -335,6 +337,14 @@ def forge() -> Iterator[Callable[..., ForgedRun]]:
     yield begin
     process.stdin.close()
     process.wait()
+
+
+@pytest.fixture(scope="module")
+def ray_alone() -> Iterator[None]:
+    """No other test's cluster of Ray on this machine meanwhile: two that start at once fight over ports."""
+    with open(Path(tempfile.gettempdir()) / "megatv_tests_ray.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -103,6 +103,7 @@ def test_recordings_of_csgo_train_resume_and_sample(mode, csgo, command, deepspe
         assert not any(spoken) and sampled["plan"] == ""
 
 
+@pytest.mark.usefixtures("ray_alone")
 def test_raw_videos_train_from_a_split_by_source(command, deepspeed, losses, examine, tmp_path):
     for library in ("ray", "cv2", "scenedetect"):
         pytest.importorskip(library, reason=f"the pipeline needs {library}")

@@ -117,7 +117,9 @@ def start_ray(address: str | None) -> None:
     if address:
         ray.init(address=address, **quiet)
     else:
-        ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        # "local": not a cluster that this machine happens to belong to
+        own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        ray.init(address="local", **own, **quiet)
 
 
 def _knock(address: str) -> None:

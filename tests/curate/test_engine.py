@@ -12,6 +12,8 @@ import pytest
 from megatv.curate.engine import Outcome, Stage, run_stage, start_ray
 from megatv.curate.manifest import Manifest
 
+pytestmark = pytest.mark.usefixtures("ray_alone")
+
 ray = pytest.importorskip("ray", reason="Ray runs the pipeline; pip install 'ray[data]'")
 
 

@@ -41,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, config_file: Path) -> Pat
         (["batch.examples=2"], "2 data-parallel ranks cannot share"),
         (["data.train=/nowhere/shards"], "/nowhere/shards"),
         (["parallel.tp=2", "log.preview_every=1"], "previews need the whole model on one process"),
-        (["parallel.pp=2", "model.tied_embeddings=true"], "model.tied_embeddings"),
+        (["parallel.dp=3"], "parallel.dp is 3"),
         (["log.val_every=1", "log.val_rows=3"], "log.val_rows 3"),
         (["precision=bf16", "parallel.zero=0"], "parallel.zero 0"),
         (["--resume", "/nowhere/step_00000001"], "no checkpoint"),

@@ -16,8 +16,8 @@ from megatv.health import GarbageTogether
 from megatv.profiler import Profiler
 
 
-def place(rank: int, dp_rank: int = 0, tp_rank: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(rank=rank, dp_rank=dp_rank, tp_rank=tp_rank)
+def place(rank: int, replica_rank: int = 0, tp_rank: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(rank=rank, replica_rank=replica_rank, tp_rank=tp_rank)
 
 
 def run_steps(profiler: Profiler, first: int, last: int) -> None:
@@ -48,7 +48,7 @@ def test_the_trace_holds_the_steps_asked_for(
     ("config", "mesh"),
     [
         (ProfileConfig(start=3, steps=0), place(0)),
-        (ProfileConfig(start=3, steps=2), place(1, dp_rank=1)),
+        (ProfileConfig(start=3, steps=2), place(1, replica_rank=1)),
         (ProfileConfig(start=3, steps=2), place(1, tp_rank=1)),
         (ProfileConfig(start=7, steps=2), place(0)),
     ],

@@ -11,6 +11,8 @@ import pytest
 from megatv.data.captions import read_captions
 from megatv.data.shards import Shards
 
+pytestmark = pytest.mark.usefixtures("ray_alone")
+
 for library in ("ray", "httpx", "cv2", "scenedetect"):
     pytest.importorskip(library, reason=f"the pipeline needs {library}")
 ROOT = Path(__file__).parents[2]

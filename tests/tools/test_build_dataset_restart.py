@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("ray_alone")
+
 for library in ("ray", "httpx", "cv2", "scenedetect"):
     pytest.importorskip(library, reason=f"the pipeline needs {library}")
 
