@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Install the Slurm that tests/slurm brings up, on Debian as root. Where that is not possible those tests skip,
 # with the reason, so this never fails. No service is started: the tests start their own daemons.
-if command -v slurmctld slurmd munged srun >/dev/null; then exit 0; fi
+missing=false
+for program in slurmctld slurmd munged srun; do command -v "$program" >/dev/null || missing=true; done
+if ! $missing; then exit 0; fi
 if [[ $EUID != 0 ]] || ! command -v apt-get >/dev/null; then
     echo "no Slurm here, and no root with apt-get to install it: tests/slurm will skip"
     exit 0

@@ -108,6 +108,12 @@ def _parallel(config: Config) -> Findings:
     for key in ("heads", "kv_heads", "ffn", "vocab"):
         size = getattr(model, key)
         yield size % par.tp == 0, f"model.{key} {size} must be a multiple of parallel.tp {par.tp}"
+    for key in ("dp", "microbatches"):
+        demanded = getattr(par, key)
+        yield (
+            demanded is None or demanded >= 1,
+            f"parallel.{key} is {demanded}: it must be at least 1, or null for what the world gives",
+        )
     yield (
         model.heads % (par.tp * par.cp) == 0,
         f"model.heads {model.heads} must be a multiple of parallel.tp {par.tp} x parallel.cp {par.cp}, as "

@@ -58,7 +58,10 @@ def what_next(config: Config, exit_code: int) -> tuple[int, str]:
 
 def _count(file: Path, step: int) -> int:
     """How many times in a row the run has ended with `step` as its newest checkpoint, this one included."""
-    before = json.loads(file.read_text()) if file.exists() else {}
+    try:
+        before = json.loads(file.read_text())
+    except (OSError, ValueError):  # none yet, or half of one that a killed job left: count anew
+        before = {}
     ends = before["ends"] + 1 if before.get("step") == step else 1
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
