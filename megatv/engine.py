@@ -39,8 +39,8 @@ from megatv.objective.pretrain import pretrain_loss, weighted
 from megatv.objective.validation import ValidationSums
 from megatv.optim import MOMENTS, AdamW, ClippedAdamW, parameter_groups
 from megatv.parallel.layers import Layers
-from megatv.parallel.mesh import Mesh, Mpu
-from megatv.parallel.pipeline import REPLICATED, Stage
+from megatv.parallel.mesh import REPLICATED, Mesh, Mpu
+from megatv.parallel.pipeline import Stage
 from megatv.types import Batch, LossSum
 
 MODEL = "model"

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatv.config import OptimConfig
+from megatv.parallel.mesh import REPLICATED
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -124,7 +125,7 @@ class ClippedAdamW(AdamW):
             p.grad
             for p in parameters
             if (self._tp_rank == 0 or getattr(p, "tensor_model_parallel", False))
-            and not getattr(p, "ds_pipe_replicated", False)
+            and not getattr(p, REPLICATED, False)
         ]
         square = torch.stack(torch._foreach_norm(counted)).square().sum()
         dist.all_reduce(square, group=self._model_group)

@@ -7,7 +7,7 @@ with b bytes a number,
 
     width D      2 b D r + 2 b D R    inputs of both norms, and of the matrices behind them
     heads        b (2 H + 2 K) E R / tp   rotated q and k, v, and what was attended (`wo` keeps it as well;
-                 under context parallelism its own, b H E R / tp more, and K is at least tp x cp)
+                 under context parallelism its own, b H E R / tp more, and K counts repeated heads)
     feed-forward 3 b F R / tp         gate, up (the compiled SwiGLU keeps no more) and their product
     statistics   4 H R / tp + 8 r     fp32: log-sum-exp of attention, one number of each norm
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -67,11 +68,16 @@ def block_bytes(config: Config, mode: str = "none") -> int:
     if mode in ("full", "offloaded"):
         return kept if mode == "full" else 0
     copies = 3 if par.cp > 1 else 2
-    key_value = max(model.kv_heads, par.tp * par.cp if par.cp > 1 else 0)
-    heads = (copies * model.heads + 2 * key_value) * model.head_dim
+    heads = (copies * model.heads + 2 * attending_kv_heads(config)) * model.head_dim
     wide = 0 if mode == "selective" else 3 * model.ffn
     split = rows * (size * (heads + wide) + 4 * model.heads) // par.tp
     return 2 * kept + (1 if mode == "selective" else 2) * whole + split + 8 * rows // _row_shares(config)
+
+
+def attending_kv_heads(config: Config) -> int:
+    """K over all of tp, counting those that are repeated for context parallelism (`Context.attend`)."""
+    par = config.parallel
+    return par.tp * math.lcm(config.model.kv_heads // par.tp, par.cp)
 
 
 def head_bytes(config: Config) -> int:

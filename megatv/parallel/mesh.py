@@ -21,6 +21,9 @@ from megatv.parallel.context import Context
 from megatv.parallel.layers import Layers, megatron_layers
 from megatv.parallel.meeting import meet
 
+REPLICATED = "ds_pipe_replicated"
+"""DeepSpeed's mark of a weight that is another stage's copy: its gradient counts once in the norm."""
+
 
 def grid(world: int, parallel: ParallelConfig) -> Tensor:
     """Ranks 0..world-1 as an int64 tensor [pp, dp, cp, tp]; ValueError when they do not fill such a grid."""

@@ -24,11 +24,9 @@ from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import Tensor, nn
 
 from megatv.config import Config
-from megatv.parallel.mesh import Mesh
+from megatv.parallel.mesh import REPLICATED, Mesh
 from megatv.types import Batch
 
-REPLICATED = "ds_pipe_replicated"
-"""DeepSpeed's mark of a copy whose gradient does not count again in the norm."""
 TIED = "embed.text.weight"
 """Name of the matrix that head and embedding share where the config ties them."""
 

@@ -92,12 +92,15 @@ def built_stage(config: Config, world: int, index: int) -> StageShape:
         model = _model(config, mesh)
         if mesh.pp == 1:
             return _shape(config, dict(model.named_parameters()), index)
-        join_deepspeed()
-        with redirect_stdout(io.StringIO()):
-            # the machine gives weights that nobody writes an address only, no memory
-            costs = layer_flops(unsplit(config))
-            stage = Stage(model, config, mesh, torch.device("cpu"), _no_objective, costs)
-        return _shape(config, stage.global_names, mesh.pp_rank)
+        return _shape(config, rehearsed_stage(model, config, mesh).global_names, mesh.pp_rank)
+
+
+def rehearsed_stage(model: MoT, config: Config, mesh: Mesh) -> Stage:
+    """This rank's stage of `model` inside a rehearsal. Its weights have addresses that nobody writes to."""
+    join_deepspeed()
+    costs = layer_flops(unsplit(config))
+    with redirect_stdout(io.StringIO()):
+        return Stage(model, config, mesh, torch.device("cpu"), _no_objective, costs)
 
 
 def _no_objective(output: object, batch: object) -> torch.Tensor:

@@ -7,10 +7,9 @@ rehearsal waits for nobody: every rank starts in turn in one process, and what t
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -19,11 +18,9 @@ import torch
 import torch.distributed as dist
 
 from megatv.config import Config
-from megatv.engine import join_deepspeed
-from megatv.model.cost import layer_flops
 from megatv.model.mot import MoT
 from megatv.parallel.mesh import Mesh, rehearsal
-from megatv.parallel.pipeline import Stage
+from megatv.plan.shapes import rehearsed_stage
 
 Ranks = tuple[int, ...]
 
@@ -83,14 +80,9 @@ def _build(config: Config, mesh: Mesh, seconds: dict[str, float]) -> int:
     with _timed(seconds, "model"), torch.device("meta"):
         module: Any = MoT(config, layers)
     if mesh.pp > 1:
-        with _timed(seconds, "DeepSpeed's groups and stage"), redirect_stdout(io.StringIO()):
-            join_deepspeed()
-            module = Stage(module, config, mesh, torch.device("cpu"), _computes_nothing, layer_flops(config))
+        with _timed(seconds, "DeepSpeed's groups and stage"):
+            module = rehearsed_stage(module, config, mesh)
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _computes_nothing(output: object, batch: object) -> torch.Tensor:
-    raise AssertionError("a rehearsed rank computes nothing")
 
 
 @contextmanager

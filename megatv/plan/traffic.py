@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from megatv.config import Config
 from megatv.model.memory import (
+    attending_kv_heads,
     boundary_bytes,
     hidden_bytes,
     local_rows,
@@ -50,7 +51,7 @@ def tensor_bytes(config: Config, shape: StageShape) -> int:
 def context_bytes(config: Config, shape: StageShape) -> int:
     """Exchanged over cp for one row: q, k, v and the attended rows, and their gradients."""
     model, par = config.model, config.parallel
-    heads = 2 * model.heads + 2 * max(model.kv_heads, par.tp * par.cp)
+    heads = 2 * model.heads + 2 * attending_kv_heads(config)
     once = number_bytes(config) * local_rows(config) * heads * model.head_dim // par.tp
     return shape.blocks * once * (3 if par.activation_checkpointing in ("full", "offloaded") else 2)
 
