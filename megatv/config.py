@@ -238,8 +238,13 @@ class ProfileConfig:
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """watchdog_seconds: a run is ended when it finishes no step for so long (`megatv.watchdog`); 0: never.
-    Others: steps that do not count, see `megatv.health.SkippedSteps`; spike_factor 0: a spike counts."""
+    """When a run, or a step of it, must not go on.
+
+    watchdog_seconds           the run is ended when it finishes no step for so long (0: never)
+    spike_factor, spike_window a step is skipped when its gradient's norm is above so many times the median
+                               of so many steps before (factor 0: never)
+    max_skipped_in_a_row       the run is ended after so many skipped steps
+    """
 
     watchdog_seconds: int = 1500
     spike_factor: float = 10.0

@@ -6,10 +6,10 @@
 One run of `megatv.train`, in which blocks of steps take turns in one process, so that a busy machine slows
 both alike. A watched step is what every run does. A bare one leaves out the step's record, step line and
 clock, the watchdog's and profiler's marks, garbage at the same step everywhere (Python collects as it likes),
-and all reductions over the whole world: of the losses and the stop signal, and of samples that are bad.
-Training's own reductions go over its groups and stay, as does the norm that finds what is not finite, for
-clipping needs it. Steps of a block are timed together, as lines and garbage come every so many steps.
-Prints one JSON line.
+and all reductions over the whole world: of the losses and the stop signal, of samples that are bad, and the
+one that makes the gradient's norm alike. Training's own reductions go over its groups and stay, as does the
+norm itself, for clipping needs it. Steps of a block are timed together, as lines and garbage come every so
+many steps. Prints one JSON line.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Rows [0, T) of a packed row go through the text tower, rows [T, S) (clean, then noisy chunks) through the
 video tower; one global attention joins them. The model knows no ranks: `layers` makes its matrices, split or
 whole. Weights are named by the global layer index and are left uninitialised; see `megatv.model.init`.
+
+Where a grid shares rows (`megatv.parallel.context`, and `scatter` of `megatv.parallel.layers`), S, T and M
+stand for those of this process.
 """
 
 from __future__ import annotations

@@ -27,7 +27,10 @@ from megatv.types import Batch
 
 
 class Context:
-    """This process's share of every packed row. `Context()` has all of it."""
+    """This process's share of every packed row. `Context()` has all of it.
+
+    size, rank, group   of the siblings: cp, this process's place among them, their process group
+    """
 
     def __init__(
         self, parallel: ParallelConfig | None = None, rank: int = 0, group: dist.ProcessGroup | None = None
