@@ -37,6 +37,11 @@ def pipeline_layers(model: Any) -> list[tuple[str, nn.Module]]:
     return [("embed", model.embed), *blocks, ("head", model.head)]
 
 
+def rename_tied_head(named: dict[str, Any]) -> None:
+    """Call the last stage's copy of a tied matrix by the embedding's name, by which it is trained."""
+    named[TIED] = named.pop("head.text.weight")
+
+
 def stage_bounds(costs: Sequence[int], stages: int) -> list[int]:
     """Stage i holds layers [bounds[i], bounds[i + 1]), at least one: the cut whose heaviest costs least."""
     done = [0, *itertools.accumulate(costs)]
@@ -108,7 +113,7 @@ class Stage(PipelineModule):
         if group is None:
             return []
         if self._last:
-            self.global_names[TIED] = self.global_names.pop("head.text.weight")
+            rename_tied_head(self.global_names)
             setattr(self.global_names[TIED], REPLICATED, True)
         return [(self.global_names[TIED], group)]
 

@@ -22,7 +22,7 @@ from megatv.model.cost import layer_flops
 from megatv.model.mot import MoT
 from megatv.optim import parameter_groups
 from megatv.parallel.mesh import Mesh, rehearsal
-from megatv.parallel.pipeline import Stage, pipeline_layers, stage_bounds
+from megatv.parallel.pipeline import Stage, pipeline_layers, rename_tied_head, stage_bounds
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,14 @@ def stage_shapes(config: Config) -> list[StageShape]:
     model, pp = split_model(unsplit(config), config.parallel.tp), config.parallel.pp
     if pp == 1:
         return [_shape(config, dict(model.named_parameters()), 0)]
-    layers = pipeline_layers(model)
-    return [
-        _shape(
-            config,
-            {f"{name}.{n}": p for name, layer in layers[lo:hi] for n, p in layer.named_parameters()},
-            index,
-        )
-        for index, (lo, hi) in enumerate(itertools.pairwise(stage_bounds(layer_flops(unsplit(config)), pp)))
+    layers, bounds = pipeline_layers(model), stage_bounds(layer_flops(unsplit(config)), pp)
+    stages: list[dict[str, nn.Parameter]] = [
+        {f"{name}.{n}": p for name, layer in layers[lo:hi] for n, p in layer.named_parameters()}
+        for lo, hi in itertools.pairwise(bounds)
     ]
+    if config.model.tied_embeddings:
+        rename_tied_head(stages[-1])
+    return [_shape(config, named, index) for index, named in enumerate(stages)]
 
 
 def built_stage(config: Config, world: int, index: int) -> StageShape:

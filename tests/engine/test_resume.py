@@ -20,6 +20,7 @@ GRIDS = {
     "tp2": (2, ["parallel.tp=2", "parallel.zero=1"]),
     "pp2": (2, ["parallel.pp=2", "parallel.zero=1"]),
     "cp2": (2, ["parallel.cp=2", "parallel.zero=1"]),
+    "pp2-tied": (2, ["parallel.pp=2", "parallel.zero=1", "model.tied_embeddings=true"]),
 }
 
 

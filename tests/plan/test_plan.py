@@ -53,6 +53,17 @@ def test_stages_are_those_that_the_engine_builds(monkeypatch):
         assert built_stage(config, 64, index) == shapes[index]
 
 
+def test_both_ends_of_a_pipeline_hold_a_tied_matrix(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    config = load_config(CONFIGS / "3b_csgo.yaml", ["parallel={pp: 2, zero: 1}", "log.preview_every=0"])
+    assert config.model.tied_embeddings
+    shapes = stage_shapes(config)
+    assert [built_stage(config, 8, index) for index in (0, 1)] == shapes
+    table = config.model.vocab * config.model.width
+    whole = sum(parameter_counts(config).values())
+    assert sum(shape.parameters for shape in shapes) == whole + table
+
+
 def test_what_the_run_refuses_is_refused_with_its_sentence():
     refused = [
         ({"tp": 3}, "processes cannot form a grid of parallel.tp 3"),
