@@ -44,11 +44,12 @@ struct Barriers {
   DEVICE uint32_t empty(int stage) const { return base + 24 + 24 * stage; }
 };
 
-// The query tiles of a backward item, head by head and part by part: rows [query, query + kQueries), those
-// from `full_lo` on see all keys of the item, and the part ends at `hi`.
+// The query tiles of a backward item, head by head and part by part: rows [query, query + kQueries) of the part
+// [lo, hi), of which those from `full_lo` on see all keys of the item. The first tile may start up to three rows
+// before its part: TMA reads the statistics from 16-byte boundaries only.
 struct QueryTiles {
   uint32_t item;
-  int group, head = 0, part = -1, query = 0, full_lo = 0, hi = 0;
+  int group, head = 0, part = -1, query = 0, lo = 0, full_lo = 0, hi = 0;
   DEVICE QueryTiles(uint32_t item, int group) : item(item), group(group) {}
   DEVICE bool next() {
     query += kQueries;
@@ -58,7 +59,8 @@ struct QueryTiles {
         if (++head == group) return false;
       }
       const uint32_t bounds = item + 8 + 12 * part;
-      query = load_shared(bounds), full_lo = load_shared(bounds + 4), hi = load_shared(bounds + 8);
+      lo = load_shared(bounds), full_lo = load_shared(bounds + 4), hi = load_shared(bounds + 8);
+      query = lo & ~3;
     }
     return true;
   }
@@ -75,7 +77,7 @@ DEVICE void mask_scores(float (&s)[kQueries / 2], const QueryTiles& tiles, const
       const int query = tiles.query + 2 * i + fragment_column() + c;
       bool sees[2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) sees[r] = query < tiles.hi && key + 8 * r < key_hi;
+      for (int r = 0; r < 2; ++r) sees[r] = query >= tiles.lo && query < tiles.hi && key + 8 * r < key_hi;
       if (query < tiles.full_lo) {
         bool some[2] = {};
 #pragma unroll

@@ -301,8 +301,15 @@ void barrier_arrive(uint32_t address, int bytes) {
 
 bool barrier_done(uint32_t barrier, uint32_t parity) { return (barriers.at(barrier).phase & 1) != parity; }
 
+// The manuals ask it of the tensor's address and pitches only, yet a box that starts between 16-byte pieces of
+// global memory ends an H100's kernel with "an illegal instruction was encountered".
+static void require_aligned_start(const TensorMap& map, const int (&at)[3]) {
+  if (at[0] * map.bytes % 16) fail("a TMA box starts between 16-byte pieces of global memory");
+}
+
 void load(uint32_t to, const TensorMap& map, const int (&at)[3], uint32_t barrier) {
   if (to % (map.swizzle ? 1024 : 128)) fail("a TMA load to a misaligned address");
+  require_aligned_start(map, at);
   const int bytes = box_bytes(map);
   for (int i = 0; i < bytes; i += 16) {
     std::memset(shared(to + i, 16), 0xff, 16);
@@ -313,6 +320,7 @@ void load(uint32_t to, const TensorMap& map, const int (&at)[3], uint32_t barrie
 
 void reduce(const TensorMap& map, uint32_t from, const int (&at)[3]) {
   if (!map.swizzle || from % 1024) fail("a TMA reduction from a misaligned address");
+  require_aligned_start(map, at);
   const Reduction reduction{map, from, {at[0], at[1], at[2]}};
   chance(50) ? complete(reduction) : reductions[current].push_back(reduction);
 }
