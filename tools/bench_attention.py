@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -200,10 +201,12 @@ def case(
     peers = {"causal cuDNN": SDPBackend.CUDNN_ATTENTION, "causal flash": SDPBackend.FLASH_ATTENTION}
     for peer, kind in peers.items() if device.type == "cuda" else [("causal SDPA", None)]:
         calls[peer] = partial(_causal, kind), triangle
-    results = {
-        label: _timed(call, (q, k, v), gradient, 4 * count * heads * size, device)
-        for label, (call, count) in calls.items()
-    }
+    results = {}
+    for label, (call, count) in calls.items():
+        started = time.perf_counter()
+        results[label] = _timed(call, (q, k, v), gradient, 4 * count * heads * size, device)
+        taken = f"{time.perf_counter() - started:.0f} s with its compilation"
+        print(f"{name}, {documents} documents, {label}: {results[label]} ({taken})", file=sys.stderr)
     return {
         "name": f"{name}, {documents} document{'s' if documents > 1 else ''}",
         "rows": record.rows,

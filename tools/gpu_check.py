@@ -2,18 +2,25 @@
 
     python tools/gpu_check.py --out gpu_check.json             # on a GPU, at the 8B shapes
     python tools/gpu_check.py --small --out gpu_check.json     # anywhere: tiny shapes, proves that it runs
+    python tools/gpu_check.py --only training sampling         # some of the sections
 
 Sections: `attention` (everything that tools/bench_attention.py measures: errors against fp64, forward and
 backward of every backend beside its peers, decode, metadata), `training` (one step of as many 8B layers as
 fit; MFU from the live mask against a measured matmul) and `sampling` (text steps and chunk passes a second
 against a full cache). A section that fails reports its error and the others go on; the exit code is then 1.
+The JSON is written after every section, so that a run cut short keeps what it found;
+`tools/gpu_report.py gpu_check.json` makes Markdown tables of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
+import subprocess
+import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -40,6 +47,7 @@ def main() -> int:
     """Run the sections, print and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--small", action="store_true", help="tiny shapes, for a machine without a GPU")
+    parser.add_argument("--only", nargs="+", choices=("attention", "training", "sampling"), metavar="SECTION")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     arguments = parser.parse_args()
     config, device, dtype = check_setting(arguments.small)
@@ -48,18 +56,33 @@ def main() -> int:
         "training": lambda: training(config, device, dtype),
         "sampling": lambda: sampling(config, device, dtype),
     }
+    chosen = arguments.only or list(sections)
     report: dict[str, Any] = {"machine": machine(device), "seconds": {}}
-    for name, section in sections.items():
+    for name in chosen:
         started = time.perf_counter()
-        try:
-            report[name] = section()
-        except Exception as error:  # one broken kernel must not hide the other figures
-            report[name] = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+        if len(chosen) > 1:
+            report[name] = in_a_process(name, arguments.small)
+        else:
+            try:
+                report[name] = sections[name]()
+            except Exception as error:  # one broken section must not hide the other figures
+                report[name] = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+            print(name, json.dumps(report[name], indent=1), flush=True)
         report["seconds"][name] = round(time.perf_counter() - started, 1)
-        print(name, json.dumps(report[name], indent=1), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    return int(any("error" in report[name] for name in sections))
+        if arguments.out:
+            arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    return int(any("error" in report[name] for name in chosen))
+
+
+def in_a_process(name: str, small: bool) -> Any:
+    """The section, in a process of its own: a kernel that faults spoils all later calls of its process."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "section.json"
+        command = [sys.executable, __file__, "--only", name, "--out", str(out), *["--small"] * small]
+        code = subprocess.run(command, check=False).returncode
+        if out.exists():
+            return json.loads(out.read_text())[name]
+        return {"error": f"its process ended with code {code} and wrote nothing"}
 
 
 def check_setting(small: bool) -> tuple[Config, torch.device, torch.dtype]:
@@ -82,6 +105,13 @@ def machine(device: torch.device) -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "python": platform.python_version(),
     }
+
+
+def free_memory(device: torch.device) -> None:
+    """Give the next section the whole GPU."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def random_batch(config: Config, device: torch.device) -> Batch:
@@ -122,6 +152,18 @@ def build(config: Config, device: torch.device, dtype: torch.dtype) -> MoT:
 
 
 def training(config: Config, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The optimizer step with every attention backend of our own that serves here."""
+    found: dict[str, Any] = {}
+    for backend in ("cuda", "triton") if device.type == "cuda" else ("sdpa",):
+        try:
+            found[backend] = training_step(replace(config, attention=backend), device, dtype)
+        except Exception as error:  # one that cannot run must not hide the other
+            found[backend] = {"skipped": f"{type(error).__name__}: {error}"}
+        free_memory(device)
+    return found
+
+
+def training_step(config: Config, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """One optimizer step of one packed row; `layers` says how many of the model's layers were used."""
     layers = min(config.model.layers, 8)  # 8 of 32: weights, gradients and moments of 15 B would not fit
     config = replace(config, model=replace(config.model, layers=layers))
@@ -162,15 +204,36 @@ def sampling(config: Config, device: torch.device, dtype: torch.dtype) -> dict[s
     ids, at = torch.zeros(1, 1, dtype=torch.int64, device=device), cache.lengths[:, None]
     x = torch.randn(1, 16, config.latent_height, config.latent_width, device=device, dtype=dtype)
     t, positions = torch.full((1,), 0.5, device=device), at + torch.arange(p, device=device)
+    found: dict[str, Any] = {"cache_rows": slots - 2 * p}
     with torch.inference_mode():
-        text_ms = milliseconds(lambda: model.text_step(ids, at, cache), device)["ms"]
-        chunk_ms = milliseconds(lambda: model.chunk_step(x, t, positions, cache), device)["ms"]
-    return {
-        "cache_rows": slots - 2 * p,
-        "text_steps_per_s": 1e3 / text_ms,
-        "chunk_passes_per_s": 1e3 / chunk_ms,
-        "chunks_per_s_at_config_steps": 1e3 / (chunk_ms * (config.sample.steps + 1)),
-    }
+        for way in ("eager", "graph") if device.type == "cuda" else ("eager",):
+            text, chunk = (
+                call if way == "eager" else capture(call)
+                for call in (
+                    lambda: model.text_step(ids, at, cache),
+                    lambda: model.chunk_step(x, t, positions, cache),
+                )
+            )
+            text_ms, chunk_ms = milliseconds(text, device)["ms"], milliseconds(chunk, device)["ms"]
+            found[way] = {
+                "text_steps_per_s": 1e3 / text_ms,
+                "chunk_passes_per_s": 1e3 / chunk_ms,
+                "chunks_per_s_at_config_steps": 1e3 / (chunk_ms * (config.sample.steps + 1)),
+            }
+    return found
+
+
+def capture(call: Callable[[], object]) -> Callable[[], None]:
+    """The call as a CUDA graph: a replay launches all of its kernels at once."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what compiles or allocates on a first call must not do so in the graph
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 if __name__ == "__main__":

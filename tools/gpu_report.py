@@ -1,0 +1,75 @@
+"""What `gpu_check.py` measured, as Markdown.
+
+python tools/gpu_report.py gpu_check.json > tables.md   # a page of docs/measured
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from attention_report import tables as attention_tables  # the tool beside this one
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Tables of every section of the report; a section that failed is one line with its error."""
+    machine = report["machine"]
+    lines = [
+        f"Measured {machine['date']} on one {machine['gpu']}, torch {machine['torch']}, "
+        f"Python {machine['python']}, by `tools/gpu_check.py`."
+    ]
+    sections = {"attention": attention_tables, "training": training_table, "sampling": sampling_table}
+    for name, table in sections.items():
+        if name in report:
+            found = report[name]
+            lines += ["", f"## {name.capitalize()}", ""]
+            lines.append(f"Failed: {found['error']}" if "error" in found else table(found))
+    return "\n".join(lines)
+
+
+def training_table(found: dict[str, Any]) -> str:
+    """One optimizer step of one packed row, by attention backend."""
+    lines = [
+        "| attention | layers | parameters | ms a step | tokens/s | TFLOP/s | of a matrix product | GiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for backend, row in found.items():
+        if "skipped" in row:
+            lines.append(f"| {backend} | {row['skipped']} |")
+            continue
+        memory = "" if row["memory_gib"] is None else f"{row['memory_gib']:.1f}"
+        lines.append(
+            f"| {backend} | {row['layers']} | {row['parameters'] / 1e9:.2f} B | {row['step_ms']:.0f} | "
+            f"{row['tokens_per_s']:,.0f} | {row['tflops']:.0f} | {row['share_of_matmul']:.0%} "
+            f"of {row['matmul_tflops']:.0f} | {memory} |"
+        )
+    return "\n".join(lines)
+
+
+def sampling_table(found: dict[str, Any]) -> str:
+    """Text steps and chunk passes of one sequence through the whole model, against a nearly full cache."""
+    lines = [
+        f"| batch 1, {found['cache_rows']:,} cached rows | text steps/s | chunk passes/s | chunks/s |",
+        "|---|---|---|---|",
+    ]
+    for way in ("eager", "graph"):
+        if way in found:
+            row = found[way]
+            lines.append(
+                f"| {way} | {row['text_steps_per_s']:.1f} | {row['chunk_passes_per_s']:.1f} | "
+                f"{row['chunks_per_s_at_config_steps']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the file named on the command line and print its tables."""
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python tools/gpu_report.py gpu_check.json")
+    print(markdown(json.loads(Path(sys.argv[1]).read_text())))
+
+
+if __name__ == "__main__":
+    main()
