@@ -39,7 +39,7 @@ from megatv.objective.pretrain import pretrain_loss, weighted
 from megatv.objective.validation import ValidationSums
 from megatv.optim import MOMENTS, AdamW, ClippedAdamW, parameter_groups
 from megatv.parallel.layers import Layers
-from megatv.parallel.mesh import REPLICATED, Mesh, Mpu
+from megatv.parallel.mesh import REPLICATED, Mesh, Mpu, reduce_world
 from megatv.parallel.pipeline import Stage
 from megatv.types import Batch, LossSum
 
@@ -212,8 +212,7 @@ class Engine:
         if mesh.reports:
             report[:2] = self.objective.sums(self.device)
         report[2] = stop()
-        dist.all_reduce(report)
-        text, video, stops = report.tolist()
+        text, video, stops = reduce_world(report).tolist()
         text_count, video_count = counts.tolist()
         return StepResult(
             sums=(text, video),
@@ -227,8 +226,7 @@ class Engine:
         """The gradient's norm before a weight changes, inf if a loss is not finite; alike on every rank."""
         norm = torch.tensor(float(self._deepspeed.optimizer._global_grad_norm), device=self.device)
         norm = norm.masked_fill(~self.objective.is_finite(self.device), math.inf)
-        dist.all_reduce(norm, dist.ReduceOp.MAX)
-        return norm.item()
+        return reduce_world(norm, dist.ReduceOp.MAX).item()
 
     def suspects(self, batches: list[Batch]) -> list[str]:
         """After a skipped step: the samples whose loss was not finite, else all samples of the step."""
@@ -256,7 +254,7 @@ class Engine:
         sums, self.objective.validation = self.objective.validation, None
         if not self.mesh.reports:
             sums.table.zero_()
-        dist.all_reduce(sums.table)
+        reduce_world(sums.table)
         return sums.means()
 
     def full(self, kind: str) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatv.data.bad import BadSample, BadSamples
 from megatv.data.loader import Loader
 from megatv.log import say
-from megatv.parallel.mesh import Mesh
+from megatv.parallel.mesh import Mesh, reduce_world
 from megatv.types import Batch
 
 FINE, BAD, FAILED = 0, 1, 2
@@ -80,9 +80,7 @@ class Feed:
                 self.bad.add(bad)
 
     def _worst(self, state: int) -> int:
-        worst = torch.tensor(state, device=self._device)
-        dist.all_reduce(worst, dist.ReduceOp.MAX)
-        return int(worst)
+        return int(reduce_world(torch.tensor(state, device=self._device), dist.ReduceOp.MAX))
 
     def _gather(self, mine: Any) -> list[Any]:
         everyone: list[Any] = [None] * self._mesh.world

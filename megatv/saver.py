@@ -24,7 +24,7 @@ from megatv.checkpoint import store
 from megatv.config import Config
 from megatv.engine import Engine
 from megatv.log import say
-from megatv.parallel.mesh import Mesh
+from megatv.parallel.mesh import Mesh, reduce_world
 
 WRITTEN, WRITING, FAILED = 0, 1, 2
 
@@ -84,7 +84,7 @@ class Saver:
             return
         state = WRITING if self._job.is_alive() else FAILED if self._job.error else WRITTEN
         worst = torch.tensor(state, device=self._engine.device)
-        dist.all_reduce(worst, dist.ReduceOp.MAX)
+        reduce_world(worst, dist.ReduceOp.MAX)
         if worst == WRITING:
             return
         job, self._job = self._job, None

@@ -155,6 +155,13 @@ class Mpu:
     get_tensor_model_parallel_group = get_model_parallel_group
 
 
+def reduce_world(x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """`x`, reduced in place over all ranks. One rank alone wakes nobody up."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(x, op)
+    return x
+
+
 def initialize_distributed(device: torch.device) -> None:
     """Join the other processes as the launcher's environment says: nccl on GPUs, gloo on CPUs.
 
