@@ -53,7 +53,8 @@ class Browser:
         self._port = int(file.read_text().split()[0])
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/json") as reply:
             page = next(target for target in json.load(reply) if target["type"] == "page")
-        self._socket = connect(page["webSocketDebuggerUrl"], max_size=None)
+        self._connection = connect(page["webSocketDebuggerUrl"], max_size=None)
+        self._socket = self._connection.__enter__()
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
         return self
@@ -61,7 +62,7 @@ class Browser:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self._connection.__exit__(None, None, None)
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(10)

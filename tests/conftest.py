@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import signal
@@ -377,3 +378,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         width = max(len(fault) for fault, _ in found)
         for fault, lost in found:
             terminalreporter.write_line(f"{fault:{width}}  lost: {lost}")
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A page of a headless Chromium (tests/browser.py); the test is skipped where there is none."""
+    spec = importlib.util.spec_from_file_location("browser", ROOT / "tests/browser.py")
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    if module.MISSING:
+        pytest.skip(module.MISSING)
+    with module.Browser() as page:
+        yield page
