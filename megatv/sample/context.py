@@ -36,6 +36,11 @@ class Context:
         self.cache.lengths[row] = 0
         self.cursors[row].position = 0
 
+    def rewind(self, row: int, tokens: int) -> None:
+        """Forget the last text tokens of one sequence."""
+        self.cache.lengths[row] -= tokens
+        self.cursors[row].position -= tokens
+
     def text(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """Append ids[b] (possibly none) to sequence b, all in one pass.
 

@@ -7,18 +7,23 @@ import torch
 from torch import Tensor
 
 from megatv.config import Config
+from megatv.sample.events import ChunkStarted, FramesDecoded
 from megatv.sample.request import Request, Result
 from megatv.sample.script import Script
 from megatv.sample.timeline import Window, frames_of
 
 
 class Draft:
-    """script: its words; made: its chunks, float32 [C, h, w] each; frames: uint8 [F, H, W, 3] by window."""
+    """script: its words; made: its chunks, float32 [C, h, w] each; frames: uint8 [F, H, W, 3] by window.
+
+    recalled: the first chunks of a video that this one repeats.
+    """
 
     def __init__(self, request: Request, script: Script, given: list[Tensor], config: Config) -> None:
         self.request, self.script, self.config = request, script, config
         self.made: list[Tensor] = []
         self.frames: list[np.ndarray] = []
+        self.recalled: list[Tensor] = []
         self._known = given
 
     def open(self, window: Window, recoded: Tensor | None) -> None:
@@ -29,13 +34,29 @@ class Draft:
             self._known = [recoded] if recoded is not None else self.made[-window.kept :]
 
     def known(self, chunk: int) -> Tensor | None:
-        """The latent of this chunk of the window if it is there already (given or kept)."""
-        return self._known[chunk] if chunk < len(self._known) else None
+        """The latent of this chunk of the window if it is there already (given, kept or recalled)."""
+        if chunk < len(self._known):
+            return self._known[chunk]
+        index = self.script.index(chunk)
+        return self.recalled[index] if index < len(self.recalled) else None
 
     def add(self, chunk: int, latent: Tensor) -> None:
         """Note the finished chunk of the window."""
         if chunk >= self.window.kept:
             self.made.append(latent)
+
+    def started(self, chunk: int) -> ChunkStarted | None:
+        """The event that the words of this chunk of the window are settled; None if it is no new one."""
+        index = self.script.index(chunk)
+        if chunk < self.window.kept or index >= len(self.script.transcript):
+            return None
+        words = self.script.transcript[index]
+        return ChunkStarted(index, words.start_seconds, words)
+
+    def decoded(self, chunk: int, frames: np.ndarray) -> FramesDecoded:
+        """Note the frames [n, H, W, 3] of this chunk of the window."""
+        self.frames.append(frames)
+        return FramesDecoded(self.script.index(chunk), self.window.starts()[chunk], frames)
 
     def fresh(self) -> Tensor:
         """Latents [n, C, h, w] of this window that are to be decoded; the first opens a group."""

@@ -9,7 +9,7 @@ same path: known words are prefilled in one pass, known chunks skip the solver.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,10 +23,11 @@ from megatv.config import LATENT_CHANNELS, Config, SampleConfig
 from megatv.data.stats import LatentStats
 from megatv.data.tokenizer import Tokenizer, load_tokenizer
 from megatv.log import progress
-from megatv.model.codec import Codec, load_codec
+from megatv.model.codec import Codec, Decoder, load_codec
 from megatv.model.mot import MoT
 from megatv.sample.context import Context
 from megatv.sample.draft import Draft
+from megatv.sample.events import ChunkStarted, Event, TextToken
 from megatv.sample.request import Request, Result
 from megatv.sample.script import Script
 from megatv.sample.solver import draw_noise, euler, generator, guide, pick_tokens
@@ -78,19 +79,18 @@ class Sampler:
         bar, without it there is none. Raises ValueError when a request does not fit the model.
         """
         settings = settings or self.config.sample
-        drafts = [self._draft(request) for request in requests]
-        chunks = max(draft.script.chunks for draft in drafts)
-        windows = plan_windows(chunks, self.config.video.groups)
-        steps = self._run(drafts, windows, settings)
-        for _ in progress(steps, total=sum(window.end for window in windows), desc=desc) if desc else steps:
-            pass
+        drafts = [self.draft(request) for request in requests]
+        bar = iter(progress(range(sum(draft.script.chunks for draft in drafts)), desc=desc)) if desc else None
+        for _, event in self.events(drafts, settings):
+            if bar is not None and isinstance(event, ChunkStarted):
+                next(bar, None)
         return [draft.result() for draft in drafts]
 
     def encode(self, frames: np.ndarray) -> Tensor:
         """Normalised latents [B, N, C, h, w] of uint8 frames [B, F, H, W, 3] that open a group."""
         return self.stats.normalize(self.codec.encode(torch.from_numpy(frames))).to(self.device)
 
-    def _draft(self, request: Request) -> Draft:
+    def draft(self, request: Request) -> Draft:
         """Check a request against the model and bring its given chunks into latents."""
         video, config = self.config.video, self.config
         given: list[Tensor] = []
@@ -115,40 +115,60 @@ class Sampler:
             given = list(self.encode(image[None, None])[0])
         return Draft(request, Script(request, len(given), config, self.tokenizer), given, config)
 
-    def _run(self, drafts: list[Draft], windows: list[Window], settings: SampleConfig) -> Iterator[None]:
-        """Make all windows, or as many as there are until every sequence has ended."""
-        for window in windows:
-            if not all(draft.script.ended for draft in drafts):
-                yield from self._window(drafts, window, settings)
+    def events(
+        self, drafts: list[Draft], settings: SampleConfig, live: bool = False
+    ) -> Iterator[tuple[int, Event]]:
+        """Make the videos of `drafts` side by side: (row, event) as it happens, all but `Finished`.
 
-    def _window(self, drafts: list[Draft], window: Window, settings: SampleConfig) -> Iterator[None]:
-        """Make one window of every video; yields after each chunk."""
+        live: decode every chunk as soon as it is drawn; else windows are decoded whole, without an event.
+        """
+        chunks = max(draft.script.chunks for draft in drafts)
+        for window in plan_windows(chunks, self.config.video.groups):
+            if not all(draft.script.ended for draft in drafts):
+                yield from self._window(drafts, window, settings, live)
+
+    def _window(
+        self, drafts: list[Draft], window: Window, settings: SampleConfig, live: bool
+    ) -> Iterator[tuple[int, Event]]:
+        """Make one window of every video."""
         rows, copies = len(drafts), 1 if settings.cfg == 1 else 2
         recoded = self.encode(np.stack([d.frames[-1][-1:] for d in drafts]))[:, 0] if window.recoded else None
         for row, draft in enumerate(drafts):
             draft.open(window, None if recoded is None else recoded[row])
         slots = max(draft.script.slots() for draft in drafts) + window.end * self.config.tokens_per_chunk
         context = Context.empty(self.model, rows * copies, slots)
-        tokens = self.tokenizer
+        tokens, decoder = self.tokenizer, Decoder(self.codec)
         heads = [[tokens.bos, *draft.script.prompt] for draft in drafts]
         # Guidance: every sequence has a text-free twin with BOS, BOF and EOF only, at positions of its own.
         twins = [[tokens.bos]] * (rows * (copies - 1))
         for chunk in range(window.end):
-            heads = self._speak(drafts, chunk, heads, context.rows(slice(rows)), settings.temperature)
+            heads = yield from self._speak(
+                drafts, chunk, heads, context.rows(slice(rows)), settings.temperature
+            )
+            for row, draft in enumerate(drafts):
+                if (started := draft.started(chunk)) is not None:
+                    yield row, started
             context.text([[*ids, tokens.bof] for ids in heads + twins])
-            for draft, latent in zip(drafts, self._draw(drafts, chunk, context, settings), strict=True):
+            drawn = self._draw(drafts, chunk, context, settings)
+            for draft, latent in zip(drafts, drawn, strict=True):
                 draft.add(chunk, latent)
+            if live and (chunk >= window.kept or window.recoded):
+                raw = self.stats.denormalize(drawn[:, None], chunk)[:, 0]
+                for row, frames in enumerate(decoder.push(raw).cpu().numpy()):
+                    if chunk >= window.kept:
+                        yield row, drafts[row].decoded(chunk, frames)
             heads, twins = ([[tokens.eof] for _ in part] for part in (heads, twins))
-            yield
             if all(draft.script.ended for draft in drafts):
                 break
+        if live:
+            return
         latents = self.stats.denormalize(torch.stack([draft.fresh() for draft in drafts]))
         for draft, frames in zip(drafts, self.codec.decode(latents).cpu().numpy(), strict=True):
             draft.frames.append(frames[1:] if window.recoded else frames)
 
     def _speak(
         self, drafts: list[Draft], chunk: int, heads: list[list[int]], context: Context, temperature: float
-    ) -> list[list[int]]:
+    ) -> Generator[tuple[int, Event], None, list[list[int]]]:
         """Text mode before a chunk, until every sequence is ready for BOF.
 
         `heads` are the tokens that are not in the context yet; returns those that are not when it ends.
@@ -172,6 +192,12 @@ class Sampler:
                     said[row].append(token)
                     pending[row] = [token]
                     cut[row] = not left[row]
+                    yield row, TextToken(drafts[row].script.index(chunk), self._piece(said[row]))
+            for row in active:
+                words = drafts[row].script.interrupted(chunk)
+                if words is not None:  # unsay what was said, and say the user's words
+                    context.rewind(row, len(said[row]) - len(pending[row]))
+                    said[row], pending[row], left[row] = list(words), list(words), 0
         for row, draft in enumerate(drafts):
             words = draft.script.say(chunk, tuple(said[row]), cut=cut[row])
             if words != tuple(said[row]):
@@ -197,6 +223,11 @@ class Sampler:
                 x[row] = latent
         context.write(x.repeat(copies, 1, 1, 1), clean)
         return x
+
+    def _piece(self, said: list[int]) -> str:
+        """What the last token adds to the text; nothing while a letter's bytes are incomplete."""
+        before, after = (self.tokenizer.decode(ids).rstrip("\ufffd") for ids in (said[:-1], said))
+        return after[len(before) :]
 
     def _noise(self, draft: Draft, chunk: int) -> np.ndarray:
         shape = (LATENT_CHANNELS, self.config.latent_height, self.config.latent_width)

@@ -13,7 +13,10 @@ from megatv.sample.timeline import Window, chunk_starts, chunks_within, plan_win
 
 
 class Script:
-    """chunks: length of the video; given: chunks that the request brings; transcript: grows chunk by chunk.
+    """chunks: length of the video; given: chunks that the request brings.
+
+    transcript, said   the words of the chunks so far, and their tokens; they grow chunk by chunk
+    recalled           the same of a video that this one repeats, up to some chunk
 
     Raises ValueError when the request does not fit the model: its times, its mode or its text.
     """
@@ -39,6 +42,10 @@ class Script:
         self.forced = self._place(request, chunk_starts(windows))
         self._check_room(windows)
         self.transcript: list[ChunkWords] = []
+        self.said: list[Ids] = []
+        self.recalled: list[tuple[Ids, ChunkWords]] = []
+        self._live, self._spare = False, 0
+        self._interrupted: set[int] = set()
         self.ended = False
         self.words: list[Ids] = []
         self.lines: list[str] = []
@@ -100,6 +107,7 @@ class Script:
         self.words = self.words[-1:] if window.recoded else self.words[len(self.words) - window.kept :]
         if self.lines_are_chunks:
             self.lines = self.lines[self.size - window.kept : self.size]
+        self._spare = self.budget if self._live else 0
 
     def index(self, chunk: int) -> int:
         """Place in the video of a chunk of the window."""
@@ -107,7 +115,8 @@ class Script:
 
     def slots(self) -> int:
         """The most text tokens that the window may come to: the model keeps to the budget, users may not."""
-        return self.budget + sum(len(self._forced_ids(self.index(0) + i)) + 1 for i in range(self.size))
+        forced = sum(len(self._forced_ids(self.index(0) + i)) + 1 for i in range(self.size))
+        return self.budget + forced + self._spare
 
     def turn(self, chunk: int) -> tuple[Ids, int]:
         """Words that surely stand before this chunk of the window, and how many tokens the model may add."""
@@ -121,10 +130,49 @@ class Script:
             return kept, max(0, self._room(0) - len(kept))
         if chunk < self.window.kept:
             return self.words[chunk], 0
-        if ids := self._forced_ids(index):
+        if index < len(self.recalled):
+            return self.recalled[index][0], 0
+        ids = self._forced_ids(index)
+        if ids or index in self.forced:  # empty words of the user's are words, too
             return ids, 0
         silent = self.mode == "t2v" or self.ended or not self.given <= index < self.chunks
         return (), 0 if silent else self._room(chunk)
+
+    def go_live(self) -> None:
+        """Words may come while the video is made: keep room for as many as a sequence has."""
+        self._live, self._spare = True, self.budget
+
+    def intervene(self, chunk: int, text: str) -> None:
+        """Words of the user's for a chunk of the video, given while it is being made (after `go_live`).
+
+        Raises ValueError when they come too late, fit no chunk, or are too long.
+        """
+        where = f"words for chunk {chunk}"
+        if self.mode == "t2v":
+            raise ValueError(f"{where}: a t2v model has no words to change; use a tv2tv or think2v model")
+        if not max(0, self.given) <= chunk < self.chunks:
+            raise ValueError(f"{where}: choose one of the chunks {self.given} to {self.chunks - 1}")
+        if self.ended or chunk < len(self.transcript):
+            raise ValueError(f"{where}: they are too late, it is drawn already; branch from it instead")
+        if self.mode == "think2v" and self.words:
+            raise ValueError(f"{where}: the whole plan is said already; branch, and it is said anew")
+        tokens = len(text_ids(self.tokenizer, [text])) + 1
+        if tokens > self._spare:
+            raise ValueError(
+                f"{where}: they take {tokens} tokens, and {self._spare} are left for yours; shorten them"
+            )
+        self._spare -= tokens
+        self.forced[chunk] = text
+        if self.mode == "tv2tv":
+            self._interrupted.add(chunk)
+
+    def interrupted(self, chunk: int) -> Ids | None:
+        """The user's words for this chunk of the window, if they have come while the model was speaking."""
+        index = self.index(chunk)
+        if index not in self._interrupted:
+            return None
+        self._interrupted.remove(index)
+        return self._forced_ids(index)
 
     def say(self, chunk: int, ids: Ids, *, cut: bool) -> Ids:
         """Note the words before this chunk of the window; return those that must stand there.
@@ -137,7 +185,10 @@ class Script:
             ids = self._plan(ids)
         self.words[chunk : chunk + 1] = [ids]
         if self.window.kept <= chunk and index < self.chunks and not self.ended:
-            self.transcript.append(self._entry(chunk, ids, cut))
+            recall = index < len(self.recalled)
+            self.transcript.append(self.recalled[index][1] if recall else self._entry(chunk, ids, cut))
+            self.said.append(ids)
+            self._interrupted.discard(index)
         return ids
 
     def plan(self) -> str:

@@ -190,7 +190,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.skip("slurmd wants to be root")
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
     if absent:
-        pytest.skip(f"no {', '.join(absent)}; on Debian: bash .ci/slurm.sh")
+        pytest.skip(f"no {', '.join(absent)}; on Debian: bash .ci/debian.sh")
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
         cluster.start()

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from megatv.config import CodecConfig
-from megatv.model.codec.base import Codec, frames_to_latents, latents_to_frames
+from megatv.model.codec.base import Codec, Decoder, frames_to_latents, latents_to_frames
 from megatv.model.codec.cosmos import CosmosCodec
 from megatv.model.codec.dct import DCTCodec
 from megatv.model.codec.learned import LearnedCodec
 from megatv.model.codec.wan import WanCodec
 
-__all__ = ["Codec", "clip_encoder", "frames_to_latents", "latents_to_frames", "load_codec"]
+__all__ = ["Codec", "Decoder", "clip_encoder", "frames_to_latents", "latents_to_frames", "load_codec"]
 
 
 def load_codec(config: CodecConfig, device: torch.device | str = "cpu") -> Codec:

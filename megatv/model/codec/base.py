@@ -21,6 +21,9 @@ class Codec(ABC):
     Latents are raw: `megatv.data.stats` brings them to zero mean and unit variance.
     """
 
+    reach: int | None = None
+    """How many latents of its group before it a latent's frames depend on; None: on all of them."""
+
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
 
@@ -64,6 +67,29 @@ class Codec(ABC):
             )  # + 0.5 and truncation: rounding
             groups.append(pixels.permute(0, 2, 3, 4, 1))
         return torch.cat(groups, dim=1).contiguous()
+
+
+class Decoder:
+    """Decodes a video while its latents still come in, one at a time, to the frames of `Codec.decode`.
+
+    It keeps those latents of the open group that the next frames depend on (`Codec.reach`), and decodes them
+    again with every new one.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._kept: list[Tensor] = []
+        self._place = 0
+
+    def push(self, latents: Tensor) -> Tensor:
+        """The next raw latent of each video, [B, C, h, w] -> its frames, uint8 [B, 1 or 4, H, W, 3]."""
+        frames = self._codec.decode(torch.stack([*self._kept, latents], 1))
+        frames = frames[:, -TEMPORAL_FACTOR if self._place else 0 :]
+        self._place = (self._place + 1) % GROUP_LATENTS
+        self._kept = [*self._kept, latents] if self._place else []
+        if self._codec.reach is not None:  # one more than it reaches: the first is decoded as a single frame
+            self._kept = self._kept[-(self._codec.reach + 1) :]
+        return frames
 
 
 def frames_to_latents(frames: int) -> int:

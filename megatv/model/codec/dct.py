@@ -36,6 +36,8 @@ PICTURE_BASIS = (*STILL, (0, 3, 0, 0), (0, 0, 3, 0), (0, 4, 0, 0), (0, 2, 2, 0))
 class DCTCodec(Codec):
     """Fixed orthonormal causal transform, 4 x 8 x 8 -> 16 channels, without weights."""
 
+    reach = 0
+
     def __init__(self, device: torch.device | str = "cpu") -> None:
         super().__init__(device)
         self.picture = _kernels(PICTURE_BASIS, frames=1).to(self.device)

@@ -62,6 +62,8 @@ class ChunkAutoencoder(nn.Module):
 class LearnedCodec(Codec):
     """A trained ChunkAutoencoder behind the codec interface."""
 
+    reach = 0
+
     def __init__(self, network: ChunkAutoencoder, device: torch.device | str = "cpu") -> None:
         super().__init__(device)
         self.network = network.to(self.device).eval()

@@ -1,0 +1,82 @@
+"""One video as it is made: a generator of events, into which a person may put words at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Iterator
+
+import torch
+
+from megatv.config import SampleConfig
+from megatv.sample.events import Event, Finished
+from megatv.sample.request import Intervention, Request
+from megatv.sample.sampler import Sampler
+from megatv.sample.timeline import chunk_starts, plan_windows
+
+
+class Stream(Iterator[Event]):
+    """Iterate for the events of one video; between two of them `intervene`, `branch` or `close`.
+
+    Every step of the iteration does a bounded piece of work: a token, a chunk, the decoding of a chunk. Left
+    alone, the video is that of `Sampler.generate`. Raises ValueError when the request does not fit.
+
+    chunks   how many the video will have       starts   when each of them starts, in seconds
+    """
+
+    def __init__(self, sampler: Sampler, request: Request, settings: SampleConfig | None = None) -> None:
+        self.sampler, self.request = sampler, request
+        self.settings = settings or sampler.config.sample
+        self._draft = sampler.draft(request)
+        self._draft.script.go_live()
+        self.chunks = self._draft.script.chunks
+        self.starts = chunk_starts(plan_windows(self.chunks, sampler.config.video.groups))
+        self._events = self._make()
+
+    def __next__(self) -> Event:
+        with torch.inference_mode():
+            return next(self._events)
+
+    def intervene(self, chunk: int, text: str) -> None:
+        """`text` becomes the words of `chunk` ("" is silence); what the model has said of them is unsaid.
+
+        Raises ValueError when it is too late, outside of the video or too long, or the model has no words.
+        """
+        self._draft.script.intervene(chunk, text)
+
+    def branch(self, chunk: int, text: str | None = None, seed: int | None = None) -> Stream:
+        """Another video that is this one before `chunk`, and then goes its own way.
+
+        The chunks before are not drawn again, but put in their places, with their events. A think2v model's
+        plan comes before every chunk, so its branch says a new one and draws everything anew.
+
+        text   words of `chunk`, the model's own by default       seed   of all that is drawn from there on
+        Raises ValueError when the chunk before is not made yet, or the text does not fit.
+        """
+        script = self._draft.script
+        if not script.given <= chunk <= len(script.transcript):
+            raise ValueError(
+                f"cannot branch at chunk {chunk}: choose one from {script.given} to {len(script.transcript)}"
+            )
+        words = {at: line for at, line in script.forced.items() if at < chunk}
+        if text is not None:
+            words[chunk] = text
+        spoken = tuple(Intervention(self.starts[at], line) for at, line in sorted(words.items()))
+        seed = self.request.seed if seed is None else seed
+        twin = Stream(
+            self.sampler, dataclasses.replace(self.request, interventions=spoken, seed=seed), self.settings
+        )
+        if script.mode != "think2v":
+            twin._draft.recalled = self._draft.made[:chunk]
+            said = zip(script.said, script.transcript, strict=True)
+            twin._draft.script.recalled = list(said)[:chunk]
+        return twin
+
+    def close(self) -> None:
+        """Stop, and free what the video needed."""
+        self._events.close()
+
+    def _make(self) -> Generator[Event, None, None]:
+        for _, event in self.sampler.events([self._draft], self.settings, live=True):
+            yield event
+        if len(self._draft.script.transcript):
+            yield Finished(self._draft.result())
