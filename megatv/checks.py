@@ -24,7 +24,7 @@ AT_LEAST_ZERO = (
     "profile.steps health.watchdog_seconds health.spike_factor data.max_bad_samples data.shuffle_shards"
 )
 ABOVE_ZERO = "model.norm_eps model.rope_theta sequence.timestep_std optim.lr optim.eps optim.clip"
-PROBABILITIES = "sequence.text_dropout sequence.clean_flip"
+PROBABILITIES = "sequence.text_dropout sequence.clean_flip sample.top_p"
 
 
 def check(config: Config) -> None:

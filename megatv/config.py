@@ -259,6 +259,8 @@ class SampleConfig:
     steps: int = 50
     temperature: float = 0.7
     cfg: float = 1.0
+    solver: Literal["euler", "heun", "dpmpp"] = "euler"
+    top_p: float = 1.0
 
 
 @dataclass(frozen=True)

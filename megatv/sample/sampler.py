@@ -30,7 +30,7 @@ from megatv.sample.draft import Draft
 from megatv.sample.events import ChunkStarted, Event, TextToken
 from megatv.sample.request import Request, Result
 from megatv.sample.script import Script
-from megatv.sample.solver import draw_noise, euler, generator, guide, pick_tokens
+from megatv.sample.solver import SOLVERS, draw_noise, generator, guide, pick_tokens
 from megatv.sample.timeline import Window, plan_windows
 
 
@@ -142,9 +142,7 @@ class Sampler:
         # Guidance: every sequence has a text-free twin with BOS, BOF and EOF only, at positions of its own.
         twins = [[tokens.bos]] * (rows * (copies - 1))
         for chunk in range(window.end):
-            heads = yield from self._speak(
-                drafts, chunk, heads, context.rows(slice(rows)), settings.temperature
-            )
+            heads = yield from self._speak(drafts, chunk, heads, context.rows(slice(rows)), settings)
             for row, draft in enumerate(drafts):
                 if (started := draft.started(chunk)) is not None:
                     yield row, started
@@ -167,7 +165,12 @@ class Sampler:
             draft.frames.append(frames[1:] if window.recoded else frames)
 
     def _speak(
-        self, drafts: list[Draft], chunk: int, heads: list[list[int]], context: Context, temperature: float
+        self,
+        drafts: list[Draft],
+        chunk: int,
+        heads: list[list[int]],
+        context: Context,
+        settings: SampleConfig,
     ) -> Generator[tuple[int, Event], None, list[list[int]]]:
         """Text mode before a chunk, until every sequence is ready for BOF.
 
@@ -182,7 +185,8 @@ class Sampler:
         while active := [row for row, room in enumerate(left) if room]:
             logits = context.text(pending)[active].masked_fill(self._unsayable, -torch.inf)
             pending = [[] for _ in drafts]
-            tokens = pick_tokens(logits, temperature, [streams[row].random() for row in active])
+            uniform = [streams[row].random() for row in active]
+            tokens = pick_tokens(logits, settings.temperature, uniform, settings.top_p)
             for row, token in zip(active, tokens, strict=True):
                 left[row] -= 1
                 if token in (self.tokenizer.bof, self.tokenizer.eos):
@@ -217,7 +221,7 @@ class Sampler:
 
         x = torch.from_numpy(np.stack([self._noise(draft, chunk) for draft in drafts])).to(self.device)
         if any(latent is None for latent in known):
-            x = euler(velocity, x, settings.steps)
+            x = SOLVERS[settings.solver](velocity, x, settings.steps)
         for row, latent in enumerate(known):
             if latent is not None:
                 x[row] = latent

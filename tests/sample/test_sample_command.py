@@ -1,6 +1,7 @@
 """`python -m megatv.sample`: what it writes, and what it refuses."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megatv.data.video import decode_video, probe
+from megatv.data.video import decode_video, probe, write_video
+from megatv.sample import outputs
 from megatv.sample.cli import main
 
 PROMPT = "A player jumps and shoots among pillars."
@@ -33,7 +35,13 @@ def test_writes_video_sheet_and_transcript(run_dir, tmp_path):
     assert abs(first.astype(int) - 200).mean() < 30  # chunk 0 shows the grey picture, as the codec codes it
     tree = json.loads((out / "transcript.json").read_text())
     assert (tree["prompt"], tree["step"], tree["seed"], tree["mode"]) == (PROMPT, 7, 0, "tv2tv")
-    assert tree["settings"] == {"steps": 1, "temperature": 1.0, "cfg": 1.0}
+    assert tree["settings"] == {
+        "steps": 1,
+        "temperature": 1.0,
+        "cfg": 1.0,
+        "solver": "euler",
+        "top_p": 1.0,
+    }
     chunks = tree["runs"][0]["chunks"]
     assert [c["source"] for c in chunks] == ["given"] + ["own"] * 3 + ["forced"] + ["own"] * 4 + [
         "forced"
@@ -63,6 +71,98 @@ def test_compare_shows_both(run_dir, tmp_path):
     assert sheet.width > 1000 and sheet.height > 500
 
 
+def test_a_video_starts_from_another_and_a_timeline_brings_words(run_dir, tmp_path):
+    frames = (
+        np.full((30, 32, 64, 3), 90, np.uint8) + np.arange(0, 120, 4, dtype=np.uint8)[:, None, None, None]
+    )
+    write_video(tmp_path / "start.mp4", frames)
+    out = tmp_path / "out"
+    timeline = tmp_path / "timeline.txt"
+    timeline.write_text("# two moments\n1.5:(w). 2, 0, 0, 0.\n\n2.5:\n")
+    start = ["--prompt", PROMPT, "--video", str(tmp_path / "start.mp4"), "--timeline", str(timeline)]
+    drawn = ["--solver", "dpmpp", "--steps", "2", "--top-p", "0.9"]
+    main(["--checkpoint", str(run_dir), *start, *drawn, "--out", str(out)])
+    tree = json.loads((out / "transcript.json").read_text())
+    assert (tree["settings"]["solver"], tree["settings"]["top_p"]) == ("dpmpp", 0.9)
+    chunks = tree["runs"][0]["chunks"]
+    assert [c["source"] for c in chunks[:6]] == ["given"] * 6
+    assert [c["text"] for c in chunks if c["source"] == "forced"] == ["(w). 2, 0, 0, 0.", ""][
+        : len(chunks) - 6
+    ]
+    made = decode_video(out / "video.mp4", width=64, height=32)[:21]
+    assert np.abs(made.astype(int) - frames[:21]).mean() < 20  # coded twice
+
+
+@pytest.mark.slow
+def test_ranks_share_a_batch_and_a_second_start_makes_what_is_missing(run_dir, tmp_path, command):
+    lines = [
+        {"name": f"v{i}", "prompt": PROMPT, "seed": i, "interventions": [[1.0, "(w). 2, 0, 0, 0."]]}
+        for i in range(5)
+    ] + [{"name": "bad", "prompt": PROMPT, "seconds": -1}]
+    (tmp_path / "batch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["-m", "megatv.sample", "--checkpoint", run_dir, "--batch", tmp_path / "batch.jsonl", *QUICK]
+    launch = ["torchrun", "--standalone", "--nproc_per_node", 2]
+    done = command(*launch, *words, "--rows", 2, "--out", tmp_path / "two")
+    assert "not made: bad: seconds is -1" in done.stdout
+    made = {f"v{i}" for i in range(5) if f"not made: v{i}: the model ended it" not in done.stdout}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == made and len(made) >= 3
+    again, other, *_ = sorted(made)
+    shutil.rmtree(tmp_path / "two" / again)
+    kept = (tmp_path / "two" / other / "video.mp4").stat().st_mtime_ns
+    command(*launch, *words, "--rows", 2, "--out", tmp_path / "two")
+    assert (tmp_path / "two" / other / "video.mp4").stat().st_mtime_ns == kept
+    alone = command(sys.executable, *words, "--rows", 6, "--out", tmp_path / "one", check=False)
+    assert alone.returncode == 2 and "not made: bad" in alone.stdout
+    for name in made:
+        trees = [
+            json.loads((tmp_path / way / name / "transcript.json").read_text()) for way in ("one", "two")
+        ]
+        assert trees[0]["runs"][0]["chunks"] == trees[1]["runs"][0]["chunks"]
+        assert trees[0]["seed"] == int(name[1:])
+
+
+def test_a_full_disk_leaves_nothing_behind(run_dir, tmp_path, monkeypatch):
+    def full(path, frames):
+        path.write_bytes(b"half a video")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(outputs, "write_video", full)
+    with pytest.raises(ValueError, match="No space left on device"):
+        main(["--checkpoint", str(run_dir), *BASE, "--out", str(tmp_path / "deep/out")])
+    assert not list((tmp_path / "deep").iterdir())
+
+
+BATCH = '{"name": "a", "prompt": "b"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "asks for no video"),
+        ("{", "line 1: is no JSON"),
+        ("[1]", 'line 1: write an object with a "name"'),
+        (f'{BATCH}\n{{"name": "../b", "prompt": "b"}}', "line 2: the name '../b' cannot be"),
+        (f"{BATCH}\n{BATCH}", "line 2: the name 'a' is another line's"),
+        ('{"name": "a", "promt": "b"}', "line 1: 'promt' is unknown: use example, image"),
+        ('{"name": "a", "prompt": 3}', "prompt is 3: write str"),
+        ('{"name": "a", "seed": true}', "seed is True: write int"),
+        ('{"name": "a", "mode": "v2v"}', "mode 'v2v' is unknown"),
+        ('{"name": "a", "interventions": [["soon", "b"]]}', "interventions are a list of"),
+    ],
+)
+def test_bad_batches_name_file_and_line(run_dir, tmp_path, text, message):
+    file = tmp_path / "batch.jsonl"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        main(["--checkpoint", str(run_dir), "--batch", str(file), "--out", str(tmp_path / "out")])
+    assert str(file) in str(caught.value)
+
+
+def test_options_of_one_video_do_not_mix_with_a_batch(run_dir, tmp_path):
+    with pytest.raises(ValueError, match="--seed is one video's"):
+        main(["--checkpoint", str(run_dir), "--batch", "b", "--seed", "3", "--out", str(tmp_path / "out")])
+
+
 BASE = ["--prompt", PROMPT, *QUICK]
 
 
@@ -81,6 +181,10 @@ BASE = ["--prompt", PROMPT, *QUICK]
         ([*BASE, "--temperature=-1"], "--temperature -1"),
         ([*BASE, "--cfg", "inf"], "--cfg inf"),
         ([*BASE, "--seed=-1"], "--seed -1"),
+        ([*BASE, "--top-p", "0"], "--top-p 0"),
+        ([*BASE, "--timeline", "missing.txt"], "--timeline missing.txt"),
+        ([*BASE, "--timeline", __file__], "line 1: .*write SECONDS:TEXT"),
+        ([*BASE, "--video", __file__], "test_sample_command.py"),
         ([*BASE, "--device", "toaster"], "--device toaster"),
         ([*BASE, "--mode", "t2v", "--intervene", "1:hi"], "no words to change"),
         (["--prompt", "word " * 200, *QUICK], "shorten the prompt"),

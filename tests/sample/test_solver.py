@@ -3,17 +3,45 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
-from megatv.sample.solver import draw_noise, euler, generator, guide, pick_tokens
+from megatv.sample.solver import SOLVERS, draw_noise, euler, generator, guide, pick_tokens
 
 
-def test_euler_follows_the_straight_path_exactly():
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_straight_path_is_followed_exactly(name):
     """For one data point x the velocity is (x - x_t) / (1 - t): straight, so any number of steps is exact."""
     data, noise = torch.randn(3, 4), torch.randn(3, 4)
     for steps in (1, 2, 7):
-        x = euler(lambda x, t: (data - x) / (1 - t), noise, steps)
+        x = SOLVERS[name](lambda x, t: (data - x) / (1 - t), noise, steps)
         torch.testing.assert_close(x, data)
+
+
+def test_second_order_is_better_at_equal_cost():
+    """Data N(2, 0.3^2): v = E[data - noise | x_t] is known, and the flow takes noise z to 2 + 0.3 z.
+
+    v = 2 + (0.09 t - (1 - t)) / (0.09 t^2 + (1 - t)^2) (x - 2 t), by regression of Gaussians on each other.
+    """
+    noise, calls = torch.linspace(-2, 2, 9, dtype=torch.float64), []
+
+    def velocity(x, t):
+        calls.append(t)
+        return 2 + (0.09 * t - (1 - t)) / (0.09 * t**2 + (1 - t) ** 2) * (x - 2 * t)
+
+    def error(name, steps):
+        calls.clear()
+        found = (SOLVERS[name](velocity, noise, steps) - (2 + 0.3 * noise)).abs().max().item()
+        assert len(calls) == (2 * steps - 1 if name == "heun" else steps) and max(calls) < 1
+        return found
+
+    assert abs(math.log2(error("euler", 64) / error("euler", 128)) - 1) < 0.1
+    assert abs(math.log2(error("heun", 64) / error("heun", 128)) - 2) < 0.1
+    assert math.log2(error("dpmpp", 128) / error("dpmpp", 256)) > 1.5
+    for evaluations in (8, 16, 32):
+        assert error("dpmpp", evaluations) < error("euler", evaluations) / 1.9
+    for evaluations in (16, 32):
+        assert error("heun", evaluations // 2) < error("euler", evaluations)
 
 
 def test_euler_takes_the_documented_steps():
@@ -45,6 +73,9 @@ def test_tokens_are_drawn_in_proportion():
     cold = pick_tokens(logits.expand(8000, -1), 0.5, uniforms.tolist())
     np.testing.assert_allclose(np.bincount(cold, minlength=4) / 8000, [1 / 30, 4 / 30, 0, 25 / 30], atol=2e-4)
     assert pick_tokens(logits, 0.0, [0.0]) == [3]
+    nucleus = pick_tokens(logits.expand(8000, -1), 1.0, uniforms.tolist(), top_p=0.8)  # 5/8, then 2/8 on top
+    np.testing.assert_allclose(np.bincount(nucleus, minlength=4) / 8000, [0, 2 / 7, 0, 5 / 7], atol=2e-4)
+    assert set(pick_tokens(logits.expand(8000, -1), 1.0, uniforms.tolist(), top_p=0.625)) == {3}
 
 
 def test_streams_differ_by_seed_chunk_and_purpose():

@@ -1,0 +1,59 @@
+"""Many videos, shared among the ranks of whatever launcher there is; what is there is not made again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatv.config import SampleConfig
+from megatv.sample.inputs import Asked
+from megatv.sample.outputs import write_results
+from megatv.sample.request import Result
+from megatv.sample.sampler import Sampler
+
+Describe = Callable[[Asked, SampleConfig], dict[str, Any]]
+
+
+def make_all(
+    asked: dict[str, Asked],
+    out: Path,
+    sampler: Sampler,
+    settings: SampleConfig,
+    rows: int,
+    describe: Describe,
+) -> list[str]:
+    """Make this rank's videos of `asked`, `rows` at a time, each into the folder out/NAME.
+
+    Rank r of n (RANK and WORLD_SIZE) has every n-th name from the r-th on, so no rank waits for another. A
+    video does not depend on its neighbours, nor on the number of ranks. Returns a sentence for each that
+    could not be made; the others are.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    todo = [name for name in sorted(asked)[rank::world] if not (out / name).exists()]
+    failed = []
+    for at in range(0, len(todo), rows):
+        requests = {}
+        for name in todo[at : at + rows]:
+            try:
+                requests[name] = asked[name].request(sampler)
+                sampler.draft(requests[name])  # a request that does not fit must not end its neighbours
+            except ValueError as error:
+                requests.pop(name, None)
+                failed.append(f"{name}: {error}")
+        if not requests:
+            continue
+        results = sampler.generate(list(requests.values()), settings)
+        for (name, request), result in zip(requests.items(), results, strict=True):
+            if sentence := too_short(result):
+                failed.append(f"{name}: {sentence}")
+                continue
+            write_results(out / name, request, {name: result}, describe(asked[name], settings))
+        print(f"[rank {rank}] {min(at + rows, len(todo))} of {len(todo)} videos", flush=True)
+    return failed
+
+
+def too_short(result: Result) -> str | None:
+    """Why there is no video to show, if there is none."""
+    return None if len(result.frames) else "the model ended it before its first chunk; try another seed"
