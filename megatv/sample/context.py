@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,13 +12,17 @@ from torch import Tensor
 from megatv.data.sequence import Cursor
 from megatv.model.mot import MoT
 from megatv.sample.cache import KVCache
+from megatv.sample.graphs import Graphs, Step
 
 
 class Context:
     """B sequences, every one with its own text length; chunks are written to all of them at once."""
 
-    def __init__(self, model: MoT, cache: KVCache, cursors: list[Cursor]) -> None:
+    def __init__(
+        self, model: MoT, cache: KVCache, cursors: list[Cursor], graphs: Graphs | None = None
+    ) -> None:
         self.model, self.cache, self.cursors = model, cache, cursors
+        self._graphs = graphs or Graphs()
         self.device = cache.lengths.device
 
     @classmethod
@@ -28,8 +33,9 @@ class Context:
         return cls(model, cache, [Cursor(config.sequence, config.tokens_per_chunk) for _ in range(rows)])
 
     def rows(self, rows: slice) -> Context:
-        """Some of the sequences, shared with this context."""
-        return Context(self.model, self.cache.rows(rows), self.cursors[rows])
+        """The first few of the sequences, shared with this context."""
+        assert not rows.start and rows.step in (None, 1), "captured steps know rows by their number"
+        return Context(self.model, self.cache.rows(rows), self.cursors[rows], self._graphs)
 
     def restart(self, row: int) -> None:
         """Forget all of one sequence."""
@@ -52,7 +58,9 @@ class Context:
         for b, row in enumerate(ids):
             padded[b, : counts[b]] = row
             positions[b, : counts[b]] = self.cursors[b].text(counts[b])
-        logits = self.model.text_step(self._put(padded), self._put(positions), self.cache)
+        step = functools.partial(self.model.text_step, cache=self.cache)
+        run = self._graphs.run if padded.shape[1] == 1 else _plainly  # longer texts come in all lengths
+        logits = run(step, self._put(padded), self._put(positions))
         new = self._put(np.array(counts))
         self.cache.lengths += new
         return logits[torch.arange(len(ids), device=self.device), new - 1]
@@ -65,7 +73,9 @@ class Context:
     def velocity(self, x: Tensor, t: float, positions: Tensor) -> Tensor:
         """float32 [B, C, h, w]: velocity of the noisy chunks x at time t; leaves no trace."""
         times = torch.full((len(x),), t, device=self.device)
-        return self.model.chunk_step(x, times, positions, self.cache).float()
+        step = functools.partial(self.model.chunk_step, cache=self.cache)
+        # a copy: a captured step gives the same tensor every time, and solvers keep what they got
+        return self._graphs.run(step, x, times, positions).to(torch.float32, copy=True)
 
     def write(self, x: Tensor, positions: Tensor) -> None:
         """The clean pass: append the finished chunks x [B, C, h, w] at t = 1 (TV2TV section 2.3, step 4)."""
@@ -74,3 +84,7 @@ class Context:
 
     def _put(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, torch.int64)
+
+
+def _plainly(step: Step, *inputs: Tensor) -> Tensor:
+    return step(*inputs)

@@ -49,6 +49,7 @@ def _make_sampler(
     newline_bias=0.0,
     eos=False,
     dtype=torch.float32,
+    device="cpu",
     **sequence,
 ) -> Sampler:
     """2 tokens a chunk, two layers, two query heads to a key head; it says BOF more often than any letter.
@@ -82,9 +83,10 @@ def _make_sampler(
     bias[tokenizer.bof] = bof_bias
     bias[tokenizer.encode("\n")] = newline_bias
     bias[tokenizer.eos] = 0.0 if eos else -torch.inf
+    model, bias = model.to(device), bias.to(device)
     head.register_forward_hook(lambda _module, _args, logits: logits + bias.to(logits))
     stats = LatentStats(np.full((2, 16), 0.1, np.float32), np.full((2, 16), 0.7, np.float32))
-    return Sampler(model, config, tokenizer, load_codec(config.codec), stats)
+    return Sampler(model, config, tokenizer, load_codec(config.codec, device), stats)
 
 
 @pytest.fixture(scope="session")
