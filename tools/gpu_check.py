@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_attention import matmul_tflops, measure, milliseconds  # the tool beside this one
+from bench_attention import matmul_tflops, measure, milliseconds  # the tools beside this one
+from bench_sample import passes
 
 from megatv.config import Config, load_config
 from megatv.model import cost
@@ -37,7 +38,6 @@ from megatv.model.init import initialize
 from megatv.model.mot import MoT
 from megatv.objective.pretrain import pretrain_loss, weighted
 from megatv.parallel.layers import Layers
-from megatv.sample.cache import KVCache
 from megatv.types import IGNORE, Batch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,47 +193,8 @@ def training_step(config: Config, device: torch.device, dtype: torch.dtype) -> d
 
 
 def sampling(config: Config, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Text steps and chunk passes a second of the whole model against a nearly full cache, batch 1."""
-    model = build(config, device, dtype).eval()
-    p, slots = (
-        config.tokens_per_chunk,
-        config.text_rows_per_example + config.latents * config.tokens_per_chunk,
-    )
-    cache = KVCache.empty(config.model, 1, slots, device=device, dtype=dtype)
-    cache.lengths += slots - 2 * p
-    ids, at = torch.zeros(1, 1, dtype=torch.int64, device=device), cache.lengths[:, None]
-    x = torch.randn(1, 16, config.latent_height, config.latent_width, device=device, dtype=dtype)
-    t, positions = torch.full((1,), 0.5, device=device), at + torch.arange(p, device=device)
-    found: dict[str, Any] = {"cache_rows": slots - 2 * p}
-    with torch.inference_mode():
-        for way in ("eager", "graph") if device.type == "cuda" else ("eager",):
-            text, chunk = (
-                call if way == "eager" else capture(call)
-                for call in (
-                    lambda: model.text_step(ids, at, cache),
-                    lambda: model.chunk_step(x, t, positions, cache),
-                )
-            )
-            text_ms, chunk_ms = milliseconds(text, device)["ms"], milliseconds(chunk, device)["ms"]
-            found[way] = {
-                "text_steps_per_s": 1e3 / text_ms,
-                "chunk_passes_per_s": 1e3 / chunk_ms,
-                "chunks_per_s_at_config_steps": 1e3 / (chunk_ms * (config.sample.steps + 1)),
-            }
-    return found
-
-
-def capture(call: Callable[[], object]) -> Callable[[], None]:
-    """The call as a CUDA graph: a replay launches all of its kernels at once."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what compiles or allocates on a first call must not do so in the graph
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+    """What tools/bench_sample.py measures of the whole model's passes, with random weights."""
+    return passes(build(config, device, dtype).eval(), config)
 
 
 if __name__ == "__main__":

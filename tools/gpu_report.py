@@ -51,16 +51,15 @@ def training_table(found: dict[str, Any]) -> str:
 def sampling_table(found: dict[str, Any]) -> str:
     """Text steps and chunk passes of one sequence through the whole model, against a nearly full cache."""
     lines = [
-        f"| batch 1, {found['cache_rows']:,} cached rows | text steps/s | chunk passes/s | chunks/s |",
-        "|---|---|---|---|",
+        f"| batch 1, {found['cached_rows']:,} cached rows | ms eager | captured | floor | of it | uncached |",
+        "|---|---|---|---|---|---|",
     ]
-    for way in ("eager", "graph"):
-        if way in found:
-            row = found[way]
-            lines.append(
-                f"| {way} | {row['text_steps_per_s']:.1f} | {row['chunk_passes_per_s']:.1f} | "
-                f"{row['chunks_per_s_at_config_steps']:.2f} |"
-            )
+    for name in ("text", "chunk"):
+        row = found[name]
+        share = "" if row["share_of_floor"] is None else f"{row['share_of_floor']:.0%}"
+        ms = ["" if row[k] is None else f"{row[k]:.2f}" for k in ("eager_ms", "graph_ms", "floor_ms")]
+        again = "" if row["uncached_ms"] is None else f"{row['uncached_ms']:.0f}"
+        lines.append(f"| {name} pass | {' | '.join([*ms, share, again])} |")
     return "\n".join(lines)
 
 

@@ -35,7 +35,11 @@ from megatv.sample.timeline import Window, plan_windows
 
 
 class Sampler:
-    """Makes videos with a model. `step`: of the checkpoint that it came from, if it did."""
+    """Makes videos with a model.
+
+    step        of the checkpoint that it came from, if it did
+    unsayable   bool [V]: tokens that are never the model's to say
+    """
 
     step: int | None = None
 
@@ -48,7 +52,7 @@ class Sampler:
         sayable = torch.zeros(config.model.vocab, dtype=torch.bool, device=self.device)
         sayable[: tokenizer.bos] = True  # all words; of the markers, BOS and EOF are never the model's to say
         sayable[[tokenizer.bof, tokenizer.eos]] = True
-        self._unsayable = ~sayable
+        self.unsayable = ~sayable
 
     @classmethod
     def from_checkpoint(
@@ -183,7 +187,7 @@ class Sampler:
         pending = [head + words for head, words in zip(heads, said, strict=True)]
         streams = [generator(draft.request.seed, draft.script.index(chunk), "text") for draft in drafts]
         while active := [row for row, room in enumerate(left) if room]:
-            logits = context.text(pending)[active].masked_fill(self._unsayable, -torch.inf)
+            logits = context.text(pending)[active].masked_fill(self.unsayable, -torch.inf)
             pending = [[] for _ in drafts]
             uniform = [streams[row].random() for row in active]
             tokens = pick_tokens(logits, settings.temperature, uniform, settings.top_p)

@@ -1,6 +1,7 @@
 """Captured steps: the sampler uses them as they are, with outputs that the next call overwrites."""
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ REQUESTS = [
 class Replayed:
     """A captured step without a GPU: it knows its first inputs' shapes, and has one output for all calls."""
 
-    made: list["Replayed"] = []
+    made: ClassVar[list["Replayed"]] = []
 
     def __init__(self, step, *inputs):
         self.step, self.inputs = step, [x.clone() for x in inputs]
@@ -44,10 +45,8 @@ def test_captured_steps_make_the_same_videos(make_sampler, monkeypatch, mode, so
     monkeypatch.setattr(graphs, "Captured", Replayed)
     monkeypatch.setattr(graphs, "capturable", lambda x: True)
     captured = sampler.generate(requests, settings)
-    windows = 2
-    assert (
-        len(Replayed.made) <= windows * 3
-    )  # a chunk's pass; a token's, with and without the text-free twins
+    # each of two windows: a chunk's pass, a token's, and a token's without the text-free twins
+    assert len(Replayed.made) <= 2 * 3
     for a, b in zip(plain, captured, strict=True):
         assert a.transcript == b.transcript
         np.testing.assert_array_equal(a.latents, b.latents)

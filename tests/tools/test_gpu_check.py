@@ -14,7 +14,7 @@ def test_sections_run_apart_and_become_tables(command, tmp_path):
     assert set(report) == {"machine", "seconds", "training", "sampling"}
     assert report["training"]["sdpa"]["step_ms"] > 0
     printed = command(sys.executable, "tools/gpu_report.py", out).stdout
-    assert f"{report['sampling']['eager']['text_steps_per_s']:.1f}" in printed
+    assert f"{report['sampling']['chunk']['eager_ms']:.2f}" in printed
     assert "## Attention" not in printed
 
 
