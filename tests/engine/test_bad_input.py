@@ -48,11 +48,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory, config_file: Path) -> Pat
     ],
 )
 def test_refused_at_start_on_two_processes(
-    arguments: list[str], words: str, launch: Callable, tmp_path: Path
+    arguments: list[str], words: str, forge: Callable, config_file: Path, tmp_path: Path
 ) -> None:
-    run_dir = tmp_path / "run"
-    assert words in refused(launch(2, run_dir, *arguments))
+    run_dir, script = tmp_path / "run", Path(__file__).parents[2] / "launch/train.py"
+    run = forge(tmp_path, [script, "--config", config_file, f"run.dir={run_dir}", *arguments], {}, 2)
+    codes = run.end()
+    assert 2 in codes and set(codes) <= {2, -15}, (
+        run.log
+    )  # the first that goes ends the other, as launchers do
+    errors = [line for line in run.log.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and words in errors[0], run.log
+    assert "Traceback (most recent call last)" not in run.log
     assert not (run_dir / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_refused_under_a_launcher(launch: Callable, tmp_path: Path) -> None:
+    assert "parallel.dp is 3" in refused(launch(2, tmp_path / "run", "parallel.dp=3"))
 
 
 @pytest.mark.slow
