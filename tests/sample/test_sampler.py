@@ -206,3 +206,18 @@ def test_a_given_chunk_brings_its_words(make_sampler):
 def test_words_of_more_chunks_than_are_given_are_refused(make_sampler):
     with pytest.raises(ValueError, match="words of 2 chunks are given, but only 1 chunks"):
         make_sampler().generate([Request("abc", first_image=IMAGE, given_words=("a.", "b."))])
+
+
+@pytest.mark.parametrize(("groups", "seconds"), [(1, 31.0), (2, 62.0)])
+@pytest.mark.slow
+def test_ten_times_the_trained_length(make_sampler, groups, seconds):
+    """Windows slide for as long as is asked; every chunk has its words, its time and its frames."""
+    sampler = make_sampler(groups=groups, bof_bias=1.5)
+    late = Intervention(seconds - 2, "jj.")
+    (long,) = sampler.generate([Request("abc", first_image=IMAGE, seconds=seconds, interventions=(late,))])
+    assert len(long.frames) >= 16 * seconds > len(long.frames) - 5
+    assert len(long.latents) == len(long.transcript) >= 10 * 12 * groups
+    windows = plan_windows(len(long.latents), groups)
+    assert [words.start_seconds for words in long.transcript] == chunk_starts(windows)
+    assert next(w.start_seconds for w in long.transcript if w.source == "forced") >= late.seconds
+    assert np.isfinite(long.latents).all()
