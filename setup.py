@@ -36,7 +36,13 @@ setup(
     # shadow the PyPI package that transformers looks for.
     package_dir={"megatv_kernels": "kernels"},
     package_data={
-        "megatv": ["py.typed", "assets/*", "curate/prompts/*.txt", "curate/report.css"],
+        "megatv": [
+            "py.typed",
+            "assets/*",
+            "curate/prompts/*.txt",
+            "curate/report.css",
+            "eval/human/page/*",
+        ],
         "megatv_kernels": ["py.typed", "cuda/*.cu", "cuda/*.cuh", "cuda/*.h"],
     },
     cmdclass={"build_py": BuildKernels},

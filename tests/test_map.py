@@ -61,6 +61,8 @@ DOORS = {
     "h5py": ["megatv.data.csgo_episode"],
     "streaming": ["megatv.data.shards", "megatv.data.remote"],
     "ray": ["megatv.curate.engine"],
+    "fastapi": ["megatv.eval.human.server"],
+    "uvicorn": ["megatv.eval.human.cli"],
     "httpx": ["megatv.curate.endpoint"],
     "tiktoken": ["megatv.data.tokenizer"],
     "triton": ["megatv_kernels"],

@@ -1,0 +1,115 @@
+"""The report as Markdown: the figures of `report.figures` in tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def to_markdown(told: dict[str, Any]) -> str:
+    """A page to read. told: what `report.figures` gives."""
+    lines = [
+        f"# {told['title']}",
+        "",
+        f"{told['items_with_enough_raters']} of {told['items']} items were judged by "
+        f"{told['raters_per_item']} people or more whose answers count. {told['raters_left_out']} of "
+        f"{len(told['raters'])} people failed the attention checks and are left out.",
+        "",
+    ]
+    lines += _pairwise(told) if told["kind"] == "pairwise" else _pointwise(told)
+    lines += [
+        "",
+        "Intervals are 95 %, by bootstrap over items. Agreement is Krippendorff's alpha for ordered answers: "
+        "1 is perfect, 0 is chance.",
+        "",
+        "## People",
+        "",
+    ]
+    lines += _table(
+        ("name", "items", "checks", "failed", "left out", "median seconds"),
+        (
+            (
+                p["rater"],
+                p["items"],
+                p["checks"],
+                p["failed"],
+                "yes" if p["left_out"] else "",
+                _number(p["median_seconds"], "{:.0f}"),
+            )
+            for p in told["raters"]
+        ),
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _pairwise(told: dict[str, Any]) -> Iterable[str]:
+    first, second = told["systems"]
+    yield from _table(
+        ("", f"{first} preferred", "tie", f"{second} preferred", "difference", "answers", "agreement"),
+        (
+            (
+                f"**{name}**",
+                *(_share(result["wins"][who]) for who in (first, "tie", second)),
+                _share(result["difference"], signed=True),
+                result["difference"]["n"],
+                _number(result["alpha"], "{:.2f}"),
+            )
+            for name, result in told["questions"].items()
+        ),
+    )
+    yield ""
+    yield from _table(
+        ("answers", f"{first} clearly", "slightly", "tie", "slightly", f"{second} clearly"),
+        (
+            (f"**{name}**", *(result["counts"][step] for step in ("2", "1", "0", "-1", "-2")))
+            for name, result in told["questions"].items()
+        ),
+    )
+
+
+def _pointwise(told: dict[str, Any]) -> Iterable[str]:
+    for name, result in told["questions"].items():
+        scores = result["scores"]
+        groups = list(dict.fromkeys(group for system in scores.values() for group in system))
+        yield f"## {name.capitalize()}"
+        yield ""
+        yield from _table(
+            ("score, 0 to 1", *scores),
+            (
+                (group, *(_score(system[group]) if group in system else "-" for system in scores.values()))
+                for group in groups
+            ),
+        )
+        yield ""
+        yield f"Agreement {_number(result['alpha'], '{:.2f}')}."
+        yield ""
+    yield 'Videos that were left alone count as correct when people said that the action was "not" shown.'
+
+
+def _table(head: Iterable[object], body: Iterable[Iterable[object]]) -> Iterable[str]:
+    cells = [_escape(cell) for cell in head]
+    yield f"| {' | '.join(cells)} |"
+    yield f"|{'---|' * len(cells)}"
+    for row in body:
+        yield f"| {' | '.join(map(_escape, row))} |"
+
+
+def _escape(cell: object) -> str:
+    """A name that cannot leave its cell, nor become markup of its own."""
+    return str(cell).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _share(found: dict[str, Any], *, signed: bool = False) -> str:
+    if found["mean"] is None:
+        return "-"
+    sign = "+" if signed else ""
+    low, high = (f"{100 * found[key]:{sign}.0f}" for key in ("low", "high"))
+    return f"{100 * found['mean']:{sign}.0f} % ({low} to {high})"
+
+
+def _score(found: dict[str, Any]) -> str:
+    return f"{found['mean']:.2f} ({found['low']:.2f} to {found['high']:.2f}), n {found['n']}"
+
+
+def _number(value: float | None, shape: str) -> str:
+    return "-" if value is None else shape.format(value)

@@ -1,0 +1,233 @@
+// The three pages of a study (welcome, task, end). The server keeps all answers; half-finished ones stay in this browser.
+
+import { Player } from "./player.js";
+
+const $ = (selector, root = document) => root.querySelector(selector);
+const RETRY_MS = 3000;
+const WORDS = {
+  pairwise: {
+    lead: "You will see two videos side by side, made for the same text. Say which one is better, and how clearly.",
+    rules: ["Watch both to the end at least once. They play together and start again by themselves.",
+      "Which system made which video is hidden, and sides change at random.",
+      "If you cannot tell, say so: \u201cunsure or equal\u201d is a good answer."],
+  },
+  pointwise: {
+    lead: "You will see one video at a time. Someone asked for an action at a certain moment: say whether it happened.",
+    rules: ["The moment lies between START and STOP, marked on the line below the video.",
+      "The action may end a little after STOP. The rest of the video only shows where we are.",
+      "If you cannot tell, say so, and write why."],
+  },
+};
+
+let study, rater, task, before, chosen, active, opened;
+const player = new Player($("#task"));
+
+async function ask(path, body) {
+  const init = body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+  const reply = await fetch(path, init);
+  const told = await reply.json().catch(() => ({ error: `the server answered ${reply.status}` }));
+  if (!reply.ok) throw Object.assign(new Error(told.error || "the server refused"), { status: reply.status });
+  return told;
+}
+
+function element(kind, text = "", className = "") {
+  const made = document.createElement(kind);
+  made.textContent = text;
+  made.className = className;
+  return made;
+}
+
+function show(name) {
+  for (const page of document.querySelectorAll("main")) page.hidden = page.id !== name;
+  $("header").hidden = name === "welcome";
+  if (name !== "task") player.stop();
+  trouble("");
+}
+
+function trouble(sentence) {
+  $("#trouble").hidden = !sentence;
+  $("#trouble").textContent = sentence;
+}
+
+// Welcome
+
+async function start() {
+  study = await ask("/api/study");
+  document.title = study.title;
+  for (const title of document.querySelectorAll(".title")) title.textContent = study.title;
+  const { lead, rules } = WORDS[study.kind];
+  $("#welcome .lead").textContent = lead;
+  $("#welcome .rules").replaceChildren(...rules.map((rule) => element("li", rule)));
+  const given = new URLSearchParams(location.search).get("rater") || localStorage.getItem("rater") || "";
+  $("#welcome input").value = given;
+  $("#welcome .primary").textContent = given ? `Go on as ${given}` : "Begin";
+  $("#welcome input").oninput = () => { $("#welcome .primary").textContent = "Begin"; };
+  show("welcome");
+}
+
+$("#welcome form").onsubmit = async (event) => {
+  event.preventDefault();
+  try {
+    ({ rater } = await ask("/api/raters", { rater: $("#welcome input").value }));
+    localStorage.setItem("rater", rater);
+    $("header .who").textContent = rater;
+    turn(await ask(`/api/next?rater=${encodeURIComponent(rater)}`));
+  } catch (error) {
+    $("#welcome .error").textContent = error.message;
+  }
+};
+
+// Task
+
+const draft = () => `draft/${study.title}/${rater}/${task.item}`;
+
+function turn(told) {
+  $("header .progress i").style.width = `${100 * told.done / Math.max(1, told.total)}%`;
+  $("header .count").textContent = `${told.done} of ${told.total} done`;
+  ({ task, before } = told);
+  if (!task) {
+    $("#end .name").textContent = `, ${rater}`;
+    $("#end .lead").textContent = told.done
+      ? `All ${told.done} of your answers are saved. You may close this page.`
+      : "There is nothing left to judge at the moment: others have answered everything.";
+    $("#end .back").hidden = !before;
+    show("end");
+    return;
+  }
+  let kept = null;
+  try { kept = JSON.parse(localStorage.getItem(draft())); } catch { /* not ours: begin without */ }
+  chosen = { ...task.answers, ...kept?.answers };
+  show("task");
+  const asked = task.caption ?? task.prompt;
+  $(".asked").hidden = !asked;
+  $(".asked .tag").textContent = task.caption ? "Caption" : "Text";
+  $(".asked p").textContent = asked;
+  const marks = task.start == null ? null : { start: task.start, stop: task.stop };
+  player.load(task.videos, marks, task.videos.length === 2 ? ["Left", "Right"] : [""]);
+  drawQuestions(kept?.comment ?? task.comment);
+  $("#task .back").disabled = !before;
+  opened = performance.now();
+  activate(study.questions.findIndex((question) => !chosen[question.name]));
+}
+
+function drawQuestions(comment) {
+  const rows = study.questions.map((question, index) => {
+    const row = element("div", "", "question");
+    const words = element("div", "", "words");
+    words.append(element("b", question.text), ...(question.hint ? [element("small", question.hint)] : []));
+    const scale = element("div", "", `scale ${study.kind}`);
+    scale.setAttribute("role", "radiogroup");
+    scale.setAttribute("aria-label", question.text);
+    scale.append(...question.options.map((option, number) => {
+      const button = element("button", option.label, option.value);
+      button.setAttribute("role", "radio");
+      button.dataset.value = option.value;
+      button.prepend(element("kbd", String(number + 1)));
+      button.onclick = () => choose(index, option.value);
+      return button;
+    }));
+    row.append(words, scale);
+    row.onpointerdown = () => activate(index);
+    return row;
+  });
+  $(".questions").replaceChildren(...rows);
+  $(".comment").value = comment;
+}
+
+function choose(index, value) {
+  chosen[study.questions[index].name] = value;
+  keepDraft();
+  if (value === "unsure") $(".comment").focus();
+  const after = [...study.questions.keys()].filter((i) => !chosen[study.questions[i].name]);
+  activate(after.find((i) => i > index) ?? after[0] ?? index);
+}
+
+function activate(index) {
+  active = index < 0 ? study.questions.length - 1 : Math.min(index, study.questions.length - 1);
+  paint();
+}
+
+function paint() {
+  study.questions.forEach((question, index) => {
+    const row = $(".questions").children[index];
+    row.classList.toggle("active", index === active);
+    row.classList.toggle("answered", Boolean(chosen[question.name]));
+    for (const button of row.querySelectorAll("button")) {
+      button.setAttribute("aria-checked", String(button.dataset.value === chosen[question.name]));
+    }
+  });
+  $("#task .next").disabled = study.questions.some((question) => !chosen[question.name]);
+}
+
+function keepDraft() {
+  localStorage.setItem(draft(), JSON.stringify({ answers: chosen, comment: $(".comment").value }));
+  $("header .saved").textContent = "";
+}
+
+async function next() {
+  const button = $("#task .next");
+  if (button.disabled) return;
+  button.disabled = true;
+  const key = draft();
+  const seconds = Math.round((performance.now() - opened) / 100) / 10;
+  const said = { rater, item: task.item, answers: chosen, comment: $(".comment").value, seconds };
+  for (;;) {
+    try {
+      const told = await ask("/api/answers", said);
+      localStorage.removeItem(key);
+      $("header .saved").textContent = "saved";
+      turn(told);
+      return;
+    } catch (error) {
+      if (error.status && error.status !== 503) {  // the server is there and will not take it
+        trouble(`Not saved: ${error.message}`);
+        button.disabled = false;
+        return;
+      }
+      trouble("Not saved yet: the server does not answer. Your answer is kept here, and sent again every few seconds.");
+      await new Promise((again) => setTimeout(again, RETRY_MS));
+    }
+  }
+}
+
+async function back() {
+  try {
+    if (before) turn(await ask(`/api/tasks/${before}?rater=${encodeURIComponent(rater)}`));
+  } catch (error) {
+    trouble(error.message);
+  }
+}
+
+$(".comment").oninput = keepDraft;
+$("#task .next").onclick = next;
+for (const button of document.querySelectorAll(".back")) button.onclick = back;
+$("#task").addEventListener("unplayable", () => trouble(
+  "This video cannot be played here. Try another browser, or tell whoever runs the study."));
+
+const KEYS = [["1 2 3 \u2026", "answer"], ["\u2191 \u2193", "question"], ["Enter", "next"], ["Space", "play or pause"], ["S", "slower"], ["B", "back"]];
+$(".keys").replaceChildren(...KEYS.map(([key, what]) => {
+  const hint = element("span", what);
+  hint.prepend(element("kbd", key));
+  return hint;
+}));
+
+document.addEventListener("keydown", (event) => {
+  if ($("#task").hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches(".comment")) {  // letters belong to the comment
+    if (event.key === "Escape" || event.key === "Enter") event.target.blur();
+    return;
+  }
+  const options = study.questions[active].options;
+  const actions = {
+    " ": () => player.toggle(), s: () => player.slower(), r: () => player.replay(), b: back, Enter: next,
+    ArrowUp: () => activate(Math.max(0, active - 1)), ArrowDown: () => activate(active + 1),
+  };
+  const number = Number(event.key);
+  const act = number >= 1 && number <= options.length
+    ? () => choose(active, options[number - 1].value) : actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  if (!act) return;
+  event.preventDefault();
+  act();
+});
+
+start().catch((error) => trouble(`The study cannot be reached: ${error.message}. Reload the page to try again.`));

@@ -1,0 +1,92 @@
+"""What a study asks, of whom, and about which videos: one strict YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from megatv.schema import build
+from megatv.yaml_tree import read_yaml
+
+Kind = Literal["pairwise", "pointwise"]
+Criterion = Literal["alignment", "fidelity", "quality", "overall"]
+
+
+@dataclass(frozen=True)
+class System:
+    """A set of videos under one name, such as a model's. `videos`: a folder or a manifest, see `videos`."""
+
+    name: str
+    videos: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study of one kind.
+
+    kind               `pairwise`: two systems side by side, five answers; `pointwise`: one video at a time,
+                       was the intervention between START and STOP done, and how good is the picture
+    systems            two of them, or for a pointwise study one or more
+    database           SQLite file of the answers; degraded copies for the checks are kept beside it
+    title              stands at the top of the page
+    criteria           of a pairwise study, in the order in which they are asked
+    seed               of sides, order, checks and bootstrap
+    raters_per_item    different people who judge every item
+    items_per_rater    at most so many for one person; null: all that are open
+    checks             attention checks for each person: a video beside, or in place of, a degraded copy
+    failures_allowed   a person who fails more checks is left out of the report, and others are asked instead
+    raters             names that may take part; empty: anyone who gives a name
+    """
+
+    kind: Kind
+    systems: tuple[System, ...]
+    database: str
+    title: str = "Which video is better?"
+    criteria: tuple[Criterion, ...] = ("alignment", "fidelity", "quality", "overall")
+    seed: int = 0
+    raters_per_item: int = 3
+    items_per_rater: int | None = None
+    checks: int = 3
+    failures_allowed: int = 0
+    raters: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [system.name for system in self.systems]
+        wanted = 2 if self.kind == "pairwise" else 1
+        limit = self.items_per_rater
+        for ok, sentence in (
+            (
+                len(names) == 2 if self.kind == "pairwise" else len(names) >= 1,
+                f"systems: a {self.kind} study needs {wanted}{' or more' * (wanted == 1)}, got {len(names)}",
+            ),
+            (len(set(names)) == len(names), f"systems: {', '.join(names)}: give every one a name of its own"),
+            (all(names), "systems: a name is empty: the report needs it"),
+            (
+                bool(self.database),
+                "database is empty: name a file for answers, such as runs/study.sqlite",
+            ),
+            (
+                len(set(self.criteria)) == len(self.criteria) > 0,
+                f"criteria is {list(self.criteria)}: name each that you want once, and at least one",
+            ),
+            (self.seed >= 0, f"seed is {self.seed}: it must not be negative"),
+            (self.raters_per_item >= 1, f"raters_per_item is {self.raters_per_item}: it must be at least 1"),
+            (limit is None or limit >= 1, f"items_per_rater is {limit}: it must be at least 1, or null"),
+            (self.checks >= 0, f"checks is {self.checks}: it must not be negative"),
+            (
+                self.failures_allowed >= 0,
+                f"failures_allowed is {self.failures_allowed}: it must not be negative",
+            ),
+        ):
+            if not ok:
+                raise ValueError(sentence)
+
+
+def read_study(path: str | Path) -> Study:
+    """The study of a YAML file. Raises ValueError with the file, the key and the remedy."""
+    tree = read_yaml(path)
+    try:
+        return build(Study, tree)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -1,0 +1,194 @@
+"""The videos of a study's systems: found, matched by name, and looked at before anyone is asked about them.
+
+A folder holds `NAME.mp4` (with `NAME.txt`, its prompt, if there is one) or what `python -m megatv.sample
+--out FOLDER/NAME` left: `NAME/video.mp4` with `NAME/transcript.json`. A manifest is a JSONL file with a line
+for each video, paths relative to it:
+
+    {"name": "duel-1", "video": "tv2tv/duel-1.mp4", "prompt": "A player jumps.", "caption": "He jumps.",
+     "start": 0.8125, "stop": 1.0625, "action": "jump", "control": false}
+
+The last five are for pointwise studies: what was asked for, when (seconds), which group of the report it
+belongs to, and whether nobody intervened (then "no" is the right answer, TV2TV section 3.3).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megatv.config import FPS, TEMPORAL_FACTOR
+from megatv.data.video import VideoInfo, iterate_video, probe
+from megatv.eval.human.study import Study
+from megatv.schema import build
+
+SUFFIXES = (".mp4", ".webm", ".m4v")
+"""Kinds that browsers play."""
+CHUNK_SECONDS = TEMPORAL_FACTOR / FPS
+"""STOP comes so long after START where nothing else is said: the chunk that the words were for."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video of a system; a manifest's line has the same keys. `start`, `stop` in seconds."""
+
+    name: str
+    video: str
+    prompt: str = ""
+    caption: str = ""
+    start: float | None = None
+    stop: float | None = None
+    action: str = ""
+    control: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("name is empty: videos are matched by it")
+        if self.start is not None and self.stop is None:
+            object.__setattr__(self, "stop", self.start + CHUNK_SECONDS)
+        if self.start is not None and self.stop is not None and not 0 <= self.start < self.stop:
+            raise ValueError(f"start {self.start:g} and stop {self.stop:g}: they must be in order, from 0 on")
+
+
+Videos = dict[str, Video]
+"""A system's videos by name."""
+
+
+def find_videos(study: Study) -> list[Videos]:
+    """Every system's videos, matched by name in a pairwise study.
+
+    Raises ValueError when a folder, a name or what the study's questions need is missing.
+    """
+    found = [_videos_of(Path(system.videos)) for system in study.systems]
+    if study.kind == "pointwise":
+        for system, videos in zip(study.systems, found, strict=True):
+            for video in videos.values():
+                if not video.caption or video.start is None:
+                    raise ValueError(
+                        f"{system.videos}: {video.name} has no caption or no start: a pointwise study asks "
+                        "whether the caption was done from START to STOP; give both in a manifest"
+                    )
+        return found
+    (one, left), (other, right) = zip(study.systems, found, strict=True)
+    for mine, theirs, there in ((left, right, other), (right, left, one)):
+        if missing := sorted(mine.keys() - theirs.keys()):
+            raise ValueError(
+                f"{there.videos}: has no video named {_some(missing)}, which the other system has: pairs are "
+                "matched by name; add or remove them"
+            )
+    for name in left:
+        prompts = {video.prompt for video in (left[name], right[name])} - {""}
+        if len(prompts) > 1:
+            raise ValueError(f"{name}: the two systems' prompts differ; a pair answers one prompt")
+        if not prompts and "alignment" in study.criteria:
+            raise ValueError(
+                f"{name}: has no prompt, which the question of alignment needs: add {name}.txt or a "
+                "manifest, or leave alignment out of criteria"
+            )
+    return found
+
+
+def look_at(videos: Mapping[str, Video]) -> Iterator[VideoInfo]:
+    """The header of every video once all of it has been decoded; ValueError at the first that does not."""
+    for video in videos.values():
+        info = probe(video.video)
+        for _ in iterate_video(video.video, width=32, height=32):
+            pass
+        if video.stop is not None and video.stop > info.seconds + CHUNK_SECONDS:
+            raise ValueError(f"{video.name}: STOP at {video.stop:g} s, but it ends at {info.seconds:.2f} s")
+        yield info
+
+
+def tell_apart(left: list[VideoInfo], right: list[VideoInfo]) -> str:
+    """What gives two systems away besides their pictures, as a sentence; "" when nothing does.
+
+    The paper brings all systems to one size and rate before people see them (section 4.2.2).
+    """
+    differences = []
+    for mine, theirs in zip(left, right, strict=True):
+        for what, a, b in (
+            ("size", f"{mine.width}x{mine.height}", f"{theirs.width}x{theirs.height}"),
+            ("frames a second", round(mine.rate), round(theirs.rate)),
+            ("seconds", round(mine.seconds, 1), round(theirs.seconds, 1)),
+        ):
+            if a != b:
+                differences.append(f"{what} ({a} and {b})")
+    if not differences:
+        return ""
+    return (
+        f"people may tell the systems apart by {', '.join(dict.fromkeys(differences[:3]))}: make them alike"
+    )
+
+
+def _videos_of(place: Path) -> Videos:
+    if place.is_dir():
+        listed = list(_folder(place))
+    elif place.is_file():
+        listed = list(_manifest(place))
+    else:
+        raise ValueError(f"{place}: is neither a folder of videos nor a manifest; check systems' videos")
+    if not listed:
+        raise ValueError(f"{place}: holds no videos ({', '.join(SUFFIXES)}, or NAME/video.mp4)")
+    found: Videos = {}
+    for video in listed:
+        if video.name in found:
+            raise ValueError(f"{place}: two videos are named {video.name}; names must be unique")
+        if not Path(video.video).is_file():
+            raise ValueError(f"{place}: {video.video} does not exist")
+        found[video.name] = video
+    return dict(sorted(found.items()))
+
+
+def _folder(folder: Path) -> Iterator[Video]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES:
+            words = path.with_suffix(".txt")
+            prompt = _text(words).strip() if words.is_file() else ""
+            yield Video(path.stem, str(path), prompt)
+        elif (path / "video.mp4").is_file():
+            yield _sampled(path)
+
+
+def _sampled(folder: Path) -> Video:
+    """A video with its prompt and first intervention, as the sampler left them."""
+    transcript = folder / "transcript.json"
+    try:
+        told = json.loads(_text(transcript)) if transcript.is_file() else {}
+        first = (told.get("interventions") or [{}])[0]
+        start = float(first["seconds"]) if first else None
+        return Video(
+            folder.name,
+            str(folder / "video.mp4"),
+            str(told.get("prompt", "")),
+            caption=str(first.get("text", "")),
+            start=start,
+        )
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError):
+        raise ValueError(f"{transcript}: is not a transcript of megatv.sample; remove it") from None
+
+
+def _manifest(path: Path) -> Iterator[Video]:
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            video: Video = build(Video, json.loads(line))
+            yield replace(video, video=str(path.parent / video.video))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {number} is not JSON ({error.msg})") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number}: {error}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not UTF-8 text") from None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

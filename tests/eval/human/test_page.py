@@ -1,0 +1,107 @@
+"""The page in a real browser: a person judges everything with the keyboard, leaves and comes back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import uvicorn
+
+from megatv.eval.human.cli import _listen
+from megatv.eval.human.server import Desk, make_app
+
+WELCOME = "!document.querySelector('#welcome').hidden"
+VIDEOS = "[...document.querySelectorAll('video')]"
+PLAYING = f"{VIDEOS}.length && {VIDEOS}.every(v => v.currentTime > 0.2 && !v.paused)"
+DRIFT = f"Math.abs({VIDEOS}[0].currentTime - {VIDEOS}[1].currentTime)"
+
+
+@contextmanager
+def served(desk: Desk) -> Iterator[str]:
+    """The address at which a thread serves a desk."""
+    door = _listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(make_app(desk), log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run, args=([door],), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{door.getsockname()[1]}/"
+    server.should_exit = True
+    thread.join(20)
+    door.close()
+
+
+@pytest.mark.slow
+def test_a_pairwise_study_from_begin_to_thanks(browser, desk: Callable[..., Desk], tmp_path):
+    one = desk(raters_per_item=1, items_per_rater=2, title="Which player is better?")
+    with served(one) as address:
+        browser.goto(address)
+        browser.wait_for(WELCOME)
+        browser.click("input")
+        browser.type("Ada")
+        browser.click(".primary")
+        browser.wait_for(PLAYING)
+        browser.press(" ")
+        browser.wait_for(f"{VIDEOS}.every(v => v.paused)")
+        assert browser.evaluate(DRIFT) < 0.15
+        browser.press(" ")
+        browser.wait_for(f"{VIDEOS}[0].currentTime > 2.5")
+        browser.wait_for(f"{VIDEOS}[0].currentTime < 1")  # it begins again
+        browser.wait_for(PLAYING)
+        time.sleep(0.5)
+        assert browser.evaluate(DRIFT) < 0.15
+        assert browser.evaluate("document.querySelector('.next').disabled")
+        browser.press("1")
+        browser.press("3")
+        browser.goto(address)  # the tab was closed and opened again: the same task, with what was answered
+        browser.wait_for(WELCOME)
+        browser.click(".primary")
+        browser.wait_for("document.querySelectorAll('[aria-checked=true]').length == 2")
+        browser.wait_for(PLAYING)
+        browser.screenshot(tmp_path / "pairwise.png")
+        browser.press("4")
+        browser.press("5")
+        item = one.answers.tasks()[0].item
+        browser.press("Enter")
+        browser.wait_for("document.querySelector('.count').textContent.startsWith('1 of 3')")
+        assert list(one.answers.task("Ada", item).answers.values()) == [
+            "left_much",
+            "tie",
+            "right_little",
+            "right_much",
+        ]
+        browser.press("b")  # back, and a second thought
+        browser.wait_for("document.querySelectorAll('[aria-checked=true]').length == 4")
+        browser.click(".question .tie")
+        browser.click(".next")
+        browser.wait_for("document.querySelectorAll('[aria-checked=true]').length == 0")
+        assert one.answers.task("Ada", item).answers["alignment"] == "tie"
+        for done in (2, 3):
+            for _ in range(4):
+                browser.press("2")
+            browser.press("Enter")
+            browser.wait_for(f"document.querySelector('.count').textContent.startsWith('{done} of 3')")
+        browser.wait_for("!document.querySelector('#end').hidden")
+        assert "Thank you, Ada" in browser.evaluate("document.querySelector('#end').innerText")
+    assert not browser.errors
+
+
+@pytest.mark.slow
+def test_a_pointwise_study_marks_start_and_stop(browser, desk: Callable[..., Desk], tmp_path):
+    one = desk("pointwise", checks=0, title="Did it happen?")
+    with served(one) as address:
+        browser.goto(f"{address}?rater=Ada")
+        browser.wait_for(WELCOME)
+        browser.click(".primary")
+        browser.wait_for("document.querySelector('.badge')?.textContent == 'START'")
+        browser.screenshot(tmp_path / "pointwise.png")
+        browser.wait_for("document.querySelector('.badge').textContent == 'STOP'")
+        browser.press("r")
+        browser.wait_for("document.querySelector('video').currentTime < 0.8")
+        browser.press("1")
+        browser.press("2")
+        browser.press("Enter")
+        browser.wait_for("document.querySelector('.count').textContent.startsWith('1 of 4')")
+    assert list(one.answers.tasks()[0].answers.values()) == ["yes", "moderate"]
+    assert not browser.errors

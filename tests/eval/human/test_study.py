@@ -1,0 +1,114 @@
+"""What a study refuses before anyone is asked: one sentence each."""
+
+import json
+import re
+
+import pytest
+
+from megatv.eval.human.cli import open_desk
+from megatv.eval.human.study import System, read_study
+from megatv.eval.human.videos import find_videos
+
+SYSTEMS = [{"name": "a", "videos": "x"}, {"name": "b", "videos": "y"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"systems": SYSTEMS[:1]}, "a pairwise study needs 2, got 1"),
+        ({"systems": [SYSTEMS[0]] * 2}, "a, a: give every one a name of its own"),
+        ({"kind": "triple"}, "kind is 'triple': choose one of pairwise, pointwise"),
+        ({"raters_per_item": 0}, "raters_per_item is 0: it must be at least 1"),
+        ({"criteria": []}, "name each that you want once"),
+        ({"criteria": ["beauty"]}, "choose one of alignment, fidelity, quality, overall"),
+        ({"database": ""}, "database is empty"),
+        ({"rater": 3}, "unknown key 'rater'; did you mean 'raters'?"),
+        ({"seed": "0"}, "seed must be a whole number"),
+    ],
+)
+def test_bad_yaml(tmp_path, changes, sentence):
+    path = tmp_path / "study.yaml"
+    tree = {"kind": "pairwise", "systems": SYSTEMS, "database": "a.sqlite", **changes}
+    path.write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match=re.escape(sentence)) as error:
+        read_study(path)
+    assert str(path) in str(error.value)
+
+
+def test_folders_that_do_not_fit(make_study, videos, tmp_path):
+    def refused(kind, *places):
+        systems = tuple(System(f"s{i}", str(place)) for i, place in enumerate(places))
+        with pytest.raises(ValueError) as error:
+            open_desk(make_study(kind, systems=systems))
+        return str(error.value)
+
+    def manifest(*lines):
+        path = tmp_path / "m.jsonl"
+        path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+        return path
+
+    ours = videos / "ours"
+    one = {"name": "duel-0", "video": str(ours / "duel-0.mp4")}
+    assert "is neither a folder" in refused("pairwise", ours, tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    assert "holds no videos" in refused("pairwise", ours, tmp_path / "empty")
+    assert "no video named duel-1, duel-2, duel-3, which" in refused("pairwise", ours, manifest(one))
+    assert "two videos are named duel-0" in refused("pairwise", ours, manifest(one, one))
+    assert "line 1 is not JSON" in refused("pairwise", ours, manifest("{"))
+    assert "did you mean 'video'" in refused("pairwise", ours, manifest({"name": "a", "vidoe": "b"}))
+    assert "does not exist" in refused("pairwise", ours, manifest({"name": "a", "video": "gone.mp4"}))
+    assert "has no caption or no start" in refused("pointwise", ours)
+    late = one | {"caption": "He jumps.", "start": 99}
+    assert "STOP at 99.25 s, but it ends at 3.06 s" in refused("pointwise", manifest(late))
+    assert "must be in order" in refused("pointwise", manifest(late | {"stop": 1}))
+    other = manifest(one | {"prompt": "another"})
+    alone = manifest(one).rename(tmp_path / "alone.jsonl")
+    assert "has no prompt" in refused("pairwise", alone, alone)
+    other = manifest(one | {"prompt": "another"})
+    third = other.rename(tmp_path / "third.jsonl")
+    assert "prompts differ" in refused("pairwise", third, manifest(one | {"prompt": "a text"}))
+
+
+@pytest.mark.parametrize("damage", [b"", b"this is no video", None])
+def test_unreadable_video(make_study, videos, tmp_path, damage):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    whole = (videos / "ours/duel-0.mp4").read_bytes()
+    (broken / "duel-0.mp4").write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    (broken / "duel-0.txt").write_text("a text")
+    study = make_study(systems=(System("a", str(broken)), System("b", str(broken))))
+    with pytest.raises(ValueError, match=r"duel-0\.mp4"):
+        open_desk(study)
+
+
+def test_what_the_sampler_leaves_is_a_folder_of_videos(make_study, videos, tmp_path):
+    made = tmp_path / "samples/first"
+    made.mkdir(parents=True)
+    (made / "video.mp4").write_bytes((videos / "ours/duel-0.mp4").read_bytes())
+    told = {"prompt": "A text.", "interventions": [{"seconds": 0.8125, "text": "He jumps."}]}
+    (made / "transcript.json").write_text(json.dumps(told))
+    study = make_study("pointwise", systems=(System("a", str(made.parent)),))
+    (video,) = find_videos(study)[0].values()
+    assert (video.name, video.prompt, video.caption) == ("first", "A text.", "He jumps.")
+    assert (video.start, video.stop) == (0.8125, 1.0625)
+    (made / "transcript.json").write_text("[1]")
+    with pytest.raises(ValueError, match="is not a transcript"):
+        find_videos(study)
+
+
+def test_people_must_not_tell_systems_by_their_size(make_study, videos, capsys):
+    study = make_study()
+    open_desk(study).answers.close()
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_answers_belong_to_one_study(desk, make_study, videos, tmp_path):
+    desk(seed=0)
+    with pytest.raises(ValueError, match="another kind, seed, criteria, checks or names"):
+        open_desk(make_study(seed=1))
+    swapped = (System("ours", str(videos / "theirs")), System("theirs", str(videos / "ours")))
+    with pytest.raises(ValueError, match="a study with other videos"):
+        open_desk(make_study(systems=swapped))
+    (tmp_path / "text.sqlite").write_text("this is no database, but long enough to be looked at" * 20)
+    with pytest.raises(ValueError, match="is no database that can be used"):
+        open_desk(make_study(database=str(tmp_path / "text.sqlite")))

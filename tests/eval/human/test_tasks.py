@@ -1,0 +1,183 @@
+"""Blinded tasks, checks that people can pass, and the report that is made of known answers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import socket
+import threading
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+
+from megatv.data.video import decode_video, probe
+from megatv.eval.human import cli
+from megatv.eval.human.answers import Task
+from megatv.eval.human.report import figures, rows, to_csv
+from megatv.eval.human.tasks import check_places, oriented, passed, swapped
+
+
+def say(desk, rater, name, value):
+    """A rater's answer to every question about an item: one that means `value` on their sides."""
+    item = next(item for item in desk.items.values() if item.name == name)
+    if desk.study.kind == "pairwise" and swapped(desk.study, rater, item):
+        value = MIRROR.get(value, value)
+    desk.answers.join(rater)
+    desk.answers.give(rater, lambda _: item.id)
+    desk.answers.save(Task(rater, item.id, 0, dict.fromkeys(desk.questions, value), "fine", 4.0))
+
+
+MIRROR = {
+    "left_much": "right_much",
+    "left_little": "right_little",
+    "right_little": "left_little",
+    "right_much": "left_much",
+}
+
+
+def test_a_degraded_copy_is_far_from_its_original_and_as_long(desk):
+    one = desk()
+    (check,) = [item for item in one.items.values() if item.check]
+    intact, degraded = (video.video for video in check.videos)
+    assert probe(degraded).seconds == pytest.approx(probe(intact).seconds, abs=0.1)
+    a, b = (decode_video(path, width=64, height=64).astype(float) for path in (intact, degraded))
+    frames = min(len(a), len(b))
+    assert np.abs(a[:frames] - b[:frames]).mean() > 8
+    assert (np.abs(np.diff(b, axis=0)).mean((1, 2, 3)) < 1).mean() > 0.8  # it stutters
+
+
+def test_who_passes_a_check(desk):
+    one = desk()
+    (check,) = [item for item in one.items.values() if item.check]
+    for rater in map(str, range(20)):
+        better = "right_little" if swapped(one.study, rater, check) else "left_little"
+        for value in ("left_little", "tie", "right_little"):
+            assert passed(one.study, check, rater, {"quality": value}) == (value == better)
+    alone = desk("pointwise", database=one.study.database + ".2")
+    (check,) = [item for item in alone.items.values() if item.check]
+    verdicts = {v: passed(alone.study, check, "Ada", {"quality": v}) for v in ("strong", "moderate", "weak")}
+    assert verdicts == {"strong": False, "moderate": False, "weak": True}
+
+
+def test_checks_are_spread_over_a_raters_items(make_study):
+    study = make_study(checks=3)
+    places = [check_places(study, str(rater), 31) for rater in range(50)]
+    assert all(1 <= a < 11 <= b < 21 <= c < 31 for a, b, c in places)
+    assert len({tuple(p) for p in places}) > 40
+    assert check_places(study, "Ada", 1) == [1, 1, 1]
+
+
+def test_figures_of_known_answers(desk):
+    one = desk(raters_per_item=2)
+    for rater in ("Ada", "Ben"):
+        say(one, rater, "duel-0", "left_much")
+        say(one, rater, "duel-1", "left_little")
+        say(one, rater, "duel-2", "tie")
+        say(one, rater, "duel-3", "right_much")
+        say(one, rater, "check-0", "left_much")
+    for name in ("duel-0", "duel-1", "duel-2", "duel-3", "check-0"):
+        say(one, "Eve", name, "right_much")  # the degraded copy is the second system: she does not look
+    told = figures(one.study, one.items, one.answers.tasks(), one.answers.raters())
+    assert told["raters_left_out"] == 1 and told["items_with_enough_raters"] == 4
+    assert [p["left_out"] for p in told["raters"]] == [False, False, True]
+    for result in told["questions"].values():
+        assert [result["wins"][who]["mean"] for who in ("ours", "tie", "theirs")] == [0.5, 0.25, 0.25]
+        assert result["counts"] == {"2": 2, "1": 2, "0": 2, "-1": 0, "-2": 2}
+        assert result["difference"]["mean"] == 0.25 and result["alpha"] == 1
+        assert result["difference"]["low"] < 0 < result["difference"]["high"]
+    table = rows(one.study, one.items, one.answers.tasks())
+    assert len(table) == 3 * 5 * 4
+    assert {row["counted"] for row in table if row["rater"] == "Eve"} == {False}
+    for row in table:
+        assert set(row["shown"].split(" | ")) == set(row["systems"].split(" | "))
+
+
+def test_controls_count_the_other_way_round(desk):
+    one = desk("pointwise", checks=0)
+    for name, value in zip(("duel-0", "duel-1", "duel-2", "duel-3"), "1113", strict=True):
+        item = next(item for item in one.items.values() if item.name == name)
+        one.answers.join("Ada")
+        one.answers.give("Ada", lambda _, item=item: item.id)
+        answer = {"correctness": {"1": "yes", "3": "no"}[value], "quality": "moderate"}
+        one.answers.save(Task("Ada", item.id, 0, answer))
+    item = next(item for item in one.items.values() if item.name == "duel-3")
+    assert oriented(one.study, item, "Ada", "correctness", "no") == 1
+    assert oriented(one.study, item, "Ada", "correctness", "unsure") == 0.5
+    told = figures(one.study, one.items, one.answers.tasks(), ["Ada"])
+    scores = told["questions"]["correctness"]["scores"]["ours"]
+    assert {group: s["n"] for group, s in scores.items()} == {
+        "with intervention": 3,
+        "left alone": 1,
+        "jump": 3,
+        "at 0.8125 s": 3,
+        "jump, left alone": 1,
+        "at 0.8125 s, left alone": 1,
+    }
+    assert {s["mean"] for s in scores.values()} == {1.0}
+    assert told["questions"]["quality"]["scores"]["ours"]["jump"]["mean"] == pytest.approx(2 / 3)
+
+
+def test_a_comment_is_no_formula(desk):
+    one = desk()
+    say(one, "=SUM(A1)", "duel-0", "tie")
+    table = list(csv.DictReader(io.StringIO(to_csv(rows(one.study, one.items, one.answers.tasks())))))
+    assert {row["rater"] for row in table} == {"'=SUM(A1)"}
+
+
+@pytest.fixture
+def study_file(make_study, tmp_path):
+    """A pairwise study as YAML."""
+    study = make_study()
+    systems = [{"name": s.name, "videos": s.videos} for s in study.systems]
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        json.dumps({"kind": "pairwise", "systems": systems, "database": study.database, "checks": 1})
+    )
+    return path
+
+
+def test_export_and_report_from_the_command_line(desk, study_file, tmp_path, capsys):
+    with pytest.raises(ValueError, match="there are no answers yet; serve the study first"):
+        cli.main(["report", str(study_file)])
+    one = desk()
+    empty = tmp_path / "empty.md"
+    cli.main(["report", str(study_file), "--out", str(empty)])
+    assert "0 of 4 items" in empty.read_text()
+    say(one, "A|<b>", "duel-0", "left_much")
+    cli.main(["report", str(study_file)])
+    shown = capsys.readouterr().out
+    assert "| **quality** | 100 % (100 to 100) | 0 % (0 to 0) |" in shown and "A\\|&lt;b>" in shown
+    out = tmp_path / "deep/report.json"
+    cli.main(["report", str(study_file), "--out", str(out)])
+    assert json.loads(out.read_text())["questions"]["overall"]["alpha"] is None
+    for name in ("a.csv", "a.jsonl"):
+        cli.main(["export", str(study_file), "--out", str(tmp_path / name)])
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [line["question"] for line in lines] == list(one.questions)
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 5
+    with pytest.raises(ValueError, match=re.escape("must end in .csv or .jsonl")):
+        cli.main(["export", str(study_file), "--out", str(tmp_path / "a.xlsx")])
+    with pytest.raises(ValueError, match="cannot be written"):
+        cli.main(["export", str(study_file), "--out", str(study_file / "a.csv")])
+
+
+def test_serve_listens_on_loopback_and_refuses_a_taken_port(study_file, capsys):
+    assert cli._parser().parse_args(["serve", "x"]).host == "127.0.0.1"
+    threading.Thread(target=cli.main, args=(["serve", str(study_file), "--port", "0"],), daemon=True).start()
+    for _ in range(200):
+        time.sleep(0.1)
+        if found := re.search(r"open (http://127\.0\.0\.1:\d+/)", text := capsys.readouterr().out):
+            break
+        assert "error" not in text
+    with urllib.request.urlopen(found[1]) as page:
+        assert b"A study of videos" in page.read()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1:{port}"):
+            cli.main(["serve", str(study_file), "--port", port])
