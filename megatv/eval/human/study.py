@@ -85,6 +85,10 @@ class Study:
 
 def read_study(path: str | Path) -> Study:
     """The study of a YAML file. Raises ValueError with the file, the key and the remedy."""
+    if not Path(path).is_file():
+        raise ValueError(
+            f"{path}: does not exist; give the YAML of a study, such as configs/study/pairwise.yaml"
+        )
     tree = read_yaml(path)
     try:
         return build(Study, tree)

@@ -151,12 +151,14 @@ def _folder(folder: Path) -> Iterator[Video]:
 
 
 def _sampled(folder: Path) -> Video:
-    """A video with its prompt and first intervention, as the sampler left them."""
+    """A video with its prompt and first intervention, where the sampler let it begin (at a chunk's start)."""
     transcript = folder / "transcript.json"
     try:
         told = json.loads(_text(transcript)) if transcript.is_file() else {}
         first = (told.get("interventions") or [{}])[0]
-        start = float(first["seconds"]) if first else None
+        chunks = told["runs"][0]["chunks"] if told else []
+        forced = [chunk["start_seconds"] for chunk in chunks if chunk["source"] == "forced"]
+        start = float((forced or [first["seconds"]])[0]) if first else None
         return Video(
             folder.name,
             str(folder / "video.mp4"),
@@ -164,7 +166,7 @@ def _sampled(folder: Path) -> Video:
             caption=str(first.get("text", "")),
             start=start,
         )
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError):
+    except (AttributeError, LookupError, TypeError, json.JSONDecodeError):
         raise ValueError(f"{transcript}: is not a transcript of megatv.sample; remove it") from None
 
 

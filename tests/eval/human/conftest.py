@@ -20,13 +20,13 @@ NAMES = ("duel-0", "duel-1", "duel-2", "duel-3")
 
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `ours` and `theirs` (noisier), each with four videos and their prompts, and `ours.jsonl`."""
+    """Folders `ours` and `theirs` (with ghosts), each of four videos and their prompts, and `ours.jsonl`."""
     folder = tmp_path_factory.mktemp("videos")
     lines = []
     for number, name in enumerate(NAMES):
         frames = simulate(number).frames.repeat(4, 1).repeat(4, 2)
-        noise = np.random.default_rng(number).normal(0, 40, frames.shape)
-        for system, shown in (("ours", frames), ("theirs", (frames + noise).clip(0, 255).astype(np.uint8))):
+        ghosts = (frames / 2 + frames[np.maximum(np.arange(len(frames)) - 6, 0)] / 2).astype(np.uint8)
+        for system, shown in (("ours", frames), ("theirs", ghosts)):
             (folder / system).mkdir(exist_ok=True)
             write_video(folder / system / f"{name}.mp4", shown)
             (folder / system / f"{name}.txt").write_text(META_PROMPT)

@@ -1,11 +1,16 @@
-"""The page in a real browser: a person judges everything with the keyboard, leaves and comes back."""
+"""The page in a real browser: a person judges everything with the keyboard, leaves and comes back.
+
+SCREENSHOTS=DIR keeps the pictures that the tests take; docs/study.png is one of them.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -17,6 +22,9 @@ WELCOME = "!document.querySelector('#welcome').hidden"
 VIDEOS = "[...document.querySelectorAll('video')]"
 PLAYING = f"{VIDEOS}.length && {VIDEOS}.every(v => v.currentTime > 0.2 && !v.paused)"
 DRIFT = f"Math.abs({VIDEOS}[0].currentTime - {VIDEOS}[1].currentTime)"
+
+
+SCREEN = {"width": 1280, "height": 720, "deviceScaleFactor": 1, "mobile": False}
 
 
 @contextmanager
@@ -58,8 +66,9 @@ def test_a_pairwise_study_from_begin_to_thanks(browser, desk: Callable[..., Desk
         browser.wait_for(WELCOME)
         browser.click(".primary")
         browser.wait_for("document.querySelectorAll('[aria-checked=true]').length == 2")
+        browser.call("Emulation.setDeviceMetricsOverride", **SCREEN)
         browser.wait_for(PLAYING)
-        browser.screenshot(tmp_path / "pairwise.png")
+        browser.screenshot(Path(os.environ.get("SCREENSHOTS", tmp_path)) / "study.png")
         browser.press("4")
         browser.press("5")
         item = one.answers.tasks()[0].item
@@ -95,7 +104,7 @@ def test_a_pointwise_study_marks_start_and_stop(browser, desk: Callable[..., Des
         browser.wait_for(WELCOME)
         browser.click(".primary")
         browser.wait_for("document.querySelector('.badge')?.textContent == 'START'")
-        browser.screenshot(tmp_path / "pointwise.png")
+        browser.screenshot(Path(os.environ.get("SCREENSHOTS", tmp_path)) / "study_pointwise.png")
         browser.wait_for("document.querySelector('.badge').textContent == 'STOP'")
         browser.press("r")
         browser.wait_for("document.querySelector('video').currentTime < 0.8")

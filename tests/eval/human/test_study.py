@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from megatv.eval.human.cli import open_desk
 from megatv.eval.human.study import System, read_study
 from megatv.eval.human.videos import find_videos
 
+CONFIGS = Path(__file__).parents[3] / "configs/study"
 SYSTEMS = [{"name": "a", "videos": "x"}, {"name": "b", "videos": "y"}]
 
 
@@ -69,6 +71,11 @@ def test_folders_that_do_not_fit(make_study, videos, tmp_path):
     assert "prompts differ" in refused("pairwise", third, manifest(one | {"prompt": "a text"}))
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_are_sound(path):
+    assert read_study(path).kind == path.stem
+
+
 @pytest.mark.parametrize("damage", [b"", b"this is no video", None])
 def test_unreadable_video(make_study, videos, tmp_path, damage):
     broken = tmp_path / "broken"
@@ -85,15 +92,18 @@ def test_what_the_sampler_leaves_is_a_folder_of_videos(make_study, videos, tmp_p
     made = tmp_path / "samples/first"
     made.mkdir(parents=True)
     (made / "video.mp4").write_bytes((videos / "ours/duel-0.mp4").read_bytes())
-    told = {"prompt": "A text.", "interventions": [{"seconds": 0.8125, "text": "He jumps."}]}
+    told = {"prompt": "A text.", "interventions": [{"seconds": 0.7, "text": "He jumps."}]}
+    chunks = [{"start_seconds": 0, "source": "own"}, {"start_seconds": 0.8125, "source": "forced"}]
+    told["runs"] = [{"chunks": chunks}]
     (made / "transcript.json").write_text(json.dumps(told))
     study = make_study("pointwise", systems=(System("a", str(made.parent)),))
     (video,) = find_videos(study)[0].values()
     assert (video.name, video.prompt, video.caption) == ("first", "A text.", "He jumps.")
     assert (video.start, video.stop) == (0.8125, 1.0625)
-    (made / "transcript.json").write_text("[1]")
-    with pytest.raises(ValueError, match="is not a transcript"):
-        find_videos(study)
+    for text in ("[1]", "{", '{"prompt": "A text."}'):
+        (made / "transcript.json").write_text(text)
+        with pytest.raises(ValueError, match="is not a transcript"):
+            find_videos(study)
 
 
 def test_people_must_not_tell_systems_by_their_size(make_study, videos, capsys):

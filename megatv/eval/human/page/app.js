@@ -4,6 +4,8 @@ import { Player } from "./player.js";
 
 const $ = (selector, root = document) => root.querySelector(selector);
 const RETRY_MS = 3000;
+const KEYS = [["1 2 3 \u2026", "answer"], ["\u2191 \u2193", "question"], ["Enter", "next"], ["Space", "play or pause"], ["S", "slower"], ["B", "back"]];
+const REPLAY_KEY = ["R", "from START"];
 const WORDS = {
   pairwise: {
     lead: "You will see two videos side by side, made for the same text. Say which one is better, and how clearly.",
@@ -62,6 +64,12 @@ async function start() {
   $("#welcome input").value = given;
   $("#welcome .primary").textContent = given ? `Go on as ${given}` : "Begin";
   $("#welcome input").oninput = () => { $("#welcome .primary").textContent = "Begin"; };
+  const keys = study.kind === "pointwise" ? [...KEYS, REPLAY_KEY] : KEYS;
+  $(".keys").replaceChildren(...keys.map(([key, what]) => {
+    const hint = element("span", what);
+    hint.prepend(element("kbd", key));
+    return hint;
+  }));
   show("welcome");
 }
 
@@ -203,13 +211,6 @@ $("#task .next").onclick = next;
 for (const button of document.querySelectorAll(".back")) button.onclick = back;
 $("#task").addEventListener("unplayable", () => trouble(
   "This video cannot be played here. Try another browser, or tell whoever runs the study."));
-
-const KEYS = [["1 2 3 \u2026", "answer"], ["\u2191 \u2193", "question"], ["Enter", "next"], ["Space", "play or pause"], ["S", "slower"], ["B", "back"]];
-$(".keys").replaceChildren(...KEYS.map(([key, what]) => {
-  const hint = element("span", what);
-  hint.prepend(element("kbd", key));
-  return hint;
-}));
 
 document.addEventListener("keydown", (event) => {
   if ($("#task").hidden || event.ctrlKey || event.metaKey || event.altKey) return;

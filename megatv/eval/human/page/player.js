@@ -54,6 +54,8 @@ export class Player {
     for (const video of this.videos) video.oncanplaythrough = null;
     this.lead.onended = () => this.seek(0);
     for (const frame of this.root.querySelectorAll(".frame")) frame.classList.remove("loading");
+    const { videoWidth, videoHeight } = this.lead;
+    this.root.style.setProperty("--shape", `${videoWidth} / ${videoHeight}`);
     if (this.marks) {
       const { start, stop } = this.marks, mark = this.find(".mark"), all = this.lead.duration;
       mark.style.left = `${100 * start / all}%`;
