@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import sqlite3
 import threading
 import time
@@ -67,6 +68,8 @@ class Answers:
         except (OSError, sqlite3.Error) as error:
             raise ValueError(f"{path}: is no database that can be used ({error}); name another one") from None
         self._lock = threading.RLock()
+        self.id = self._claim(path, "id", secrets.token_hex(8), fixed=False)
+        """Of this file, so that no browser mixes up the half-finished answers of two."""
         self._claim(path, "study", _fingerprint(study, items))
         if videos:
             self._claim(path, "videos", _contents(items))
@@ -140,20 +143,21 @@ class Answers:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
-    def _claim(self, path: Path, key: str, value: str) -> None:
-        """Write down whose answers the file holds, or see that it is so."""
+    def _claim(self, path: Path, key: str, value: str, *, fixed: bool = True) -> str:
+        """What the file has under a key, which is `value` if it is new; `fixed`: and must be."""
         try:
             with self._transaction() as connection:
                 connection.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, value))
                 (there,) = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
             raise ValueError(f"{path}: cannot be written ({error}); name another database") from None
-        if there != value:
+        if fixed and there != value:
             changed = "other videos" if key == "videos" else "another kind, seed, criteria, checks or names"
             raise ValueError(
                 f"{path}: its answers belong to a study with {changed}; undo the change, or name another "
                 "database to begin anew"
             )
+        return there
 
 
 def _fingerprint(study: Study, items: list[Item]) -> str:

@@ -59,8 +59,12 @@ def serve(study: Study, host: str, port: int) -> None:
     if host not in LOOPBACK:
         say("whoever reaches this machine can see the videos and take part under any name")
     say(f"open http://{name}:{door.getsockname()[1]}/ in a browser; Ctrl-C ends, and answers are kept")
-    uvicorn.Server(uvicorn.Config(make_app(desk), log_level="warning", ws="none")).run([door])
-    desk.answers.close()
+    # a browser that has paused a video holds its connection: Ctrl-C does not wait for that
+    config = uvicorn.Config(make_app(desk), log_level="warning", ws="none", timeout_graceful_shutdown=2)
+    try:
+        uvicorn.Server(config).run([door])
+    finally:
+        desk.answers.close()
 
 
 def open_desk(study: Study) -> Desk:

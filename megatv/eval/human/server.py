@@ -1,12 +1,12 @@
 """The study's web page and its few requests. A refusal is one sentence under `error`; the server stays up.
 
     GET  /                                  the page; its files lie in `page/`
-    GET  /api/study                         title, kind, questions
+    GET  /api/study                         id, title, kind, questions
     POST /api/raters    {rater}             take part, or come back
     GET  /api/next?rater=                   the next task, or what is said when there is none
     GET  /api/tasks/ITEM?rater=             one that was given before, with its answers
     POST /api/answers   {rater, item, answers, comment, seconds}
-    GET  /api/videos/ITEM/SIDE?rater=       a video, by ranges
+    GET  /api/videos/ITEM/VIDEO             a video, by ranges
 
 Videos are looked up in a table of opaque names, never by a path from a request.
 """
@@ -151,7 +151,8 @@ def make_app(desk: Desk) -> FastAPI:
     @app.get("/api/study")
     def tell() -> dict[str, Any]:
         study = desk.study
-        return {"title": study.title, "kind": study.kind, "questions": list(desk.questions.values())}
+        questions = list(desk.questions.values())
+        return {"id": desk.answers.id, "title": study.title, "kind": study.kind, "questions": questions}
 
     @app.post("/api/raters")
     def join(body: Joining) -> dict[str, Any]:

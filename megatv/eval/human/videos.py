@@ -20,11 +20,14 @@ from pathlib import Path
 
 from megatv.config import FPS, TEMPORAL_FACTOR
 from megatv.data.video import VideoInfo, iterate_video, probe
+from megatv.data.video_source import open_video
 from megatv.eval.human.study import Study
 from megatv.schema import build
 
 SUFFIXES = (".mp4", ".webm", ".m4v")
-"""Kinds that browsers play."""
+CODECS = ("h264", "vp8", "vp9", "av1")
+PIXELS = ("yuv420p", "yuvj420p")
+"""Kinds, codecs and, of H.264, pixels that browsers play."""
 CHUNK_SECONDS = TEMPORAL_FACTOR / FPS
 """STOP comes so long after START where nothing else is said: the chunk that the words were for."""
 
@@ -90,9 +93,19 @@ def find_videos(study: Study) -> list[Videos]:
 
 
 def look_at(videos: Mapping[str, Video]) -> Iterator[VideoInfo]:
-    """The header of every video once all of it has been decoded; ValueError at the first that does not."""
+    """The header of every video once all of it has been decoded.
+
+    Raises ValueError at the first that does not decode, that browsers do not play, or that ends before STOP.
+    """
     for video in videos.values():
         info = probe(video.video)
+        with open_video(video.video) as (_, stream):
+            codec, pixels = stream.codec_context.codec.canonical_name, stream.codec_context.pix_fmt
+        if codec not in CODECS or (codec == "h264" and pixels not in PIXELS):
+            raise ValueError(
+                f"{video.video}: not every browser plays {codec} in {pixels}: make it "
+                "`ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4`"
+            )
         for _ in iterate_video(video.video, width=32, height=32):
             pass
         if video.stop is not None and video.stop > info.seconds + CHUNK_SECONDS:

@@ -72,8 +72,15 @@ def test_a_pairwise_study_from_begin_to_thanks(browser, desk: Callable[..., Desk
         browser.press("4")
         browser.press("5")
         item = one.answers.tasks()[0].item
+        browser.evaluate(
+            "{ window.kept = fetch; window.fetch = () => Promise.reject(new TypeError('down')) }"
+        )
         browser.press("Enter")
+        browser.wait_for("document.querySelector('#trouble').textContent.includes('sent again')")
+        assert not one.answers.tasks()[0].answered
+        browser.evaluate("{ window.fetch = window.kept }")
         browser.wait_for("document.querySelector('.count').textContent.startsWith('1 of 3')")
+        assert browser.evaluate("document.querySelector('#trouble').hidden")
         assert list(one.answers.task("Ada", item).answers.values()) == [
             "left_much",
             "tie",

@@ -4,8 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
+from megatv.data.video import decode_video, write_video
 from megatv.eval.human.cli import open_desk
 from megatv.eval.human.study import System, read_study
 from megatv.eval.human.videos import find_videos
@@ -88,6 +91,21 @@ def test_unreadable_video(make_study, videos, tmp_path, damage):
         open_desk(study)
 
 
+def test_a_video_that_browsers_do_not_play(make_study, videos, tmp_path):
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "duel-0.txt").write_text("a text")
+    with av.open(str(strange / "duel-0.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", 16)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(4):
+            grey = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 99, np.uint8), format="rgb24")
+            container.mux(stream.encode(grey))
+        container.mux(stream.encode())
+    with pytest.raises(ValueError, match="not every browser plays mpeg4 in yuv420p"):
+        open_desk(make_study(systems=(System("a", str(strange)), System("b", str(strange)))))
+
+
 def test_what_the_sampler_leaves_is_a_folder_of_videos(make_study, videos, tmp_path):
     made = tmp_path / "samples/first"
     made.mkdir(parents=True)
@@ -106,10 +124,19 @@ def test_what_the_sampler_leaves_is_a_folder_of_videos(make_study, videos, tmp_p
             find_videos(study)
 
 
-def test_people_must_not_tell_systems_by_their_size(make_study, videos, capsys):
-    study = make_study()
-    open_desk(study).answers.close()
+def test_people_must_not_tell_systems_by_their_size(make_study, videos, tmp_path, capsys):
+    open_desk(make_study()).answers.close()
     assert "warning" not in capsys.readouterr().out
+    small = tmp_path / "small"
+    small.mkdir()
+    for path in (videos / "ours").glob("*.mp4"):
+        write_video(small / path.name, decode_video(path, width=64, height=64))
+    study = make_study(
+        systems=(System("a", str(videos / "ours")), System("b", str(small))),
+        database=str(tmp_path / "other.sqlite"),
+    )
+    open_desk(study).answers.close()
+    assert "tell the systems apart by size (128x128 and 64x64): make them" in capsys.readouterr().out
 
 
 def test_answers_belong_to_one_study(desk, make_study, videos, tmp_path):

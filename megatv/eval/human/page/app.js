@@ -21,7 +21,7 @@ const WORDS = {
   },
 };
 
-let study, rater, task, before, chosen, active, opened;
+let study, rater, task, before, chosen, active, opened, sending;
 const player = new Player($("#task"));
 
 async function ask(path, body) {
@@ -87,7 +87,7 @@ $("#welcome form").onsubmit = async (event) => {
 
 // Task
 
-const draft = () => `draft/${study.title}/${rater}/${task.item}`;
+const draft = () => `draft/${study.id}/${rater}/${task.item}`;
 
 function turn(told) {
   $("header .progress i").style.width = `${100 * told.done / Math.max(1, told.total)}%`;
@@ -174,14 +174,15 @@ function keepDraft() {
 
 async function next() {
   const button = $("#task .next");
-  if (button.disabled) return;
-  button.disabled = true;
+  if (button.disabled || sending) return;
+  button.disabled = sending = true;
   const key = draft();
   const seconds = Math.round((performance.now() - opened) / 100) / 10;
   const said = { rater, item: task.item, answers: chosen, comment: $(".comment").value, seconds };
   for (;;) {
     try {
       const told = await ask("/api/answers", said);
+      sending = false;
       localStorage.removeItem(key);
       $("header .saved").textContent = "saved";
       turn(told);
@@ -189,7 +190,7 @@ async function next() {
     } catch (error) {
       if (error.status && error.status !== 503) {  // the server is there and will not take it
         trouble(`Not saved: ${error.message}`);
-        button.disabled = false;
+        button.disabled = sending = false;
         return;
       }
       trouble("Not saved yet: the server does not answer. Your answer is kept here, and sent again every few seconds.");
@@ -199,6 +200,7 @@ async function next() {
 }
 
 async function back() {
+  if (sending) return;
   try {
     if (before) turn(await ask(`/api/tasks/${before}?rater=${encodeURIComponent(rater)}`));
   } catch (error) {
