@@ -10,7 +10,7 @@ import pytest
 from megatv.eval.human import assign
 from megatv.eval.human.guard import MAX_BODY_BYTES
 from megatv.eval.human.server import make_app
-from megatv.eval.human.tasks import video_id
+from megatv.eval.human.tasks import check_places, video_id
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the library that the client will use next
@@ -84,6 +84,20 @@ def test_a_rater_who_fails_the_check_is_replaced(desk):
     assert assign.left_out(one.study, one.items, one.answers.tasks()) == {"Ada"}
 
 
+def test_checks_come_at_their_places_and_first_what_fewest_have_judged(desk):
+    one = desk(raters_per_item=3, checks=1)
+    client = TestClient(make_app(one))
+    for rater in ("Ada", "Ben", "Cleo"):
+        answer_all(client, one, rater)
+        order = [one.items[task.item].check for task in one.answers.tasks() if task.rater == rater]
+        assert order.index(True) == check_places(one.study, rater, 4)[0]
+    two = desk(raters_per_item=3, checks=0, database=one.study.database + ".2")
+    client = TestClient(make_app(two))
+    for rater in ("Dan", "Eve"):  # each answers one and holds another
+        send(client, rater, person(client, rater)()["task"])
+    assert len({task.item for task in two.answers.tasks()}) == 4
+
+
 def test_a_share_of_items_and_an_abandoned_one(desk, monkeypatch):
     one = desk(raters_per_item=1, items_per_rater=1, checks=0)
     client = TestClient(make_app(one))
@@ -108,14 +122,17 @@ def test_answers_survive_a_restart_and_can_be_changed(desk):
     told = send(client, "Ada", first, comment="odd", seconds=3.5).json()
     assert (told["done"], told["total"], told["before"]) == (1, 5, first["item"])
     one.answers.close()
-    client = TestClient(make_app(desk()))
+    one = desk()
+    client = TestClient(make_app(one))
     assert person(client, "Ada")() == told
     again = client.get(f"/api/tasks/{first['item']}", params={"rater": "Ada"}).json()["task"]
     assert again["answers"] == GOOD and again["comment"] == "odd"
     changed = GOOD | {"overall": "right_little"}
+    when = one.answers.task("Ada", first["item"]).answered
     assert send(client, "Ada", first, changed).json()["done"] == 1
     again = client.get(f"/api/tasks/{first['item']}", params={"rater": "Ada"}).json()["task"]
     assert again["answers"] == changed
+    assert one.answers.task("Ada", first["item"]).answered == when
 
 
 def test_videos_come_by_ranges(desk, videos):

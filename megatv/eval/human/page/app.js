@@ -96,7 +96,7 @@ function turn(told) {
   if (!task) {
     $("#end .name").textContent = `, ${rater}`;
     $("#end .lead").textContent = told.done
-      ? `All ${told.done} of your answers are saved. You may close this page.`
+      ? `${told.done === 1 ? "Your one task is" : `All of your ${told.done} tasks are`} answered and saved. You may close this page.`
       : "There is nothing left to judge at the moment: others have answered everything.";
     $("#end .back").hidden = !before;
     show("end");
