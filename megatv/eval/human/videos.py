@@ -155,6 +155,8 @@ def _videos_of(place: Path) -> Videos:
 
 def _folder(folder: Path) -> Iterator[Video]:
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue  # what the sampler has not finished
         if path.suffix.lower() in SUFFIXES:
             words = path.with_suffix(".txt")
             prompt = _text(words).strip() if words.is_file() else ""

@@ -115,6 +115,8 @@ def test_what_the_sampler_leaves_is_a_folder_of_videos(make_study, videos, tmp_p
     told["runs"] = [{"chunks": chunks}]
     (made / "transcript.json").write_text(json.dumps(told))
     study = make_study("pointwise", systems=(System("a", str(made.parent)),))
+    made.with_name(".second.partial-x").mkdir()
+    (made.with_name(".second.partial-x") / "video.mp4").write_bytes(b"unfinished")
     (video,) = find_videos(study)[0].values()
     assert (video.name, video.prompt, video.caption) == ("first", "A text.", "He jumps.")
     assert (video.start, video.stop) == (0.8125, 1.0625)
