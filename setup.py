@@ -42,6 +42,7 @@ setup(
             "curate/prompts/*.txt",
             "curate/report.css",
             "eval/human/page/*",
+            "studio/static/*",
         ],
         "megatv_kernels": ["py.typed", "cuda/*.cu", "cuda/*.cuh", "cuda/*.h"],
     },

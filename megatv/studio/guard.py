@@ -1,0 +1,84 @@
+"""Who may ask: a page of this studio, opened under this machine's name; nobody else's page.
+
+Any web page that a person visits can send requests to this machine, and open WebSockets to it, with the
+person's browser as its hand. Browsers say in `Origin` whose page it is. And a foreign name may be made to
+point here (DNS rebinding); then `Host` is that name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Application = Callable[[Scope, Callable, Callable], Awaitable[None]]
+
+HEADERS = [
+    (b"content-security-policy", b"default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+"""Nothing from elsewhere, in nobody's frame; a session's address stays with those who have it."""
+
+
+def refusal(headers: dict[bytes, bytes], names: frozenset[str]) -> str | None:
+    """Why a request with these headers is refused, in one sentence; None when it is welcome."""
+    host = headers.get(b"host", b"").decode("latin-1").lower()
+    if not _is_ours(host, names):
+        return (
+            f"this studio does not answer to the name {host[:80]!r}: open it by its address or as localhost"
+        )
+    origin = headers.get(b"origin")
+    if origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host:
+        return "this request comes from another site's page: only the studio's own page may ask"
+    return None
+
+
+def _is_ours(host: str, names: frozenset[str]) -> bool:
+    """An address cannot be made to point elsewhere; a name can, unless it is one of this machine's."""
+    if host.startswith("["):
+        name = host[1:].partition("]")[0]
+    else:
+        name = host.rpartition(":")[0] if ":" in host else host
+    try:
+        ipaddress.ip_address(name)
+        return True
+    except ValueError:
+        return name in names
+
+
+def own_names(host: str) -> frozenset[str]:
+    """The names under which a studio that listens on `host` may be opened."""
+    return frozenset({"localhost", socket.gethostname().lower(), host.lower()})
+
+
+class Guard:
+    """Stands before the application: refuses strangers, and adds HEADERS to every answer."""
+
+    def __init__(self, app: Application, names: frozenset[str]) -> None:
+        self.app, self.names = app, names
+
+    async def __call__(self, scope: Scope, receive: Callable, send: Callable) -> None:
+        """One request, as ASGI has it."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        reason = refusal(dict(scope["headers"]), self.names)
+
+        async def send_guarded(message: Scope) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *HEADERS]
+            await send(message)
+
+        if reason is None:
+            await self.app(scope, receive, send_guarded)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": reason})  # before accept: HTTP 403
+        else:
+            headers = [(b"content-type", b"text/plain; charset=utf-8")]
+            await send_guarded({"type": "http.response.start", "status": 403, "headers": headers})
+            await send({"type": "http.response.body", "body": reason.encode()})

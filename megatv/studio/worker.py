@@ -1,0 +1,133 @@
+"""The one thread in which all sampling happens, a piece at a time, so that everything can be stopped."""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from megatv.config import Config
+from megatv.log import say
+from megatv.studio import limits
+from megatv.studio.protocol import AnyCommand, Branch, Make
+from megatv.studio.session import OpenStream, Session, Viewer
+from megatv.studio.take import Take
+
+IDLE_SECONDS = 0.5
+"""How often an idle worker looks for sessions that were left."""
+
+
+class Worker:
+    """Holds the sessions; between two pieces of work it hears commands, in their order.
+
+    Takes that are being made advance in turn, each by one event of its stream.
+    """
+
+    def __init__(self, config: Config, open_stream: OpenStream) -> None:
+        self._config, self._open = config, open_stream
+        self.sessions: dict[str, Session] = {}
+        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(limits.MAX_WAITING)
+        self._thread = threading.Thread(target=self._run, name="studio", daemon=True)
+        self._ended: deque[Session] = deque()
+        self._turn = 0
+        self._stopping = False
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the piece of work in progress."""
+        self._stopping = True
+        self.wake()
+        self._thread.join()
+
+    def new_session(self) -> Session:
+        """Raises ValueError when all places are taken by sessions that somebody watches."""
+        if len(self.sessions) >= limits.MAX_SESSIONS:
+            left = [session for session in self.sessions.values() if session.left is not None]
+            if not left:
+                raise ValueError(
+                    f"{limits.MAX_SESSIONS} sessions are being watched, more the studio does not hold: "
+                    "join one of them, or close its tabs"
+                )
+            self._forget(min(left, key=lambda session: session.left or 0.0))
+        session = Session(secrets.token_urlsafe(9), self._config, self._open)
+        self.sessions[session.name] = session
+        return session
+
+    def ask(self, session: Session, viewer: Viewer, command: AnyCommand) -> None:
+        """Have a command done; what is wrong with it goes to the viewer. ValueError when too many wait."""
+
+        def job() -> None:
+            try:
+                if isinstance(command, Make | Branch):
+                    self._check_memory()
+                session.obey(command)
+            except ValueError as error:
+                viewer.tell({"type": "error", "message": str(error)})
+
+        self._put(job)
+
+    def _put(self, job: Callable[[], None]) -> None:
+        try:
+            self._jobs.put_nowait(job)
+        except queue.Full:
+            raise ValueError(
+                "the studio is busy: too many wishes wait for it, try again in a moment"
+            ) from None
+
+    def wake(self) -> None:
+        """There may be work again: somebody came."""
+        if self._jobs.empty():
+            self._put(lambda: None)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._end_left_sessions()
+            job, take = self._choose()
+            try:
+                if job:
+                    job()
+                elif take:
+                    take.advance()
+            except Exception as error:  # a fault of ours must not end everybody's work
+                say(f"studio: {type(error).__name__}: {error}")
+        for session in (*self.sessions.values(), *self._ended):
+            session.close()
+
+    def _choose(self) -> tuple[Callable[[], None] | None, Take | None]:
+        """The next command; else the next take in turn that is due; else wait for either."""
+        takes = [take for session in tuple(self.sessions.values()) for take in session.working()]
+        waits = [take.wait() for take in takes]
+        wait = min([IDLE_SECONDS, *waits])
+        try:
+            return (self._jobs.get(timeout=wait) if wait > 0 else self._jobs.get_nowait()), None
+        except queue.Empty:
+            due = [take for take, wait in zip(takes, waits, strict=True) if wait == 0.0]
+        if not due:
+            return None, None
+        self._turn += 1
+        return None, due[self._turn % len(due)]
+
+    def _end_left_sessions(self) -> None:
+        now = time.monotonic()
+        for session in tuple(self.sessions.values()):
+            if session.left is not None and now - session.left > limits.KEEP_SECONDS:
+                self._forget(session)
+        while self._ended:
+            self._ended.popleft().close()
+
+    def _forget(self, session: Session) -> None:
+        if self.sessions.pop(session.name, None) is not None:
+            self._ended.append(session)
+
+    def _check_memory(self) -> None:
+        held = sum(session.held_bytes() for session in tuple(self.sessions.values()))
+        if held > limits.MAX_HELD_BYTES:
+            raise ValueError(
+                f"the studio holds {held / (1 << 30):.1f} GiB of frames: close takes that you need no more"
+            )
