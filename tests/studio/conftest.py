@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,12 @@ from megatv.studio.guard import own_names
 from megatv.studio.protocol import HEADER
 
 TOY = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml")
+
+# a tiny random model and a run that holds it: the sampler's tests make them
+_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "sample/conftest.py")
+_tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_tiny)
+make_sampler, run_dir = _tiny.make_sampler, _tiny.run_dir
 
 
 @dataclass
@@ -160,15 +167,15 @@ def unpack(data: bytes) -> dict[str, Any]:
 class Studio:
     """The application with its worker; `streams`: every one that was opened, branches excepted."""
 
-    def __init__(self, delay: float = 0.0) -> None:
+    def __init__(self, delay: float = 0.0, open_stream: Callable[..., Any] | None = None) -> None:
         self.streams: list[FakeStream] = []
 
-        def open_stream(request: Request, settings: Any) -> Any:
+        def fake(request: Request, settings: Any) -> Any:
             self.streams.append(FakeStream(request, settings, delay))
             return self.streams[-1]
 
         record = {"megatv": "1", "name": "toy_world", "step": 7}
-        self.app = make_app(TOY, open_stream, record, own_names("127.0.0.1"))
+        self.app = make_app(TOY, open_stream or fake, record, own_names("127.0.0.1"))
         self.web = TestClient(self.app, base_url="http://localhost:8000")
 
     def session(self) -> str:
@@ -182,11 +189,11 @@ class Studio:
 
 @pytest.fixture
 def open_studio() -> Iterator[Callable[..., Studio]]:
-    """open_studio(delay=seconds of every piece of work): a studio that serves."""
+    """open_studio(delay=seconds of every piece of work, open_stream=the fake): a studio that serves."""
     opened: list[Studio] = []
 
-    def run(delay: float = 0.0) -> Studio:
-        opened.append(Studio(delay))
+    def run(delay: float = 0.0, open_stream: Callable[..., Any] | None = None) -> Studio:
+        opened.append(Studio(delay, open_stream))
         opened[-1].web.__enter__()
         return opened[-1]
 

@@ -1,0 +1,161 @@
+"""`python -m megatv.studio` with a real sampler, in a real browser."""
+
+import dataclasses
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from megatv.data.toy_world import ACTIONS, words
+from megatv.sample import FramesDecoded, Request, Stream
+from megatv.studio.app import describe
+from megatv.studio.cli import main
+
+JUMP = "(space). 0, 0, 0, 0."
+
+
+@pytest.fixture
+def address(run_dir):
+    """Where a studio listens that somebody started in another terminal."""
+    command = [sys.executable, "-m", "megatv.studio", "--checkpoint", str(run_dir), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        lines = iter(process.stdout.readline, "")
+        yield next(found[0] for line in lines if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in (0, 130)
+        assert "Traceback" not in process.stdout.read()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_newcomer_makes_steers_branches_and_plays(address, browser, tmp_path):
+    page = browser
+    count = "document.querySelectorAll('{}').length".format
+    page.goto(address + "/")
+    page.wait_for("document.querySelector('#prompt')?.value.startsWith('A player')")
+    page.wait_for(f"location.href != '{address}/'")
+    session = page.evaluate("location.pathname").rpartition("/")[2]
+
+    page.click("#make")
+    page.wait_for("document.querySelector('li.writing .words')?.textContent")  # words as they are said
+    page.wait_for(f"{count('.cell.made')} >= 3")
+    page.click("#hold")
+    page.wait_for("document.querySelector('.pill.paused')")
+    page.click("#lines li:last-child .line")
+    page.evaluate("document.querySelector('.editor textarea').value = ''")
+    page.type(JUMP)
+    page.press("Enter")
+    page.wait_for(f"document.querySelector('li.planned .words').textContent == '{JUMP}'")
+    page.click("#hold")
+    page.wait_for("document.querySelector('.pill.finished')", 120)
+    assert page.evaluate("document.querySelector('#lines li:last-child').className").startswith("made forced")
+    assert page.evaluate(count(".cell.made")) == 13
+
+    page.click(".cell:nth-child(6) .look")
+    page.click(".cell.now:nth-child(6) .branch")
+    page.wait_for("document.activeElement.tagName == 'TEXTAREA'")
+    page.click(".composer .cap:nth-child(5)")  # the space bar
+    page.evaluate(f"document.querySelector('.editor textarea').value = '{JUMP}'")
+    page.click(".editor .primary")
+    page.wait_for(f"{count('#screens canvas')} == 2")  # both side by side
+    page.wait_for(f"{count('.lane')} == 2")
+    page.wait_for("document.querySelector('.pill.finished')", 120)
+    assert page.evaluate(count(".cell.shared")) == 5
+
+    links = "[...document.querySelectorAll('#video, #transcript')].map(a => a.href)"
+    sizes = page.evaluate(f"Promise.all({links}.map(u => fetch(u).then(r => r.blob()).then(b => b.size)))")
+    assert min(sizes) > 1000
+
+    page.click("#play-game")
+    page.wait_for("document.body.classList.contains('playing')")
+    page.press("w", held_seconds=1.5)
+    said = "[...document.querySelectorAll('li.forced .words')].map(line => line.textContent)"
+    page.wait_for(f"{said}.includes('(w). 0, 0, 0, 0.')")
+    page.click("#stop")
+    page.wait_for("document.querySelector('.pill.stopped')")
+    page.screenshot(tmp_path / "studio.png")
+
+    # the page writes the same lines as the toy world
+    for action in ACTIONS:
+        hand = {**action._asdict(), "turn": action.turn // 2}
+        line = page.evaluate(f"import('/static/game.js').then(m => m.lineOf({json.dumps(hand)}))")
+        assert line == words(action)
+
+    with connect(f"{address.replace('http', 'ws')}/ws/{session}") as other:  # a second viewer
+        assert json.loads(other.recv(timeout=10))[0]["type"] in ("viewers", "hello")
+        page.wait_for("document.querySelector('#viewers').textContent == '2 watching'")
+    page.goto(address + "/s/nobody")
+    page.wait_for("!document.querySelector('#over').hidden")
+    assert page.errors == []
+
+
+@pytest.mark.slow
+def test_strangers_and_giants_are_shown_the_door(address):
+    target = address.replace("http", "ws") + "/ws/nobody"
+    with pytest.raises(InvalidStatus, match="403"), connect(target, origin="http://evil.example"):
+        pass
+    with connect(target) as line:
+        assert json.loads(line.recv(timeout=10))[0]["type"] == "gone"
+    with pytest.raises(ConnectionClosed), connect(target) as line:
+        line.send("x" * 1_000_000)
+        while True:
+            line.recv(timeout=10)
+
+
+def test_a_real_stream_keeps_the_contract_of_the_fake(open_studio, make_sampler):
+    sampler = make_sampler()
+    studio = open_studio(open_stream=partial(Stream, sampler))
+    with studio.tab(studio.session()) as tab:
+        tab.make(prompt="abc")
+        tab.until("status", status="finished")
+        tab.say("branch", take=0, chunk=4, text="jab")
+        tab.until("status", status="finished", take=1)
+        said = tab.until("words", take=1, chunk=4)
+        assert (said["text"], said["source"]) == ("jab", "forced")
+        shown = [m["pixels"] for m in tab.story() if m["type"] == "frames" and m["take"] == 1]
+        spoken = Stream(sampler, Request("abc", seconds=3.0), sampler.config.sample)
+        whole = [event.frames.tolist() for event in spoken if isinstance(event, FramesDecoded)]
+        assert len(shown) == 9 and len(whole) == 13
+
+
+def test_a_branch_of_a_plan_shares_nothing(open_studio, make_sampler):
+    studio = open_studio(open_stream=partial(Stream, make_sampler(mode="think2v")))
+    with studio.tab(studio.session()) as tab:
+        tab.make(prompt="abc", mode="think2v")
+        tab.until("status", status="finished")
+        tab.say("branch", take=0, chunk=4, seed=3)
+        tab.until("status", status="finished", take=1)
+        take = tab.until("take", take=1)
+        assert (take["at"], take["left_at"]) == (0, 4)
+        assert tab.until("frames", take=1, chunk=0)
+
+
+def test_only_the_toy_world_is_a_game(make_sampler):
+    config = make_sampler().config
+    assert describe(config, {"name": "x", "step": 1})["game"]
+    other = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path="llama3"))
+    about = describe(other, {"name": "x", "step": 1})
+    assert (about["game"], about["prompt"]) == (False, "")
+
+
+def test_bad_input_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="--port 70000"):
+        main(["--checkpoint", "nowhere", "--port", "70000"])
+    with pytest.raises(ValueError, match="nowhere"):
+        main(["--checkpoint", str(tmp_path / "nowhere"), "--port", "0"])
+    with pytest.raises(ValueError, match="--host"):
+        main(["--checkpoint", "nowhere", "--host", "203.0.113.7", "--port", "0"])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(ValueError, match="choose another --port"):
+            main(["--checkpoint", "nowhere", "--port", port])
