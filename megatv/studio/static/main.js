@@ -15,8 +15,8 @@ function say(status, take) {
   const at = take.chunks.findIndex((chunk) => chunk.stage === "writing" || chunk.stage === "drawing");
   const next = at >= 0 ? at : Math.min(take.made, take.chunks.length - 1);
   const where = `${next + 1} of ${take.chunks.length}`;
-  if (status === "making") return at >= 0 && take.chunks[at].stage === "writing" ? `Thinking, chunk ${where}` : `Drawing, chunk ${where}`;
-  if (status === "paused") return `Paused before chunk ${where}`;
+  if (status === "making") return at >= 0 && take.chunks[at].stage === "writing" ? `Thinking, ${where}` : `Drawing, ${where}`;
+  if (status === "paused") return `Paused before ${where}`;
   if (status === "failed") return `Failed: ${take.why}`;
   const made = `${take.made} ${take.made === 1 ? "chunk" : "chunks"}`;
   return status === "stopped" ? `Stopped after ${made}` : `Done, ${made}${take.why ? ` (${take.why})` : ""}`;

@@ -12,7 +12,7 @@ let hasPicture = false;
 /** Fill in what the model was trained with. */
 function fill(info) {
   for (const name of ["prompt", "steps", "temperature", "cfg", "mode"]) if (!form.dataset.touched) field(name).value = info[name];
-  if (!form.dataset.touched) field("seconds").value = Number(info.seconds.toFixed(2));
+  if (!form.dataset.touched) field("seconds").value = Math.floor(100 * info.seconds) / 100;
   field("seconds").max = info.max_seconds;
   field("steps").max = info.max_steps;
   field("make-game").hidden = !info.game;
