@@ -38,6 +38,8 @@ class Make(Command):
     steps: Annotated[int, Field(ge=1, le=limits.MAX_STEPS)]
     temperature: Annotated[float, Field(ge=0, le=10)]
     cfg: Annotated[float, Field(ge=0, le=50)]
+    solver: Literal["euler", "heun", "dpmpp"] = "euler"
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     picture: bool = False
     game: bool = False
 

@@ -154,7 +154,13 @@ class Session:
         )
         if command.picture and self.picture is None:
             raise ValueError("the first picture has not arrived: choose it again")
-        settings = SampleConfig(command.steps, command.temperature, command.cfg)
+        settings = SampleConfig(
+            steps=command.steps,
+            temperature=command.temperature,
+            cfg=command.cfg,
+            solver=command.solver,
+            top_p=command.top_p,
+        )
         take = self._add(self._open(request, settings), request, settings)
         take.take_keys(command.game)
 

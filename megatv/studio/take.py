@@ -112,6 +112,8 @@ class Take:
         """The user's words for a chunk to come. Raises ValueError when it is too late."""
         if self.status not in ("making", "paused"):
             raise ValueError("this take is not being made any more: branch from one of its chunks instead")
+        if chunk < self.at:
+            raise ValueError("this chunk is the other take's, too: branch from it instead")
         self.stream.intervene(chunk, text)
         self._say({"type": "planned", "take": self.number, "chunk": chunk, "text": text})
 

@@ -46,6 +46,7 @@ def test_a_newcomer_makes_steers_branches_and_plays(address, browser, tmp_path):
     page.wait_for(f"location.href != '{address}/'")
     session = page.evaluate("location.pathname").rpartition("/")[2]
 
+    page.evaluate("document.querySelector('#steps').value = 20")  # slow enough to be held on its way
     page.click("#make")
     page.wait_for("document.querySelector('li.writing .words')?.textContent")  # words as they are said
     page.wait_for(f"{count('.cell.made')} >= 3")
@@ -55,11 +56,11 @@ def test_a_newcomer_makes_steers_branches_and_plays(address, browser, tmp_path):
     page.evaluate("document.querySelector('.editor textarea').value = ''")
     page.type(JUMP)
     page.press("Enter")
-    page.wait_for(f"document.querySelector('li.planned .words').textContent == '{JUMP}'")
+    page.wait_for(f"document.querySelector('li.planned .words')?.textContent == '{JUMP}'")
     page.click("#hold")
     page.wait_for("document.querySelector('.pill.finished')", 120)
     assert page.evaluate("document.querySelector('#lines li:last-child').className").startswith("made forced")
-    assert page.evaluate(count(".cell.made")) == 13
+    assert page.evaluate(count(".cell.made")) == page.evaluate(count("#lines li")) == 13
 
     page.click(".cell:nth-child(6) .look")
     page.click(".cell.now:nth-child(6) .branch")
@@ -76,6 +77,7 @@ def test_a_newcomer_makes_steers_branches_and_plays(address, browser, tmp_path):
     sizes = page.evaluate(f"Promise.all({links}.map(u => fetch(u).then(r => r.blob()).then(b => b.size)))")
     assert min(sizes) > 1000
 
+    page.evaluate("document.querySelector('#steps').value = 2")
     page.click("#play-game")
     page.wait_for("document.body.classList.contains('playing')")
     page.press("w", held_seconds=1.5)

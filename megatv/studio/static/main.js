@@ -2,7 +2,7 @@
 
 import { activeTake, isOpen, on, state } from "/static/store.js";
 import { connect, send } from "/static/socket.js";
-import { element, icon, toast } from "/static/dom.js";
+import { element, toast } from "/static/dom.js";
 import { seek, toggle } from "/static/player.js";
 import "/static/lanes.js";
 import "/static/plan.js";
@@ -29,7 +29,9 @@ function refresh() {
   part("status").textContent = say(take.status, take);
   part("status").className = `pill ${take.status}`;
   part("stop").hidden = part("hold").hidden = !isOpen(take);
-  part("hold").replaceChildren(icon(take.status === "paused" ? "play" : "pause"), take.status === "paused" ? "Continue" : "Pause");
+  // the button's parts stay, or a click between two chunks would miss it
+  part("hold").querySelector("use").setAttribute("href", take.status === "paused" ? "#i-play" : "#i-pause");
+  part("hold").querySelector("span").textContent = take.status === "paused" ? "Continue" : "Pause";
   part("hold").title = take.status === "paused" ? "Go on making" : "Hold the making; change some words, then go on";
   part("stop").title = "End this take here";
   for (const [name, file] of [["video", "video.mp4"], ["transcript", "transcript.json"]]) {
@@ -43,8 +45,8 @@ for (const kind of ["shown", "status", "chunk", "reset"]) on(kind, refresh);
 part("hold").addEventListener("click", () => send(activeTake().status === "paused" ? "resume" : "pause", { take: state.active }));
 part("stop").addEventListener("click", () => send("stop", { take: state.active }));
 part("share").addEventListener("click", async () => {
-  await navigator.clipboard?.writeText(location.href).catch(() => {});
-  toast("Address copied: whoever opens it on this machine sees the same session", "good");
+  const copied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
+  toast(`${copied ? "Copied" : "The address is"} ${location.href}: whoever opens it sees this session`, "good");
 });
 window.addEventListener("keydown", (event) => {
   if (event.target.closest?.("input:not([type=range]), textarea, select") || event.ctrlKey || event.metaKey || event.altKey) return;

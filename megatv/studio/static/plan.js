@@ -1,7 +1,7 @@
 // The plan: the words before every chunk of the active take. Click a line to change it: what is still to come is
 // said as you write it, what is made already becomes a branch.
 
-import { activeTake, isOpen, on, state } from "/static/store.js";
+import { activeTake, isOpen, lineOfPlan, on, state } from "/static/store.js";
 import { button, element } from "/static/dom.js";
 import { composer, gloss } from "/static/game.js";
 import { seek } from "/static/player.js";
@@ -52,16 +52,14 @@ function update(take, index) {
   const { root, words, tag, meaning } = line;
   const now = root.classList.contains("now");
   root.className = `${chunk.stage} ${chunk.source} ${chunk.planned !== null ? "planned" : ""} ${now ? "now" : ""}`;
-  const text = chunk.stage === "writing" ? chunk.live : chunk.stage === "coming" ? chunk.planned ?? "" : chunk.text;
+  const ahead = take.mode === "think2v";
+  const coming = chunk.planned ?? (ahead ? lineOfPlan(take, index) : "");
+  const text = chunk.stage === "coming" || (chunk.stage === "writing" && ahead) ? coming : chunk.stage === "writing" ? chunk.live : chunk.text;
   words.textContent = text || (["made", "drawing"].includes(chunk.stage) && take.mode !== "t2v" ? "no words" : "");
   words.classList.toggle("faint", !text);
   words.classList.toggle("skeleton", !text && chunk.stage === "coming" && take.mode !== "t2v");
   meaning.textContent = gloss(text) === text ? "" : gloss(text);
   tag.textContent = { writing: "writing", drawing: "drawing", coming: chunk.planned !== null ? "you" : "" }[chunk.stage] ?? TAGS[chunk.source] ?? "";
-  if (take.mode === "think2v" && index === 0 && chunk.stage === "writing") {
-    first.hidden = false;
-    first.textContent = chunk.live;
-  }
   if (editing?.chunk === index) editing.refresh();
   if (["writing", "drawing"].includes(chunk.stage) && isOpen(take) && state.live) reveal(root);
 }
@@ -140,6 +138,12 @@ on("chunk", ({ take, chunk }) => {
 });
 on("status", ({ take }) => {
   if (take === shown) take.chunks.forEach((_, chunk) => update(take, chunk));
+});
+on("plan", ({ take }) => {
+  if (take !== shown) return;
+  if (state.info.plan_lines) return take.chunks.forEach((_, chunk) => update(take, chunk));
+  first.hidden = false;
+  first.textContent = take.plan;
 });
 on("moved", ({ chunk }) => lines.forEach(({ root }, index) => root.classList.toggle("now", index === chunk)));
 on("edit", ({ chunk }) => edit(chunk));

@@ -11,7 +11,7 @@ let hasPicture = false;
 
 /** Fill in what the model was trained with. */
 function fill(info) {
-  for (const name of ["prompt", "steps", "temperature", "cfg", "mode"]) if (!form.dataset.touched) field(name).value = info[name];
+  for (const name of ["prompt", "steps", "temperature", "cfg", "mode", "solver", "top_p"]) if (!form.dataset.touched) field(name).value = info[name];
   if (!form.dataset.touched) field("seconds").value = Math.floor(100 * info.seconds) / 100;
   field("seconds").max = info.max_seconds;
   field("steps").max = info.max_steps;
@@ -35,6 +35,8 @@ function make(game, least = 0) {
     steps: Number(field("steps").value),
     temperature: Number(field("temperature").value),
     cfg: Number(field("cfg").value),
+    solver: field("solver").value,
+    top_p: Number(field("top_p").value),
     picture: hasPicture,
     game,
   });

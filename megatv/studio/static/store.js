@@ -37,6 +37,11 @@ export function chunkAt(take, frame) {
   return chunk < 0 ? take.chunks.length - 1 : chunk;
 }
 
+/** What a plan that was said before all chunks says of one of them. */
+export function lineOfPlan(take, chunk) {
+  return (state.info.plan_lines && take.plan.split("\n")[chunk]) || "";
+}
+
 /** The picture of one frame, or the last one before it. */
 export function pictureAt(take, frame) {
   const last = Math.min(frame, madeFrames(take) - 1);
@@ -85,6 +90,10 @@ const handlers = {
     chunk.stage = "writing";
     chunk.live += message.text;
     emit("chunk", { take, chunk: message.chunk });
+    if (take.mode === "think2v" && message.chunk === 0) {
+      take.plan += message.text;
+      emit("plan", { take });
+    }
   },
   words(message, take) {
     const chunk = take.chunks[message.chunk];
@@ -106,9 +115,6 @@ const handlers = {
   game(message, take) {
     take.game = message.on;
     emit("status", { take });
-  },
-  finished(message, take) {
-    take.plan = message.plan;
   },
   closed(message, take) {
     state.takes.delete(take.number);
