@@ -102,6 +102,7 @@ on("shown", () => {
   for (const [number, { row, compare }] of lanes) {
     row.classList.toggle("active", number === state.active);
     row.classList.toggle("shown", state.shown.includes(number));
+    if (number === state.active) row.scrollIntoView({ block: "nearest" });
     compare.classList.toggle("on", state.shown.includes(number) && state.shown.length > 1);
     compare.hidden = state.takes.size < 2;
   }
