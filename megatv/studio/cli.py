@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ws_max_size=limits.MAX_MESSAGE_BYTES,
             ws_max_queue=32,
             ws_ping_interval=10,
-            ws_ping_timeout=10,
+            ws_ping_timeout=20,
             timeout_graceful_shutdown=2,
         )
     )

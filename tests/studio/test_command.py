@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from functools import partial
 
 import pytest
@@ -112,6 +114,27 @@ def test_strangers_and_giants_are_shown_the_door(address):
         line.send("x" * 1_000_000)
         while True:
             line.recv(timeout=10)
+
+
+@pytest.mark.slow
+def test_work_ends_with_the_last_line_to_it(address):
+    """Beside a tab that is closed: one whose process was killed, or that lost its network."""
+    post = urllib.request.Request(f"{address}/api/sessions", method="POST")
+    with urllib.request.urlopen(post) as answer:
+        session = json.load(answer)["session"]
+    target = f"{address.replace('http', 'ws')}/ws/{session}"
+    wish = {"prompt": "", "seconds": 3.0, "steps": 40, "temperature": 1.0, "cfg": 1.0}
+    with connect(target) as line:
+        line.send(json.dumps({"type": "make", **wish}))
+        while isinstance(line.recv(timeout=30), str):
+            pass
+        line.socket.shutdown(socket.SHUT_RDWR)  # no goodbye
+    time.sleep(3)
+    with connect(target) as line:
+        chunks = 0
+        while isinstance(message := line.recv(timeout=30), bytes) or '"live"' not in message:
+            chunks += isinstance(message, bytes)
+        assert chunks <= 2
 
 
 def test_a_real_stream_keeps_the_contract_of_the_fake(open_studio, make_sampler):
