@@ -97,6 +97,7 @@ function draw(takes, edge) {
   scrub.style.setProperty("--made", `${(100 * made) / longest}%`);
   scrub.style.setProperty("--seen", `${(100 * (shown + 1)) / longest}%`);
   clock.textContent = `${(shown / state.info.fps).toFixed(2)} / ${(longest / state.info.fps).toFixed(2)} s`;
+  document.body.classList.toggle("still", !playing);
   const icon = playing ? "#i-pause" : "#i-play";
   const use = watch.querySelector("use");
   if (use.getAttribute("href") !== icon) use.setAttribute("href", icon);
