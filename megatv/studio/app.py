@@ -16,7 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
-from megatv.config import FPS, GROUP_FRAMES, Config
+from megatv.config import FPS, GROUP_FRAMES
 from megatv.data.toy_world import META_PROMPT
 from megatv.data.video import encode_video
 from megatv.sample.render import enlarge
@@ -24,23 +24,20 @@ from megatv.studio import limits
 from megatv.studio.guard import Guard
 from megatv.studio.picture import read_picture
 from megatv.studio.protocol import parse
-from megatv.studio.session import OpenStream, Session, Viewer
+from megatv.studio.session import Model, Session, Viewer
 from megatv.studio.take import Take
 from megatv.studio.worker import Worker
 
 STATIC = Path(__file__).parent / "static"
 
 
-def make_app(
-    config: Config, open_stream: OpenStream, record: dict[str, Any], names: frozenset[str]
-) -> FastAPI:
+def make_app(model: Model, names: frozenset[str]) -> FastAPI:
     """The application, with a worker of its own that lives as long as it is served.
 
-    config       of the checkpoint         open_stream   starts a video: Request, SampleConfig -> Stream
-    record       what a transcript says about the model (`name`, `step`)      names   see `guard.own_names`
+    names   under which it may be opened: see `guard.own_names`
     """
-    worker = Worker(config, open_stream)
-    about = describe(config, record)
+    worker = Worker(model)
+    about = describe(model)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -82,7 +79,7 @@ def make_app(
         session = find(name)
         data = await _read_body(request)
         try:
-            video = config.video
+            video = model.config.video
             session.picture, note = await run_in_threadpool(read_picture, data, video.width, video.height)
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
@@ -98,7 +95,7 @@ def make_app(
 
     @app.get("/api/sessions/{name}/takes/{number}/transcript.json")
     async def transcript(name: str, number: int) -> Response:
-        tree = {**record, **find_take(name, number).record()}
+        tree = {**model.record, **find_take(name, number).record()}
         data = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
         return _file(data.encode(), "application/json", f"take-{number}.json")
 
@@ -125,12 +122,13 @@ def make_app(
     return app
 
 
-def describe(config: Config, record: dict[str, Any]) -> dict[str, Any]:
+def describe(model: Model) -> dict[str, Any]:
     """What a page must know about the model: its name and size, and what a first video needs."""
+    config = model.config
     toy = config.tokenizer.path == "toy_world"
     return {
-        "name": record["name"],
-        "step": record["step"],
+        "name": model.record["name"],
+        "step": model.record["step"],
         "width": config.video.width,
         "height": config.video.height,
         "fps": FPS,
@@ -147,6 +145,7 @@ def describe(config: Config, record: dict[str, Any]) -> dict[str, Any]:
         "max_takes": limits.MAX_TAKES,
         "prompt": META_PROMPT if toy else "",
         "game": toy,
+        "examples": model.examples,
     }
 
 

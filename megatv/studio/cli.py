@@ -13,11 +13,16 @@ import torch
 import uvicorn
 
 import megatv
+from megatv.data.format import check_codec
+from megatv.data.remote import open_shards
 from megatv.log import main_guard, say
+from megatv.model.codec import clip_encoder
 from megatv.sample import Sampler, Stream
+from megatv.sample.inputs import read_example
 from megatv.studio import limits
 from megatv.studio.app import make_app
 from megatv.studio.guard import own_names
+from megatv.studio.session import Model
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "name": Path(args.checkpoint).resolve().name,
         "step": sampler.step,
     }
-    app = make_app(sampler.config, partial(Stream, sampler), record, own_names(args.host))
+    read = partial(read_example, sampler)
+    model = Model(sampler.config, partial(Stream, sampler), record, _examples(sampler), read)
+    app = make_app(model, own_names(args.host))
     host, port = listening.getsockname()[:2]
     say(f"studio: open http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
     if not ipaddress.ip_address(host).is_loopback:
@@ -64,6 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", choices=["auto", "ema", "model"], default="auto", help="auto: averaged ones if saved")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
+
+
+def _examples(sampler: Sampler) -> int:
+    """How many held-out examples there are to start from; none where the run's data is not here."""
+    config = sampler.config
+    if config.data.val is None:
+        return 0
+    try:
+        shards = open_shards(config.data.val, config.data, lambda: clip_encoder(sampler.codec))
+        check_codec(shards.info, config.codec, shards.path)
+    except (ValueError, OSError) as error:
+        say(f"studio: no held-out examples to start from ({error})")
+        return 0
+    return len(shards)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -28,7 +28,11 @@ class Command(BaseModel):
 
 
 class Make(Command):
-    """Start a new video; `picture`: from the picture that was uploaded; `game`: with the keys in hand."""
+    """Start a new video.
+
+    picture   from the picture that was uploaded     example   from a held-out example
+    game      with the keys in hand
+    """
 
     type: Literal["make"]
     prompt: Text
@@ -41,6 +45,7 @@ class Make(Command):
     solver: Literal["euler", "heun", "dpmpp"] = "euler"
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     picture: bool = False
+    example: Count | None = None
     game: bool = False
 
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,23 @@ from megatv.studio import limits
 from megatv.studio.protocol import AnyCommand, Branch, Control, Edit, Keys, Make, Play
 from megatv.studio.take import Take
 
-OpenStream = Callable[[Request, SampleConfig], Stream]
+
+@dataclass(frozen=True)
+class Model:
+    """What the studio knows of the model that it shows.
+
+    config         of its checkpoint
+    open_stream    starts a video
+    record         what a transcript says of it: `name`, `step`, ...
+    examples       how many held-out examples there are to start from
+    read_example   caption, first words and first latents of one: see `megatv.sample.inputs.read_example`
+    """
+
+    config: Config
+    open_stream: Callable[[Request, SampleConfig], Stream]
+    record: dict[str, Any]
+    examples: int = 0
+    read_example: Callable[[int], tuple[str, str, np.ndarray]] | None = None
 
 
 class Viewer:
@@ -75,8 +91,8 @@ class Session:
     left      when the last viewer left, or it was made (time.monotonic); None while somebody watches
     """
 
-    def __init__(self, name: str, config: Config, open_stream: OpenStream) -> None:
-        self.name, self._config, self._open = name, config, open_stream
+    def __init__(self, name: str, model: Model) -> None:
+        self.name, self._model = name, model
         self.takes: dict[int, Take] = {}
         self.log: list[dict[str, Any] | bytes | None] = []
         self.viewers: set[Viewer] = set()
@@ -150,8 +166,12 @@ class Session:
             first_image=self.picture if command.picture else None,
             seconds=command.seconds,
             seed=command.seed,
-            mode=command.mode or self._config.sequence.mode,
+            mode=command.mode or self._model.config.sequence.mode,
         )
+        if command.example is not None:
+            request = self._from_example(request, command.example)
+        if command.picture and command.example is not None:
+            raise ValueError("a video starts from a picture or from an example, not from both")
         if command.picture and self.picture is None:
             raise ValueError("the first picture has not arrived: choose it again")
         settings = SampleConfig(
@@ -161,8 +181,17 @@ class Session:
             solver=command.solver,
             top_p=command.top_p,
         )
-        take = self._add(self._open(request, settings), request, settings)
+        stream = self._model.open_stream(request, settings)
+        take = self._add(stream, request, settings, example=command.example)
         take.take_keys(command.game)
+
+    def _from_example(self, request: Request, index: int) -> Request:
+        """The first chunk of a held-out example is given, in tv2tv with the words that stand before it."""
+        if self._model.read_example is None or index >= self._model.examples:
+            raise ValueError(f"there is no example {index}: this studio has {self._model.examples}")
+        _, words, latents = self._model.read_example(index)
+        given = (words,) if request.mode == "tv2tv" else ()
+        return replace(request, first_latents=latents, given_words=given)
 
     def _branch(self, parent: Take, command: Branch) -> None:
         self._check_room()
@@ -181,13 +210,14 @@ class Session:
         settings: SampleConfig,
         parent: Take | None = None,
         left_at: int | None = None,
+        example: int | None = None,
     ) -> Take:
         number, self._count = self._count, self._count + 1
 
         def say(message: dict[str, Any] | bytes) -> None:
             self._say(message, number)
 
-        take = Take(number, stream, request, settings, say, parent=parent, left_at=left_at)
+        take = Take(number, stream, request, settings, say, parent=parent, left_at=left_at, example=example)
         self.takes[number] = take
         return take
 

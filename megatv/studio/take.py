@@ -23,6 +23,7 @@ class Take:
 
     number, parent        its name, and the take that it branched from
     left_at, at           the chunk at which it did; the first chunk of its own, 0 when none is shared
+    example               the held-out example that it starts from
     words, frames         of every chunk so far: ChunkWords, and uint8 [n, H, W, 3]
     """
 
@@ -36,10 +37,12 @@ class Take:
         *,
         parent: Take | None = None,
         left_at: int | None = None,
+        example: int | None = None,
     ) -> None:
         self.number, self.stream, self._say = number, stream, say
         self.request, self.settings = request, settings
         self.parent, self.left_at = parent, left_at
+        self.example: int | None = parent.example if parent else example
         # a think2v plan comes before every chunk, so a branch of it draws all chunks anew
         self.at = 0 if left_at is None or request.mode == "think2v" else left_at
         self.words: list[ChunkWords] = parent.words[: self.at] if parent else []
@@ -61,6 +64,7 @@ class Take:
                 "mode": request.mode,
                 "steps": settings.steps,
                 "picture": request.first_image is not None,
+                "example": self.example,
                 "starts": list(stream.starts),
             }
         )
@@ -138,6 +142,7 @@ class Take:
             "seeds": self._seeds(),
             "mode": self.request.mode,
             "first_picture": self.request.first_image is not None,
+            "example": self.example,
             "settings": asdict(self.settings),
             "status": self.status,
             "chunks": [asdict(words) for words in self.words],

@@ -9,11 +9,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from megatv.config import Config
 from megatv.log import say
 from megatv.studio import limits
 from megatv.studio.protocol import AnyCommand, Branch, Make
-from megatv.studio.session import OpenStream, Session, Viewer
+from megatv.studio.session import Model, Session, Viewer
 from megatv.studio.take import Take
 
 IDLE_SECONDS = 0.5
@@ -26,8 +25,8 @@ class Worker:
     Takes that are being made advance in turn, each by one event of its stream.
     """
 
-    def __init__(self, config: Config, open_stream: OpenStream) -> None:
-        self._config, self._open = config, open_stream
+    def __init__(self, model: Model) -> None:
+        self._model = model
         self.sessions: dict[str, Session] = {}
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(limits.MAX_WAITING)
         self._thread = threading.Thread(target=self._run, name="studio", daemon=True)
@@ -55,7 +54,7 @@ class Worker:
                     "join one of them, or close its tabs"
                 )
             self._forget(min(left, key=lambda session: session.left or 0.0))
-        session = Session(secrets.token_urlsafe(9), self._config, self._open)
+        session = Session(secrets.token_urlsafe(9), self._model)
         self.sessions[session.name] = session
         return session
 

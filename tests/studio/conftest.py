@@ -23,6 +23,7 @@ from megatv.sample.timeline import chunk_starts, chunks_within, plan_windows
 from megatv.studio.app import make_app
 from megatv.studio.guard import own_names
 from megatv.studio.protocol import HEADER
+from megatv.studio.session import Model
 
 TOY = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml")
 
@@ -174,8 +175,11 @@ class Studio:
             self.streams.append(FakeStream(request, settings, delay))
             return self.streams[-1]
 
+        def example(index: int) -> tuple[str, str, np.ndarray]:
+            return "a caption", f"words {index}", np.zeros((1, 16, 4, 4), np.float32)
+
         record = {"megatv": "1", "name": "toy_world", "step": 7}
-        self.app = make_app(TOY, open_stream or fake, record, own_names("127.0.0.1"))
+        self.app = make_app(Model(TOY, open_stream or fake, record, 3, example), own_names("127.0.0.1"))
         self.web = TestClient(self.app, base_url="http://localhost:8000")
 
     def session(self) -> str:

@@ -19,11 +19,12 @@ from megatv.data.toy_world import ACTIONS, words
 from megatv.sample import FramesDecoded, Request, Stream
 from megatv.studio.app import describe
 from megatv.studio.cli import main
+from megatv.studio.session import Model
 
 JUMP = "(space). 0, 0, 0, 0."
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address(run_dir):
     """Where a studio listens that somebody started in another terminal."""
     command = [sys.executable, "-m", "megatv.studio", "--checkpoint", str(run_dir), "--port", "0"]
@@ -167,9 +168,10 @@ def test_a_branch_of_a_plan_shares_nothing(open_studio, make_sampler):
 
 def test_only_the_toy_world_is_a_game(make_sampler):
     config = make_sampler().config
-    assert describe(config, {"name": "x", "step": 1})["game"]
+    record = {"name": "x", "step": 1}
+    assert describe(Model(config, Stream, record))["game"]
     other = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path="llama3"))
-    about = describe(other, {"name": "x", "step": 1})
+    about = describe(Model(other, Stream, record))
     assert (about["game"], about["prompt"]) == (False, "")
 
 

@@ -192,3 +192,23 @@ def test_takes_are_bounded(studio, monkeypatch):
         tab.seen.clear()
         tab.make(seed=2)
         assert "holds 2 takes" in tab.until("error")["message"]
+
+
+def test_a_video_may_start_from_a_held_out_example(studio):
+    session = studio.session()
+    with studio.tab(session) as tab:
+        assert tab.until("hello")["examples"] == 3
+        tab.make(example=2)
+        assert tab.until("take")["example"] == 2
+        tab.make(example=0, mode="t2v")
+        tab.until("take", take=1)
+        words = [stream.request.given_words for stream in studio.streams]
+        assert words == [("words 2",), ()]
+        assert studio.streams[0].request.first_latents.shape == (1, 16, 4, 4)
+        tab.make(example=3)
+        assert "no example 3" in tab.until("error")["message"]
+        tab.until("status", status="finished", take=0)
+        tab.say("branch", take=0, chunk=3, seed=1)
+        tab.until("status", status="finished", take=2)
+        tree = studio.web.get(f"/api/sessions/{session}/takes/2/transcript.json").json()
+        assert tree["example"] == 2

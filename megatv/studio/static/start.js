@@ -15,6 +15,10 @@ function fill(info) {
   if (!form.dataset.touched) field("seconds").value = Math.floor(100 * info.seconds) / 100;
   field("seconds").max = info.max_seconds;
   field("steps").max = info.max_steps;
+  if (info.examples && !field("origin").querySelector("[value=example]")) {
+    field("origin").prepend(new Option("a held-out example", "example"));
+    field("origin").value = "example";
+  }
   field("make-game").hidden = !info.game;
   form.dataset.touched = "1";
 }
@@ -27,6 +31,8 @@ function open(visible) {
 }
 
 function make(game, least = 0) {
+  const origin = field("origin").value;
+  if (origin === "picture" && !hasPicture) return toast("Choose the picture to start from first");
   send("make", {
     prompt: field("prompt").value,
     seconds: Math.min(state.info.max_seconds, Math.max(least, Number(field("seconds").value))),
@@ -37,19 +43,26 @@ function make(game, least = 0) {
     cfg: Number(field("cfg").value),
     solver: field("solver").value,
     top_p: Number(field("top_p").value),
-    picture: hasPicture,
+    picture: origin === "picture",
+    example: origin === "example" ? Number(field("seed").value) % state.info.examples : null,
     game,
   });
+}
+
+function choose(origin) {
+  field("origin").value = origin;
+  field("drop").hidden = origin !== "picture";
 }
 
 async function upload(file) {
   if (!file) return;
   field("picture-note").textContent = "loading ...";
   hasPicture = false;
+  choose("picture");
   const answer = await fetch(`/api/sessions/${state.info.session}/picture`, { method: "POST", body: file }).catch(() => null);
   const tree = await answer?.json().catch(() => null);
   if (!answer?.ok) {
-    field("picture-note").textContent = "none: it draws its own";
+    field("picture-note").textContent = "choose a file, or drop it here";
     field("preview").hidden = true;
     return toast(tree?.detail ?? "the picture could not be sent: try again");
   }
@@ -75,8 +88,9 @@ field("reroll").addEventListener("click", () => { field("seed").value = Math.flo
 field("cancel").addEventListener("click", () => open(false));
 field("new").addEventListener("click", () => open(true));
 picture.addEventListener("change", () => upload(picture.files[0]));
-field("drop").addEventListener("dragover", (event) => event.preventDefault());
-field("drop").addEventListener("drop", (event) => {
+field("origin").addEventListener("change", () => choose(field("origin").value));
+form.addEventListener("dragover", (event) => event.preventDefault());
+form.addEventListener("drop", (event) => {
   event.preventDefault();
   upload(event.dataTransfer.files[0]);
 });
