@@ -66,7 +66,7 @@ def test_a_newcomer_makes_steers_branches_and_plays(address, browser, tmp_path):
     assert page.evaluate(count(".cell.made")) == page.evaluate(count("#lines li")) == 13
 
     page.click(".cell:nth-child(6) .look")
-    page.click(".cell.now:nth-child(6) .branch")
+    page.click(".still .cell.now:nth-child(6) .branch")
     page.wait_for("document.activeElement.tagName == 'TEXTAREA'")
     page.click(".composer .cap:nth-child(5)")  # the space bar
     page.evaluate(f"document.querySelector('.editor textarea').value = '{JUMP}'")
