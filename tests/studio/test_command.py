@@ -49,7 +49,7 @@ def test_a_newcomer_makes_steers_branches_and_plays(address, browser, tmp_path):
     page.wait_for(f"location.href != '{address}/'")
     session = page.evaluate("location.pathname").rpartition("/")[2]
 
-    page.evaluate("document.querySelector('#steps').value = 20")  # slow enough to be held on its way
+    page.evaluate("document.querySelector('#steps').value = 12")  # slow enough to be held on its way
     page.click("#make")
     page.wait_for("document.querySelector('li.writing .words')?.textContent")  # words as they are said
     page.wait_for(f"{count('.cell.made')} >= 3")
@@ -91,10 +91,9 @@ def test_a_newcomer_makes_steers_branches_and_plays(address, browser, tmp_path):
     page.screenshot(tmp_path / "studio.png")
 
     # the page writes the same lines as the toy world
-    for action in ACTIONS:
-        hand = {**action._asdict(), "turn": action.turn // 2}
-        line = page.evaluate(f"import('/static/game.js').then(m => m.lineOf({json.dumps(hand)}))")
-        assert line == words(action)
+    hands = json.dumps([{**action._asdict(), "turn": action.turn // 2} for action in ACTIONS])
+    lines = page.evaluate(f"import('/static/game.js').then(game => {hands}.map(game.lineOf))")
+    assert lines == [words(action) for action in ACTIONS]
 
     with connect(f"{address.replace('http', 'ws')}/ws/{session}") as other:  # a second viewer
         assert json.loads(other.recv(timeout=10))[0]["type"] in ("viewers", "hello")
