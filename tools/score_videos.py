@@ -5,7 +5,8 @@
         --endpoint http://localhost:8000/v1 --model NAME
 
 DIR has NAME.mp4 or NAME/video.mp4, as `python -m megatv.sample --batch` writes it; references have the same
-names, and are scaled to their video's size, resampled to its rate and cut to its length.
+names, and are scaled to their video's size, resampled to its rate and cut to its length. Every frame counts,
+a given first one too.
 
     psnr ssim   per frame (Wang et al. 2004)             no weights
     lpips       per frame (Zhang et al. 2018)            --lpips FILE
@@ -98,8 +99,8 @@ def table(record: dict[str, Any]) -> str:
     lines = []
     for metric, found in record["metrics"].items():
         value, low, high = found["value"], found["low"], found["high"]
-        interval = "" if low is None else f"({low:.3f} to {high:.3f})"
-        shown = "-" if value is None else f"{value:.3f}"
+        interval = "" if low is None else f"({low:.4f} to {high:.4f})"
+        shown = "-" if value is None else f"{value:.4f}"
         lines.append(f"{metric:<28} {shown:>9}  {interval:<22} {found['videos']} videos")
     return "\n".join(lines)
 

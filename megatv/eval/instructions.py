@@ -101,10 +101,11 @@ def ask_all(
 
     def ask(one: Orders) -> tuple[list[str], Usage]:
         endpoint = Endpoint(settings, cache)  # one for each: counters are not shared among threads
-        count = len(one.spoken)
-        return endpoint.ask(
-            question(one, settings, frames), lambda tree: answers(tree, count)
-        ), endpoint.usage
+        asked, count = question(one, settings, frames), len(one.spoken)
+        try:
+            return endpoint.ask(asked, lambda tree: answers(tree, count)), endpoint.usage
+        except OSError as error:
+            raise ValueError(f"{cache}: a reply cannot be kept there ({error.strerror}); make room") from None
 
     found, usage = {}, Usage()
     with ThreadPoolExecutor(settings.concurrency) as pool:

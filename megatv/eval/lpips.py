@@ -45,14 +45,15 @@ def load_lpips(file: Path | None, device: str = "cpu") -> Distance:
         for at in range(0, len(frames), BATCH):
             a, b = (pictures(x[at : at + BATCH], device) for x in (frames, truth))
             try:
-                values = network(a, b)
-                found.append(values.double().reshape(len(a)).cpu().numpy())
+                found.append(network(a, b).double().reshape(len(a)).cpu().numpy())
             except REFUSALS as error:
                 raise ValueError(
                     f"--lpips {file}: gives no distance for each pair of pictures {tuple(a.shape)}, float32 "
                     f"in [-1, 1] ({last_line(error)}); give another file, or larger videos"
                 ) from None
-        return np.concatenate(found)
+        if not np.isfinite(distances := np.concatenate(found)).all():
+            raise ValueError(f"--lpips {file}: gives distances that are not finite; give another file")
+        return distances
 
     return distance
 

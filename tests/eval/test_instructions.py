@@ -6,7 +6,6 @@ import io
 import json
 import re
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -135,7 +134,8 @@ def seer(monkeypatch):
                 server.now += 1
                 server.most = max(server.most, server.now)
                 status, reply = server.first.pop(0) if server.first else (200, None)
-            time.sleep(0.05)
+            if server.pairs:
+                server.pairs.wait(timeout=30)
             if reply is None:
                 shown = {
                     float(t["text"][:-3]): bright(p)
@@ -162,7 +162,7 @@ def seer(monkeypatch):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked = server.now = server.most = 0
-    server.first, server.lock = [], threading.Lock()
+    server.first, server.lock, server.pairs = [], threading.Lock(), None
     server.settings = EndpointSettings(
         f"http://127.0.0.1:{server.server_port}/v1", "seer", concurrency=2, retries=1
     )
@@ -181,10 +181,12 @@ def orders(tmp_path):
 
 
 def test_every_video_is_asked_once_and_at_most_two_at_a_time(seer, orders, tmp_path):
+    seer.pairs = threading.Barrier(2)  # no request is answered before another has come
     done = []
     said, usage = ask_all(orders, seer.settings, tmp_path / "replies", 4, lambda: done.append(1))
     assert said == {str(k): ["no", "yes"] for k in range(12)} and len(done) == 12
     assert (seer.asked, usage.requests, usage.prompt_tokens) == (12, 12, 1200) and seer.most == 2
+    seer.pairs = None
     again, usage = ask_all(orders, seer.settings, tmp_path / "replies", 4)
     assert again == said and seer.asked == 12 and (usage.requests, usage.cached) == (0, 12)
 
@@ -195,8 +197,15 @@ def test_a_busy_server_is_asked_again_and_a_wrong_form_sent_back(seer, orders, t
     assert said == {"a": ["no", "yes"]} and (usage.retries, usage.repairs) == (1, 1)
 
 
-def test_giving_up_ends_the_rest(seer, orders, tmp_path):
-    seer.first += [(401, "who are you")] * 12
-    with pytest.raises(ValueError, match="answers 401"):
+def test_replies_that_cannot_be_kept_are_one_sentence(seer, orders, tmp_path):
+    (tmp_path / "replies").touch()
+    with pytest.raises(ValueError, match=r"replies: a reply cannot be kept there \("):
         ask_all(orders, seer.settings, tmp_path / "replies", 4)
-    assert seer.asked < 12 and not (tmp_path / "replies").exists()
+
+
+def test_giving_up_ends_the_rest(seer, orders, tmp_path):
+    many = {str(k): dataclasses.replace(orders["0"], prompt=f"Hall {k}.") for k in range(60)}
+    seer.first += [(401, "who are you")] * 60
+    with pytest.raises(ValueError, match="answers 401"):
+        ask_all(many, seer.settings, tmp_path / "replies", 4)
+    assert seer.asked < 60 and not (tmp_path / "replies").exists()

@@ -94,6 +94,15 @@ def test_wrong_files_are_told_what_is_right(networks, alexnet, frames, tmp_path)
         load_lpips(networks["i3d"])(*frames)
 
 
+def test_distances_that_are_not_finite_are_refused(alexnet, frames, tmp_path):
+    state = alexnet.state_dict()
+    torch.save(
+        {**state, "lin0.model.1.weight": state["lin0.model.1.weight"] * torch.nan}, tmp_path / "nan.pth"
+    )
+    with pytest.raises(ValueError, match=r"nan.pth: gives distances that are not finite"):
+        load_lpips(tmp_path / "nan.pth")(*frames)
+
+
 def test_pictures_too_small_for_the_network_are_refused_in_one_line(alexnet, tmp_path):
     torch.save(alexnet.state_dict(), tmp_path / "alex.pth")
     tiny = np.zeros((1, 8, 8, 3), np.uint8)

@@ -86,7 +86,7 @@ def test_everything_that_compares(score, folder, tmp_path, capsys):
     assert means["vbench motion_smoothness"] == {"value": 0.5, "low": 0.25, "high": 0.75, "videos": 2}
     assert means["fvd"]["value"] > 0 and len(record["files"]["fvd"]["sha256"]) == 64
     shown = capsys.readouterr().out
-    assert "psnr" in shown and f"{means['psnr']['value']:.3f}" in shown and "2 videos" in shown
+    assert "psnr" in shown and f"{means['psnr']['value']:.4f}" in shown and "2 videos" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "out.json"]
 
 
