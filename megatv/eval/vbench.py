@@ -1,0 +1,61 @@
+"""VBench (Huang et al. 2024): its scores of the same videos, from the file that its own package writes.
+
+The package is not called from here: it fetches a dozen networks by itself, also in its local mode, and this
+tool downloads nothing. Its file has {dimension: [mean, [{"video_path": ..., "video_results": ...}, ...]]}.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+HOW = "vbench evaluate --mode custom_input --videos_path DIR --dimension subject_consistency ..."
+
+
+def read_vbench(file: Path | None, videos: dict[str, Path]) -> dict[str, dict[str, float]]:
+    """{dimension: {name: score}} as VBench says them. ValueError for a missing video or another form.
+
+    Videos are found by their paths, or by their file names where these differ from each other.
+    """
+    if file is None:
+        raise ValueError(
+            f"vbench's scores come from its own package (pip install vbench): run `{HOW}`, and give the "
+            "*_eval_results.json that it writes as --vbench FILE"
+        )
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        results = {dimension: _by_path(entries) for dimension, (_, entries) in tree.items()}
+    except OSError as error:
+        raise ValueError(f"--vbench {file}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(
+            f"--vbench {file}: is no *_eval_results.json of VBench; it is written by `{HOW}`"
+        ) from None
+    if not results:
+        raise ValueError(f"--vbench {file}: has no dimension; run `{HOW}`")
+    names = [path.name for path in videos.values()]
+    scores: dict[str, dict[str, float]] = {}
+    for dimension, by_path in results.items():
+        scores[dimension] = {}
+        for name, path in videos.items():
+            alike = [
+                score
+                for found, score in by_path.items()
+                if found.resolve() == path.resolve()
+                or (found.name == path.name and names.count(path.name) == 1)
+            ]
+            if len(alike) != 1:
+                raise ValueError(
+                    f"--vbench {file}: {dimension} has {len(alike)} scores for {path}; run VBench on "
+                    "the same videos"
+                )
+            scores[dimension][name] = alike[0]
+    return scores
+
+
+def _by_path(entries: list[dict[str, object]]) -> dict[Path, float]:
+    found = {Path(str(entry["video_path"])): float(entry["video_results"]) for entry in entries}  # type: ignore[arg-type]
+    if not all(math.isfinite(score) for score in found.values()):
+        raise ValueError("a score is not finite")
+    return found
