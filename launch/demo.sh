@@ -29,4 +29,5 @@ stage "4/5 sampling: one start, left alone and with the words changed at 0.81 s"
 stage "5/5 scoring: do the pictures do what the words say?"
 python tools/score_toy_world.py --checkpoint $run --out $run/scores.json
 
-printf '\nLook at %s/sample/contact_sheet.png and the videos beside it; the scores are in %s/scores.json\n' $run $run
+printf '\nLook at %s/sample/contact_sheet.png and the videos beside it; the scores are in %s/scores.json.\n' $run $run
+printf 'To steer it yourself: source .venv/bin/activate && python -m megatv.studio --checkpoint %s\n' $run
