@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,18 @@ import torch
 
 from megatv.config import SampleConfig
 from megatv.data.sequence import chunk_start_seconds
-from megatv.data.toy_world import META_PROMPT, Episode, State, simulate, words
+from megatv.data.toy_world import simulate
 from megatv.eval.toy_scores import (
-    INTERVENTIONS,
     impossible_transitions,
     intervention_scores,
-    intervention_words,
+    rate,
     residual_limit,
-    share,
     valid_lines,
     words_followed,
 )
-from megatv.eval.toy_world import Reading, check_reader, read_states
+from megatv.eval.toy_starts import FIRST_EPISODE, codec_pass, intervened, read, start_requests
 from megatv.log import main_guard, progress
-from megatv.sample import Intervention, Request, Result, Sampler
-
-CHUNKS = (4, 12)
-"""Where words are changed: the paper's two times."""
-FIRST_EPISODE = 1 << 62
-"""Seed of the first start; the shards of tools/make_shards.py use smaller ones."""
+from megatv.sample import Request, Result, Sampler
 
 
 def main() -> None:
@@ -86,15 +78,7 @@ def score(sampler: Sampler, starts: int, batch: int, seed: int, settings: Sample
     groups = sampler.config.video.groups
     episodes = [simulate(FIRST_EPISODE + i, groups) for i in range(starts)]
     real, latents = codec_pass(sampler, episodes, batch)
-    requests = [
-        Request(
-            META_PROMPT,
-            first_latents=latents[i, :1],
-            given_words=(words(episode.actions[0]),),
-            seed=seed * starts + i,
-        )
-        for i, episode in enumerate(episodes)
-    ]
+    requests = start_requests(episodes, latents, seed)
     plans = list(intervened(sampler, requests))
     total = -(-starts // batch) * (1 + len(plans))
     bar = iter(progress(range(total), total=total, desc="score"))
@@ -141,45 +125,6 @@ def score(sampler: Sampler, starts: int, batch: int, seed: int, settings: Sample
             means = [row[key]["mean"] for row in scores["interventions"] if row[key]["n"]]
             scores[f"interventions_{key}_mean"] = float(np.mean(means)) if means else None
     return scores
-
-
-def codec_pass(sampler: Sampler, episodes: list[Episode], batch: int) -> tuple[Reading, np.ndarray]:
-    """True episodes as the codec decodes them, read and checked, and their normalised latents."""
-    truth = State(*(np.stack(field) for field in zip(*(e.states for e in episodes), strict=True)))
-    latents, frames = [], []
-    for at in range(0, len(episodes), batch):
-        raw = sampler.codec.encode(torch.from_numpy(np.stack([e.frames for e in episodes[at : at + batch]])))
-        frames.append(sampler.codec.decode(raw).cpu().numpy())
-        latents.append(sampler.stats.normalize(raw).cpu().numpy())
-    return check_reader(np.concatenate(frames), truth), np.concatenate(latents)
-
-
-def intervened(sampler: Sampler, requests: list[Request]) -> Iterator[tuple[str, int, list[Request]]]:
-    """(action, chunk, requests) of every intervention, as long as it takes to see it; none for t2v."""
-    if sampler.config.sequence.mode == "t2v":
-        return
-    for chunk in CHUNKS:
-        seconds = chunk_start_seconds(
-            min(chunk + 2, sampler.config.latents)
-        )  # a jump may show one chunk later
-        for name in INTERVENTIONS:
-            changed = (Intervention(chunk_start_seconds(chunk), intervention_words(name)),)
-            yield (
-                name,
-                chunk,
-                [dataclasses.replace(r, interventions=changed, seconds=seconds) for r in requests],
-            )
-
-
-def rate(values: np.ndarray) -> dict[str, float | None]:
-    """`share` of bools or scores; its mean is None where nothing could be judged, since JSON has no NaN."""
-    found = share(values.astype(float))
-    return {**found, "mean": found["mean"] if found["n"] else None}
-
-
-def read(results: list[Result]) -> Reading:
-    """What the videos show."""
-    return read_states(np.stack([result.frames for result in results]))
 
 
 def table(record: dict[str, Any]) -> str:

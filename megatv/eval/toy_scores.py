@@ -111,6 +111,12 @@ def share(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(kept.mean()) if len(kept) else math.nan, "low": low, "high": high, "n": len(kept)}
 
 
+def rate(values: np.ndarray) -> dict[str, float | None]:
+    """`share` of bools or scores; its mean is None where nothing could be judged, since JSON has no NaN."""
+    found = share(values.astype(float))
+    return {**found, "mean": found["mean"] if found["n"] else None}
+
+
 def wilson(successes: float, trials: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a proportion; (0, 1) without trials."""
     if trials == 0:
@@ -163,10 +169,14 @@ def words_followed(states: State, lines: Sequence[Sequence[str]]) -> dict[str, n
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def impossible_transitions(states: State) -> np.ndarray:
-    """bool [V, F-1]: no action of this world leads from one frame to the next. states: fields [V, F]."""
+def impossible_transitions(states: State, starts: np.ndarray | None = None) -> np.ndarray:
+    """bool [V, F-1]: no action of this world leads from one frame to the next. states: fields [V, F].
+
+    starts: first frames of the chunks, where keys count; those of whole groups by default. Videos made in
+    windows of one group have others (`megatv.sample.timeline`).
+    """
     frames = states.yaw.shape[1]
-    opens_chunk = np.isin(np.arange(1, frames), chunk_starts(frames))
+    opens_chunk = np.isin(np.arange(1, frames), chunk_starts(frames) if starts is None else starts)
     before, after = states.at(np.s_[:, :-1]), states.at(np.s_[:, 1:])
     reached = [_equal(step(before, action, opens_chunk), after).all(0) for action in ACTIONS]
     return ~np.any(reached, axis=0)
