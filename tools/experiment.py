@@ -30,7 +30,7 @@ import torch
 from experiment_report import write_report  # the tool beside this one
 
 from megatv.checkpoint.store import latest, read_meta
-from megatv.config import Config, load_config
+from megatv.config import Config, config_from_dict, load_config
 from megatv.data.sequence import chunk_start_seconds
 from megatv.data.toy_world import chunk_starts, simulate
 from megatv.eval.inverse_dynamics import Eye, clips_of, labels_of, train_eye
@@ -105,6 +105,11 @@ def train(config_file: str, out: Path, mode: str, seed: int, steps: int | None) 
         overrides.append(f"run.steps={steps}")
     config = load_config(config_file, overrides)
     newest, _ = latest(run)
+    if newest is not None:
+        made_with = config_from_dict(read_meta(newest)["config"])
+        for section in ("run", "data", "sequence", "model", "batch", "optim", "objective"):
+            if getattr(made_with, section) != getattr(config, section):
+                raise ValueError(f"{run}: was made with another `{section}` section; choose another --out")
     if newest is None or read_meta(newest)["step"] < config.run.steps:
         with socket.socket() as probe:
             probe.bind(("", 0))

@@ -84,7 +84,7 @@ def test_the_report_on_players_whose_scores_are_known(tool, tmp_path, monkeypatc
         assert row["win" if row["against"] == "t2v" else "tie"]["mean"] == 1, row
     drift = scores["drift"]
     assert drift["tv2tv"]["second"] == drift["data"]["second"] == list(range(1, 8))
-    assert max(drift["data"]["pixel"]) < max(drift["t2v"]["pixel"])
+    assert max(drift["data"]["latent"]) < min(drift["t2v"]["latent"])  # a player's latents are all zero
 
     html = (tmp_path / "report.html").read_text()
     assert "Yes: TV2TV does what changed words say more often than Think2V" in html
@@ -144,3 +144,5 @@ def test_an_arm_is_made_from_nothing_and_kept(tool, tmp_path, monkeypatch, capfd
     monkeypatch.setattr(tool, "command_line", lambda *words: pytest.fail(" ".join(words)))
     tool.prepare(str(config_file), tool.load_config(config_file))
     assert tool.train(str(config_file), tmp_path, "think2v", 3, 2) == run
+    with pytest.raises(ValueError, match="another `run` section"):
+        tool.train(str(config_file), tmp_path, "think2v", 3, 1)
