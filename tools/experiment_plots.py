@@ -57,7 +57,7 @@ def interventions(scores: dict[str, Any], names: dict[str, str]) -> Any:
             x + width * 0.46,
             color="#212529",
             linestyle="--",
-            label="shown without the words (no-op)" if i == 0 else None,
+            label="" if i else "shown without the words (no-op)",
         )
     labels = [f"{row['action'].replace('_', ' ')}\n{row['seconds']:.2f} s" for row in rows]
     axis.set_xticks([*range(len(rows)), len(rows) + 0.4], [*labels, "mean"])

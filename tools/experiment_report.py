@@ -211,7 +211,7 @@ def main() -> None:
     if len(sys.argv) != 2 or not Path(sys.argv[1], "scores.json").is_file():
         raise ValueError("give the folder that experiment.py wrote: python tools/experiment_report.py OUT")
     out = Path(sys.argv[1])
-    sheets = {path.stem.removeprefix("sheet_"): Image.open(path) for path in out.glob("sheet_*.png")}
+    sheets = {path.stem.removeprefix("sheet_"): Image.open(path).copy() for path in out.glob("sheet_*.png")}
     write_report(out, json.loads((out / "scores.json").read_text()), sheets)
 
 

@@ -26,7 +26,7 @@ from megatv.eval.toy_starts import CHUNKS
 BANDS = (1.0, 0.5, 2.0)
 """Tie bands in dB of the pairwise comparison: the one that is reported, and what others would say."""
 OURS = "tv2tv"
-DRAWS, DRAWS_FRECHET = 1000, 200
+DRAWS, DRAWS_FRECHET, DRAWS_SECONDS = 1000, 200, 200
 
 
 class Arm:
@@ -155,9 +155,7 @@ def interventions(arms: dict[str, Arm]) -> list[dict[str, Any]]:
                 mode: {
                     "done": rate(arm["done"][..., cell].ravel()),
                     "without": rate(arm["without"][..., cell].ravel()),
-                    "psnr": estimate(
-                        lambda rows, a=arm, c=cell: mean(a["steered_psnr"][:, rows, c]), arm.starts
-                    ),
+                    "psnr": _mean_of(arm["steered_psnr"][..., cell], arm.starts),
                 }
                 for mode, arm in able.items()
             },
@@ -173,13 +171,17 @@ def drift(arm: Arm, data: Arm) -> dict[str, list[Any]]:
     for key in ("psnr", "impossible"):
         values = arm[f"long_{key}"]
         found[key] = [
-            estimate(lambda rows, v=values, t=t: mean(v[:, rows, t]), arm.starts, draws=DRAWS_FRECHET)
-            for t in range(seconds)
+            _mean_of(values[..., second], arm.starts, draws=DRAWS_SECONDS) for second in range(seconds)
         ]
     for kind in ("pixel", "latent"):
         reference = _moments(data, kind)
         found[kind] = _moments(arm, kind).distance(reference).tolist()
     return found
+
+
+def _mean_of(values: np.ndarray, starts: int, draws: int = DRAWS) -> Estimate:
+    """The mean of values [S, V]."""
+    return estimate(lambda rows: mean(values[:, rows]), starts, draws=draws)
 
 
 def _moments(arm: Arm, kind: str) -> Moments:
