@@ -65,8 +65,8 @@ def _page(out: Path, scores: dict[str, Any]) -> str:
             f"Videos of {scores['long_seconds']} s from models trained on {scores['trained_frames']} frames, "
             "made in sliding windows. Pixel and codec statistics: distance of each second's means and "
             "spreads, channel by channel, from those of true episodes of the same length. These are coded in "
-            "groups of 49 frames: where a group begins in mid-jump or mid-reload, which the codec did not learn, "
-            "even they are misread now and then.",
+            "groups of 49 frames: where a group begins in mid-jump or mid-reload, which the codec did not "
+            "learn, even they are misread now and then.",
         ),
         _picture(out, "drift"),
         tag("h2", "All figures"),
