@@ -120,7 +120,9 @@ def compare(arms: dict[str, list[Measured]], truth: Measured) -> dict[str, Any]:
     for metric in metrics(data):
         row: dict[str, Any] = {"name": metric.name, "label": metric.label, "unit": metric.unit}
         row["data"] = _of_data(metric, data)
-        row["arms"] = {mode: _of(metric, arm) for mode, arm in joined.items() if metric.key in arm}
+        row["arms"] = {
+            mode: _of(metric, arm[metric.key]) for mode, arm in joined.items() if metric.key in arm
+        }
         row["ahead_of"] = {
             mode: _difference(metric, joined[OURS], joined[mode])
             for mode in others
@@ -190,21 +192,21 @@ def _moments(arm: Arm, kind: str) -> Moments:
     return Moments(*(part.reshape(-1, *part.shape[2:]) for part in parts))
 
 
-def _of(metric: Metric, arm: Arm) -> Estimate:
-    values = arm[metric.key]
-    return estimate(
-        lambda rows: metric.of(values[:, rows]), arm.starts, draws=metric.draws, basic=metric.basic
+def _of(metric: Metric, values: np.ndarray) -> Estimate:
+    """Of one arm's values [S, V, ...]."""
+    found = estimate(
+        lambda rows: metric.of(values[:, rows]), values.shape[1], draws=metric.draws, basic=metric.basic
     )
+    if metric.basic and found["low"] is not None:
+        found["low"] = max(0.0, found["low"])  # no distance is less; the basic interval does not know
+    return found
 
 
 def _of_data(metric: Metric, data: Arm) -> Estimate | None:
     """Of true episodes through the codec; of a Frechet distance, that of as many other true episodes."""
     if metric.key.endswith("features"):
-        other = data[metric.key.replace("features", "other_features")]
-        return estimate(
-            lambda rows: metric.of(other[:, rows]), data.starts, draws=metric.draws, basic=metric.basic
-        )
-    return _of(metric, data) if metric.key in data else None
+        return _of(metric, data[metric.key.replace("features", "other_features")])
+    return _of(metric, data[metric.key]) if metric.key in data else None
 
 
 def _difference(metric: Metric, ours: Arm, theirs: Arm) -> Estimate:
