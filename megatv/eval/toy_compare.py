@@ -95,20 +95,14 @@ def metrics(truth: Arm) -> list[Metric]:
         *parts,
     ]
     for name, label in (("alone", "short"), ("long", "long")):
-        data = _flat(truth[f"{name}_features"])
         found += [
             Metric(f"{name}_psnr", f"{label}: PSNR to the nearest valid frame", "dB", f"{name}_psnr", mean),
             Metric(f"{name}_impossible", f"{label}: impossible transitions", "%", f"{name}_impossible", mean),
-            Metric(
-                f"{name}_frechet",
-                f"{label}: Frechet distance of the eye's features",
-                "",
-                f"{name}_features",
-                partial(_frechet, data),
-                True,
-                DRAWS_FRECHET,
-            ),
         ]
+    for name, label in (("alone", "short"), ("own", "short, words at temperature 1"), ("long", "long")):
+        key, of = f"{name}_features", partial(_frechet, _flat(truth[f"{name}_features"]))
+        text = f"{label}: Frechet distance of the eye's features"
+        found.append(Metric(f"{name}_frechet", text, "", key, of, True, DRAWS_FRECHET))
     return found
 
 
