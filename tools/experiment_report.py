@@ -35,7 +35,7 @@ CLAIMS = (
 def write_report(out: Path, scores: dict[str, Any], sheets: dict[str, Image.Image]) -> None:
     """Write OUT/report.html and its pictures. scores: of `experiment.py`; sheets: contact sheets by name."""
     for name, sheet in sheets.items():
-        sheet.save(out / f"sheet_{name}.png", optimize=True)
+        sheet.convert("RGB").quantize(256).save(out / f"sheet_{name}.png", optimize=True)
     draw(out, scores, NAMES)
     partial = out / ".report.html.partial"
     partial.write_text(_page(out, scores), encoding="utf-8")
@@ -78,8 +78,8 @@ def _page(out: Path, scores: dict[str, Any]) -> str:
             f"of true chunks it tells {_parts(scores['eye_accuracy'])}. Its row for true episodes is the "
             "distance of as many other true episodes. Below temperature 1 rare words, and with them rare "
             "actions, become rarer, which this distance sees: so it stands here at temperature 1, too. Told "
-            "all words: every chunk has the words of the true episode, so the simulator's own frames are what "
-            "should be seen.",
+            "all words: every chunk has the words of the true episode, so the simulator's own frames are "
+            "what should be seen.",
         ),
         _figures(scores),
         tag("h2", "The same start"),
