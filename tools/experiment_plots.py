@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from PIL import Image
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -23,13 +24,17 @@ PANELS = (
 
 def draw(out: Path, scores: dict[str, Any], names: dict[str, str]) -> None:
     """Write interventions.png, pairwise.png and drift.png. names: of the arms, for people."""
-    with pyplot.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with pyplot.rc_context(
+        {"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    ):
         for name, figure in (
             ("interventions", interventions(scores, names)),
             ("pairwise", pairwise(scores, names)),
             ("drift", drift(scores, names)),
         ):
-            figure.savefig(out / f"{name}.png", dpi=110)
+            figure.canvas.draw()
+            pixels = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+            pixels.quantize(64, dither=Image.Dither.NONE).save(out / f"{name}.png", optimize=True)
             pyplot.close(figure)
 
 
@@ -57,7 +62,7 @@ def interventions(scores: dict[str, Any], names: dict[str, str]) -> Any:
             x + width * 0.46,
             color="#212529",
             linestyle="--",
-            label="shown without the words (no-op)" if i == 0 else None,
+            label="" if i else "shown without the words (no-op)",
         )
     labels = [f"{row['action'].replace('_', ' ')}\n{row['seconds']:.2f} s" for row in rows]
     axis.set_xticks([*range(len(rows)), len(rows) + 0.4], [*labels, "mean"])
@@ -106,7 +111,7 @@ def drift(scores: dict[str, Any], names: dict[str, str]) -> Any:
             axis.set_ylim(bottom=0)
     for axis in axes[1]:
         axis.set_xlabel("second of the video (line: the trained length)")
-    axes[0, 0].legend(frameon=False, ncols=2)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

@@ -75,11 +75,12 @@ def measure_arm(
 
     alone_*   the trained length, left alone      told_*   the true episode's words before every chunk
     long_*    `seconds`, left alone               done, without, steered_psnr   [V, interventions]
+    own_features   left alone, with words at temperature 1: the model's own distribution, not sharpened
     """
     requests = start_requests(stage.episodes, stage.latents, seed)
     limit = residual_limit(stage.real)
 
-    def take(wanted: list[Request], what: str) -> Take:
+    def take(wanted: list[Request], what: str, settings: SampleConfig = settings) -> Take:
         results = []
         for at in range(0, len(wanted), batch):
             results += sampler.generate(wanted[at : at + batch], settings)
@@ -89,8 +90,11 @@ def measure_arm(
     alone = take(requests, "left alone")
     reading = read_states(alone.frames)
     measured = alone.spread(watch(alone.frames, alone.latents, alone.starts, stage.eye, reading), "alone")
+    measured["own_features"] = measured["alone_features"]
     asked = list(intervened(sampler, requests))
     if asked:
+        own = take(requests, "temperature 1", dataclasses.replace(settings, temperature=1.0))
+        measured["own_features"] = own.column(stage.eye.features(clips_of(own.frames, own.starts)))
         lines = [[said.text for said in result.transcript] for result in alone.results]
         measured |= alone.spread(_words(reading, lines), "alone")
         cells: dict[str, list[np.ndarray]] = {"done": [], "without": [], "steered_psnr": []}
@@ -129,6 +133,8 @@ def measure_truth(sampler: Sampler, stage: Stage, *, seconds: float, batch: int)
     for name, length in (("alone", frames.shape[1]), ("long", whole)):
         clips = clips_of(others[0][:, :length], chunk_starts(length))
         measured[f"{name}_other_features"] = stage.eye.features(clips)
+    for what in ("features", "other_features"):
+        measured[f"own_{what}"] = measured[f"alone_{what}"]
     return measured
 
 

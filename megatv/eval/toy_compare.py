@@ -26,7 +26,7 @@ from megatv.eval.toy_starts import CHUNKS
 BANDS = (1.0, 0.5, 2.0)
 """Tie bands in dB of the pairwise comparison: the one that is reported, and what others would say."""
 OURS = "tv2tv"
-DRAWS, DRAWS_FRECHET = 1000, 200
+DRAWS, DRAWS_FRECHET, DRAWS_SECONDS = 1000, 200, 200
 
 
 class Arm:
@@ -95,20 +95,14 @@ def metrics(truth: Arm) -> list[Metric]:
         *parts,
     ]
     for name, label in (("alone", "short"), ("long", "long")):
-        data = _flat(truth[f"{name}_features"])
         found += [
             Metric(f"{name}_psnr", f"{label}: PSNR to the nearest valid frame", "dB", f"{name}_psnr", mean),
             Metric(f"{name}_impossible", f"{label}: impossible transitions", "%", f"{name}_impossible", mean),
-            Metric(
-                f"{name}_frechet",
-                f"{label}: Frechet distance of the eye's features",
-                "",
-                f"{name}_features",
-                partial(_frechet, data),
-                True,
-                DRAWS_FRECHET,
-            ),
         ]
+    for name, label in (("alone", "short"), ("own", "short, words at temperature 1"), ("long", "long")):
+        key, of = f"{name}_features", partial(_frechet, _flat(truth[f"{name}_features"]))
+        text = f"{label}: Frechet distance of the eye's features"
+        found.append(Metric(f"{name}_frechet", text, "", key, of, True, DRAWS_FRECHET))
     return found
 
 
@@ -120,7 +114,9 @@ def compare(arms: dict[str, list[Measured]], truth: Measured) -> dict[str, Any]:
     for metric in metrics(data):
         row: dict[str, Any] = {"name": metric.name, "label": metric.label, "unit": metric.unit}
         row["data"] = _of_data(metric, data)
-        row["arms"] = {mode: _of(metric, arm) for mode, arm in joined.items() if metric.key in arm}
+        row["arms"] = {
+            mode: _of(metric, arm[metric.key]) for mode, arm in joined.items() if metric.key in arm
+        }
         row["ahead_of"] = {
             mode: _difference(metric, joined[OURS], joined[mode])
             for mode in others
@@ -155,9 +151,7 @@ def interventions(arms: dict[str, Arm]) -> list[dict[str, Any]]:
                 mode: {
                     "done": rate(arm["done"][..., cell].ravel()),
                     "without": rate(arm["without"][..., cell].ravel()),
-                    "psnr": estimate(
-                        lambda rows, a=arm, c=cell: mean(a["steered_psnr"][:, rows, c]), arm.starts
-                    ),
+                    "psnr": _mean_of(arm["steered_psnr"][..., cell], arm.starts),
                 }
                 for mode, arm in able.items()
             },
@@ -173,13 +167,17 @@ def drift(arm: Arm, data: Arm) -> dict[str, list[Any]]:
     for key in ("psnr", "impossible"):
         values = arm[f"long_{key}"]
         found[key] = [
-            estimate(lambda rows, v=values, t=t: mean(v[:, rows, t]), arm.starts, draws=DRAWS_FRECHET)
-            for t in range(seconds)
+            _mean_of(values[..., second], arm.starts, draws=DRAWS_SECONDS) for second in range(seconds)
         ]
     for kind in ("pixel", "latent"):
         reference = _moments(data, kind)
         found[kind] = _moments(arm, kind).distance(reference).tolist()
     return found
+
+
+def _mean_of(values: np.ndarray, starts: int, draws: int = DRAWS) -> Estimate:
+    """The mean of values [S, V]."""
+    return estimate(lambda rows: mean(values[:, rows]), starts, draws=draws)
 
 
 def _moments(arm: Arm, kind: str) -> Moments:
@@ -188,21 +186,21 @@ def _moments(arm: Arm, kind: str) -> Moments:
     return Moments(*(part.reshape(-1, *part.shape[2:]) for part in parts))
 
 
-def _of(metric: Metric, arm: Arm) -> Estimate:
-    values = arm[metric.key]
-    return estimate(
-        lambda rows: metric.of(values[:, rows]), arm.starts, draws=metric.draws, basic=metric.basic
+def _of(metric: Metric, values: np.ndarray) -> Estimate:
+    """Of one arm's values [S, V, ...]."""
+    found = estimate(
+        lambda rows: metric.of(values[:, rows]), values.shape[1], draws=metric.draws, basic=metric.basic
     )
+    if metric.basic and found["low"] is not None:
+        found["low"] = max(0.0, found["low"])  # no distance is less; the basic interval does not know
+    return found
 
 
 def _of_data(metric: Metric, data: Arm) -> Estimate | None:
     """Of true episodes through the codec; of a Frechet distance, that of as many other true episodes."""
     if metric.key.endswith("features"):
-        other = data[metric.key.replace("features", "other_features")]
-        return estimate(
-            lambda rows: metric.of(other[:, rows]), data.starts, draws=metric.draws, basic=metric.basic
-        )
-    return _of(metric, data) if metric.key in data else None
+        return _of(metric, data[metric.key.replace("features", "other_features")])
+    return _of(metric, data[metric.key]) if metric.key in data else None
 
 
 def _difference(metric: Metric, ours: Arm, theirs: Arm) -> Estimate:
