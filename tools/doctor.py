@@ -68,6 +68,9 @@ NEEDED = [
     Library("transformers", "transformers", "mosaicml-streaming does not import"),
     Library("pillow", "PIL", "no pictures"),
     Library("matplotlib", "matplotlib", "no loss curves, no contact sheets"),
+    Library("fastapi", "fastapi", "no studio, no studies with people"),
+    Library("uvicorn", "uvicorn", "no studio, no studies with people"),
+    Library("websockets", "websockets", "no studio"),
     Library("tqdm", "tqdm", "no progress bars, which every tool imports"),
     Library("megatv", "megatv_kernels", "the package itself is not installed"),
 ]
