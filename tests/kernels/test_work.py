@@ -1,6 +1,5 @@
 """Work lists against the mask's definition: every pair of rows, rebuilt from the lists alone."""
 
-
 import numpy as np
 import pytest
 import torch
