@@ -49,14 +49,13 @@ def _one(args: argparse.Namespace) -> int:
         spoken += read_timeline(args.timeline)
     if args.compare and not spoken:
         raise ValueError("--compare shows what an intervention changes: give at least one --intervene")
-    if args.prompt is None and args.example is None:
-        raise ValueError("nothing to start from: give --prompt, or --example to take a held-out example's")
+    keys = ("prompt", "image", "image_words", "video", "example", "seconds", "seed", "mode")
+    asked = Asked(interventions=spoken, **{key: getattr(args, key) for key in keys})
+    asked.check()
     out = Path(args.out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"--out {out}: is not an empty directory; name another one or remove it first")
     sampler = Sampler.from_checkpoint(args.checkpoint, _device(args.device), args.weights)
-    keys = ("prompt", "image", "image_words", "video", "example", "seconds", "seed", "mode")
-    asked = Asked(interventions=spoken, **{key: getattr(args, key) for key in keys})
     request = asked.request(sampler)
     requests = {CHANGED if spoken else ALONE: request}
     if args.compare:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -11,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
+from megatv.config import FPS
 from megatv.data.format import check_codec
 from megatv.data.remote import open_shards
 from megatv.data.sequence import texts_by_chunk
-from megatv.data.video import decode_video
+from megatv.data.shards import Shards
+from megatv.data.video import iterate_video
 from megatv.log import say
-from megatv.model.codec import clip_encoder, frames_to_latents, latents_to_frames
+from megatv.model.codec import clip_encoder, latents_to_frames
 from megatv.sample.request import Intervention, Mode, Request
 from megatv.sample.sampler import Sampler
 
@@ -45,12 +47,7 @@ class Asked:
 
     def request(self, sampler: Sampler) -> Request:
         """Read what it starts from. Raises ValueError with one sentence for what cannot be read or used."""
-        if self.prompt is None and self.example is None:
-            raise ValueError("nothing to start from: give a prompt, or a held-out example to take its own")
-        if self.seed < 0:
-            raise ValueError(f"--seed {self.seed}: must be 0 or more")
-        if sum(start is not None for start in (self.image, self.video, self.example)) > 1:
-            raise ValueError("a video starts from one thing: a picture, a video or an example")
+        self.check()
         keys = ("interventions", "seconds", "seed", "mode")
         request = Request(self.prompt or "", **{key: getattr(self, key) for key in keys})
         if self.image is not None:
@@ -65,6 +62,17 @@ class Asked:
             prompt = caption if self.prompt is None else self.prompt
             return dataclasses.replace(request, prompt=prompt, first_latents=latent, given_words=(words,))
         return request
+
+    def check(self) -> None:
+        """Raise ValueError for what no model can make."""
+        if self.prompt is None and self.example is None:
+            raise ValueError(
+                "nothing to start from: give --prompt, or --example to take a held-out example's"
+            )
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}: must be 0 or more")
+        if sum(start is not None for start in (self.image, self.video, self.example)) > 1:
+            raise ValueError("a video starts from one thing: a picture, a video or an example")
 
 
 def read_intervention(text: str, where: str = "--intervene") -> Intervention:
@@ -117,45 +125,58 @@ def read_batch(path: str) -> dict[str, Asked]:
 
 
 def read_picture(path: str, width: int, height: int) -> np.ndarray:
-    """uint8 [height, width, 3], scaled without letterboxing as training videos are."""
+    """uint8 [height, width, 3] of a picture file. Raises ValueError when it is none."""
     try:
         with Image.open(path) as image:
-            picture = ImageOps.exif_transpose(image).convert("RGB")
+            picture = upright(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"--image {path}: cannot be read as a picture ({error}); give a PNG or JPEG"
         ) from None
     if picture.size != (width, height):
         say(f"{path}: resized from {picture.width}x{picture.height} to the model's {width}x{height}")
+    return scale(picture, width, height)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as a viewer shows it, in RGB."""
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def scale(picture: Image.Image, width: int, height: int) -> np.ndarray:
+    """uint8 [height, width, 3], scaled without letterboxing as training videos are."""
     return np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def read_start(path: str, sampler: Sampler) -> np.ndarray:
     """Normalised latents [k, C, h, w] of a video's start: whole chunks, half a training example at most."""
     size, most = sampler.config.video, max(1, sampler.config.latents // 2)
-    frames = decode_video(path, width=size.width, height=size.height)[: latents_to_frames(most)]
-    while True:  # the last whole chunk
-        try:
-            chunks = frames_to_latents(len(frames))
-            break
-        except ValueError:
-            frames = frames[:-1]
-    say(f"{path}: its first {len(frames)} frames at 16 fps are the first {chunks} chunks")
+    shown = iterate_video(path, width=size.width, height=size.height)
+    frames = np.stack(list(itertools.islice(shown, latents_to_frames(most))))
+    chunks = max(k for k in range(1, most + 1) if latents_to_frames(k) <= len(frames))
+    frames = frames[: latents_to_frames(chunks)]
+    say(f"{path}: its first {len(frames)} frames at {FPS} fps are the first {chunks} chunks")
     return sampler.encode(frames[None])[0].cpu().numpy()
+
+
+def held_out(sampler: Sampler) -> Shards:
+    """The shards of data.val of the checkpoint's config, coded by its codec. Raises ValueError without them."""
+    config = sampler.config
+    if config.data.val is None:
+        raise ValueError("there are no held-out examples: data.val of the checkpoint's config is null")
+    shards = open_shards(config.data.val, config.data, lambda: clip_encoder(sampler.codec))
+    check_codec(shards.info, config.codec, shards.path)
+    return shards
 
 
 def read_example(sampler: Sampler, index: int) -> tuple[str, str, np.ndarray]:
     """Meta-caption, first words and first latent [1, C, h, w], normalised for the model, of an example."""
-    config = sampler.config
-    if config.data.val is None:
-        raise ValueError("--example needs held-out shards, but data.val of the checkpoint's config is null")
-    shards = open_shards(config.data.val, config.data, lambda: clip_encoder(sampler.codec))
-    check_codec(shards.info, config.codec, shards.path)
+    shards = held_out(sampler)
     if not 0 <= index < len(shards):
         raise ValueError(f"--example {index}: {shards.path} has examples 0 to {len(shards) - 1}")
     example = shards[index]
     latent = sampler.stats.normalize(shards.stats.denormalize(example.latents[:1]))
-    return example.meta_caption, "\n".join(texts_by_chunk(example)[0]), np.asarray(torch.as_tensor(latent))
+    return example.meta_caption, "\n".join(texts_by_chunk(example)[0]), latent
 
 
 def _lines(path: str, option: str) -> Iterable[tuple[int, str]]:

@@ -13,12 +13,9 @@ import torch
 import uvicorn
 
 import megatv
-from megatv.data.format import check_codec
-from megatv.data.remote import open_shards
 from megatv.log import main_guard, say
-from megatv.model.codec import clip_encoder
 from megatv.sample import Sampler, Stream
-from megatv.sample.inputs import read_example
+from megatv.sample.inputs import held_out, read_example
 from megatv.studio import limits
 from megatv.studio.app import make_app
 from megatv.studio.guard import own_names
@@ -75,16 +72,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _examples(sampler: Sampler) -> int:
     """How many held-out examples there are to start from; none where the run's data is not here."""
-    config = sampler.config
-    if config.data.val is None:
+    if sampler.config.data.val is None:
         return 0
     try:
-        shards = open_shards(config.data.val, config.data, lambda: clip_encoder(sampler.codec))
-        check_codec(shards.info, config.codec, shards.path)
+        return len(held_out(sampler))
     except (ValueError, OSError) as error:
         say(f"studio: no held-out examples to start from ({error})")
         return 0
-    return len(shards)
 
 
 def _listen(host: str, port: int) -> socket.socket:

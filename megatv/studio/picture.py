@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from megatv.sample.inputs import scale, upright
 from megatv.studio import limits
 
 
@@ -22,10 +23,10 @@ def read_picture(data: bytes, width: int, height: int) -> tuple[np.ndarray, str]
                     f"the picture is {image.width}x{image.height}: give one of at most "
                     f"{limits.MAX_PICTURE_PIXELS // 1_000_000} million pixels"
                 )
-            picture = ImageOps.exif_transpose(image).convert("RGB")
+            picture = upright(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"this file cannot be read as a picture ({error}): give a PNG or JPEG") from None
     note = f"{picture.width}x{picture.height}"
     if picture.size != (width, height):
         note += f", resized to the model's {width}x{height}"
-    return np.array(picture.resize((width, height), Image.Resampling.BICUBIC)), note
+    return scale(picture, width, height), note
