@@ -254,7 +254,7 @@ class HealthConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Sampling defaults (TV2TV tables 6, 7: Euler, 50 steps, temperature 0.7). cfg 1 means no guidance."""
+    """Sampling defaults (TV2TV tables 6, 7). cfg 1 means no guidance, top_p 1 that any word may be drawn."""
 
     steps: int = 50
     temperature: float = 0.7

@@ -33,6 +33,12 @@ class Draft:
         if window.first:
             self._known = [recoded] if recoded is not None else self.made[-window.kept :]
 
+    def recall(self, other: Draft, chunks: int) -> None:
+        """Repeat the first `chunks` chunks of another video, words and latents, instead of making them."""
+        said = zip(other.script.said, other.script.transcript, strict=True)
+        self.script.recalled = list(said)[:chunks]
+        self.recalled = other.made[:chunks]
+
     def known(self, chunk: int) -> Tensor | None:
         """The latent of this chunk of the window if it is there already (given, kept or recalled)."""
         if chunk < len(self._known):

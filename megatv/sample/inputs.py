@@ -160,7 +160,7 @@ def read_start(path: str, sampler: Sampler) -> np.ndarray:
 
 
 def held_out(sampler: Sampler) -> Shards:
-    """The shards of data.val of the checkpoint's config, coded by its codec. Raises ValueError without them."""
+    """The shards of data.val of the checkpoint's config. ValueError without them, or of another codec."""
     config = sampler.config
     if config.data.val is None:
         raise ValueError("there are no held-out examples: data.val of the checkpoint's config is null")

@@ -1,7 +1,7 @@
 """The sampler: think in words, act in pixels, chunk by chunk (TV2TV section 2.3).
 
 Before every chunk each sequence is in text mode: the model speaks until it says BOF. Then all sequences of
-the batch draw their chunk together: Gaussian noise, Euler steps against the KV cache, a clean pass at t = 1
+the batch draw their chunk together: Gaussian noise, solver steps against the cache, a clean pass at t = 1
 that writes the chunk into the cache, and EOF, which the sampler appends; its logits give the next word. Words
 and chunks that are there already (the user's, the given frame's, those kept by a sliding window) take the
 same path: known words are prefilled in one pass, known chunks skip the solver.
@@ -119,22 +119,22 @@ class Sampler:
             given = list(self.encode(image[None, None])[0])
         return Draft(request, Script(request, len(given), config, self.tokenizer), given, config)
 
-    def events(
-        self, drafts: list[Draft], settings: SampleConfig, live: bool = False
-    ) -> Iterator[tuple[int, Event]]:
+    def events(self, drafts: list[Draft], settings: SampleConfig) -> Iterator[tuple[int, Event]]:
         """Make the videos of `drafts` side by side: (row, event) as it happens, all but `Finished`.
 
-        live: decode every chunk as soon as it is drawn; else windows are decoded whole, without an event.
+        All of them are live or none is: words that nobody hears have no events, and windows that nobody
+        watches are decoded whole.
         """
         chunks = max(draft.script.chunks for draft in drafts)
         for window in plan_windows(chunks, self.config.video.groups):
             if not all(draft.script.ended for draft in drafts):
-                yield from self._window(drafts, window, settings, live)
+                yield from self._window(drafts, window, settings)
 
     def _window(
-        self, drafts: list[Draft], window: Window, settings: SampleConfig, live: bool
+        self, drafts: list[Draft], window: Window, settings: SampleConfig
     ) -> Iterator[tuple[int, Event]]:
         """Make one window of every video."""
+        live = drafts[0].script.live
         rows, copies = len(drafts), 1 if settings.cfg == 1 else 2
         recoded = self.encode(np.stack([d.frames[-1][-1:] for d in drafts]))[:, 0] if window.recoded else None
         for row, draft in enumerate(drafts):
@@ -200,7 +200,8 @@ class Sampler:
                     said[row].append(token)
                     pending[row] = [token]
                     cut[row] = not left[row]
-                    yield row, TextToken(drafts[row].script.index(chunk), self._piece(said[row]))
+                    if drafts[row].script.live:
+                        yield row, TextToken(drafts[row].script.index(chunk), self._piece(said[row]))
             for row in active:
                 words = drafts[row].script.interrupted(chunk)
                 if words is not None:  # unsay what was said, and say the user's words

@@ -17,6 +17,7 @@ class Script:
 
     transcript, said   the words of the chunks so far, and their tokens; they grow chunk by chunk
     recalled           the same of a video that this one repeats, up to some chunk
+    live               somebody listens while the video is made, and may put words in (`go_live`)
 
     Raises ValueError when the request does not fit the model: its times, its mode or its text.
     """
@@ -44,7 +45,7 @@ class Script:
         self.transcript: list[ChunkWords] = []
         self.said: list[Ids] = []
         self.recalled: list[tuple[Ids, ChunkWords]] = []
-        self._live, self._spare = False, 0
+        self.live, self._spare = False, 0
         self._interrupted: set[int] = set()
         self.ended = False
         self.words: list[Ids] = []
@@ -107,7 +108,7 @@ class Script:
         self.words = self.words[-1:] if window.recoded else self.words[len(self.words) - window.kept :]
         if self.lines_are_chunks:
             self.lines = self.lines[self.size - window.kept : self.size]
-        self._spare = self.budget if self._live else 0
+        self._spare = self.budget if self.live else 0
 
     def index(self, chunk: int) -> int:
         """Place in the video of a chunk of the window."""
@@ -140,7 +141,7 @@ class Script:
 
     def go_live(self) -> None:
         """Words may come while the video is made: keep room for as many as a sequence has."""
-        self._live, self._spare = True, self.budget
+        self.live, self._spare = True, self.budget
 
     def intervene(self, chunk: int, text: str) -> None:
         """Words of the user's for a chunk of the video, given while it is being made (after `go_live`).
@@ -150,7 +151,7 @@ class Script:
         where = f"words for chunk {chunk}"
         if self.mode == "t2v":
             raise ValueError(f"{where}: a t2v model has no words to change; use a tv2tv or think2v model")
-        if not max(0, self.given) <= chunk < self.chunks:
+        if not self.given <= chunk < self.chunks:
             raise ValueError(f"{where}: choose one of the chunks {self.given} to {self.chunks - 1}")
         if self.ended or chunk < len(self.transcript):
             raise ValueError(f"{where}: they are too late, it is drawn already; branch from it instead")

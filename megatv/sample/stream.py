@@ -66,9 +66,7 @@ class Stream(Iterator[Event]):
             self.sampler, dataclasses.replace(self.request, interventions=spoken, seed=seed), self.settings
         )
         if script.mode != "think2v":
-            twin._draft.recalled = self._draft.made[:chunk]
-            said = zip(script.said, script.transcript, strict=True)
-            twin._draft.script.recalled = list(said)[:chunk]
+            twin._draft.recall(self._draft, chunk)
         return twin
 
     def close(self) -> None:
@@ -76,7 +74,7 @@ class Stream(Iterator[Event]):
         self._events.close()
 
     def _make(self) -> Generator[Event, None, None]:
-        for _, event in self.sampler.events([self._draft], self.settings, live=True):
+        for _, event in self.sampler.events([self._draft], self.settings):
             yield event
         if len(self._draft.script.transcript):
             yield Finished(self._draft.result())
