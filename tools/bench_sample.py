@@ -48,6 +48,8 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     if (args.checkpoint is None) == (args.config is None):
         raise ValueError("give either --checkpoint or --config")
+    if args.steps is not None and args.steps < 1:
+        raise ValueError(f"--steps {args.steps}: must be at least 1")
     device = torch.device(args.device)
     sampler = (
         Sampler.from_checkpoint(args.checkpoint, device)
@@ -61,19 +63,24 @@ def main() -> None:
         args.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def random_sampler(config: Config, device: torch.device) -> Sampler:
-    """A sampler of random weights: bf16 on a GPU, fp32 on a CPU."""
+def random_model(config: Config, device: torch.device) -> MoT:
+    """A model of plain random weights, bf16 on a GPU, fp32 on a CPU: speed does not depend on their law."""
     with torch.device("meta"):
         model = MoT(config)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = model.to_empty(device=device).to(dtype).eval().requires_grad_(False)
+    model = model.to_empty(device=device).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
     model.tie_embeddings()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def random_sampler(config: Config, device: torch.device) -> Sampler:
+    """A sampler of random weights, which never ends a video by itself."""
+    model = random_model(config, device).eval().requires_grad_(False)
     plain = {row: {"mean": [0.0] * 16, "std": [1.0] * 16} for row in ("first", "rest")}
     tokenizer, codec = load_tokenizer(config.tokenizer.path), load_codec(config.codec, device)
     sampler = Sampler(model, config, tokenizer, codec, LatentStats.from_dict(plain))
-    sampler.unsayable[tokenizer.eos] = True  # it would end the video by chance
+    sampler.unsayable[tokenizer.eos] = True
     return sampler
 
 

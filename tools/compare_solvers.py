@@ -17,12 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatv.data.format import check_codec
-from megatv.data.remote import open_shards
 from megatv.data.sequence import chunk_start_seconds, texts_by_chunk
 from megatv.log import main_guard, progress
-from megatv.model.codec import clip_encoder
 from megatv.sample import Intervention, Request, Sampler
+from megatv.sample.inputs import held_out
 from megatv.sample.solver import SOLVERS
 
 GIVEN = 4
@@ -62,11 +60,7 @@ def main() -> None:
 
 def starts(sampler: Sampler, count: int) -> list[Request]:
     """Requests for one chunk each, after the first chunks of held-out examples."""
-    config = sampler.config
-    if config.data.val is None:
-        raise ValueError("the starts are held-out examples, but data.val of the checkpoint's config is null")
-    shards = open_shards(config.data.val, config.data, lambda: clip_encoder(sampler.codec))
-    check_codec(shards.info, config.codec, shards.path)
+    shards, mode = held_out(sampler), sampler.config.sequence.mode
     whole = [
         example for example in map(shards.__getitem__, range(len(shards))) if example.valid_latents > GIVEN
     ]
@@ -77,7 +71,6 @@ def starts(sampler: Sampler, count: int) -> list[Request]:
     requests = []
     for seed, example in enumerate(whole[:count]):
         words = ["\n".join(texts) for texts in texts_by_chunk(example)]
-        mode = config.sequence.mode
         spoken = [Intervention(chunk_start_seconds(GIVEN), words[GIVEN])] if mode == "tv2tv" else []
         requests.append(
             Request(

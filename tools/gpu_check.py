@@ -30,12 +30,10 @@ from typing import Any
 
 import torch
 from bench_attention import matmul_tflops, measure, milliseconds  # the tools beside this one
-from bench_sample import passes
+from bench_sample import passes, random_model
 
 from megatv.config import Config, load_config
 from megatv.model import cost
-from megatv.model.init import initialize
-from megatv.model.mot import MoT
 from megatv.objective.pretrain import pretrain_loss, weighted
 from megatv.parallel.layers import Layers
 from megatv.types import IGNORE, Batch
@@ -50,11 +48,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=("attention", "training", "sampling"), metavar="SECTION")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     arguments = parser.parse_args()
-    config, device, dtype = check_setting(arguments.small)
+    config, device = check_setting(arguments.small)
     sections: dict[str, Callable[[], Any]] = {
         "attention": lambda: measure(arguments.small),
-        "training": lambda: training(config, device, dtype),
-        "sampling": lambda: sampling(config, device, dtype),
+        "training": lambda: training(config, device),
+        "sampling": lambda: sampling(config, device),
     }
     chosen = arguments.only or list(sections)
     report: dict[str, Any] = {"machine": machine(device), "seconds": {}}
@@ -85,14 +83,14 @@ def in_a_process(name: str, small: bool) -> Any:
         return {"error": f"its process ended with code {code} and wrote nothing"}
 
 
-def check_setting(small: bool) -> tuple[Config, torch.device, torch.dtype]:
-    """The 8B configuration in bf16 on the GPU, or the toy one in fp32 on the CPU."""
+def check_setting(small: bool) -> tuple[Config, torch.device]:
+    """The 8B configuration on the GPU, or the toy one on the CPU."""
     if small:
-        return load_config(ROOT / "configs/toy_world.yaml"), torch.device("cpu"), torch.float32
+        return load_config(ROOT / "configs/toy_world.yaml"), torch.device("cpu")
     if not torch.cuda.is_available():
         raise SystemExit("error: no CUDA GPU is visible; use --small to try the checks on a CPU")
     overrides = ["model.init_text=null", "model.init_video=random", "parallel.tp=1", "parallel.pp=1"]
-    return load_config(ROOT / "configs/8b_sports.yaml", overrides), torch.device("cuda"), torch.bfloat16
+    return load_config(ROOT / "configs/8b_sports.yaml", overrides), torch.device("cuda")
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -108,10 +106,11 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give the next section the whole GPU."""
+    """Give the next backend the whole GPU, and a peak of its own."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def random_batch(config: Config, device: torch.device) -> Batch:
@@ -137,37 +136,23 @@ def random_batch(config: Config, device: torch.device) -> Batch:
     ).to(device)
 
 
-def build(config: Config, device: torch.device, dtype: torch.dtype) -> MoT:
-    """A model with plain random weights, made on the device: the figures do not depend on their law."""
-    with torch.device("meta"):
-        model = MoT(config)
-    model = model.to_empty(device=device).to(dtype)
-    model.tie_embeddings()
-    if device.type == "cpu":
-        initialize(model.named_parameters(), config)
-    else:
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.02)
-    return model
-
-
-def training(config: Config, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def training(config: Config, device: torch.device) -> dict[str, Any]:
     """The optimizer step with every attention backend of our own that serves here."""
     found: dict[str, Any] = {}
     for backend in ("cuda", "triton") if device.type == "cuda" else ("sdpa",):
         try:
-            found[backend] = training_step(replace(config, attention=backend), device, dtype)
+            found[backend] = training_step(replace(config, attention=backend), device)
         except Exception as error:  # one that cannot run must not hide the other
             found[backend] = {"skipped": f"{type(error).__name__}: {error}"}
         free_memory(device)
     return found
 
 
-def training_step(config: Config, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def training_step(config: Config, device: torch.device) -> dict[str, Any]:
     """One optimizer step of one packed row; `layers` says how many of the model's layers were used."""
     layers = min(config.model.layers, 8)  # 8 of 32: weights, gradients and moments of 15 B would not fit
     config = replace(config, model=replace(config.model, layers=layers))
-    model, batch = build(config, device, dtype), random_batch(config, device)
+    model, batch = random_model(config, device), random_batch(config, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     counts = batch.counts()
 
@@ -179,7 +164,7 @@ def training_step(config: Config, device: torch.device, dtype: torch.dtype) -> d
 
     ms = milliseconds(step, device)["ms"]
     flop = sum(cost.training_flops(config, batch.record).values())
-    peak = matmul_tflops(device, dtype)
+    peak = matmul_tflops(device, model.embed.position.dtype)
     return {
         "layers": layers,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -192,9 +177,9 @@ def training_step(config: Config, device: torch.device, dtype: torch.dtype) -> d
     }
 
 
-def sampling(config: Config, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def sampling(config: Config, device: torch.device) -> dict[str, Any]:
     """What tools/bench_sample.py measures of the whole model's passes, with random weights."""
-    return passes(build(config, device, dtype).eval(), config)
+    return passes(random_model(config, device).eval(), config)
 
 
 if __name__ == "__main__":
