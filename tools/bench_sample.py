@@ -33,6 +33,7 @@ from megatv.model.mot import MoT
 from megatv.sample import FramesDecoded, Request, Sampler, Stream
 from megatv.sample.cache import KVCache
 from megatv.sample.graphs import Captured
+from megatv.sample.sampler import usable_device
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def main() -> None:
         raise ValueError("give either --checkpoint or --config")
     if args.steps is not None and args.steps < 1:
         raise ValueError(f"--steps {args.steps}: must be at least 1")
-    device = torch.device(args.device)
+    device = usable_device(args.device)
     sampler = (
         Sampler.from_checkpoint(args.checkpoint, device)
         if args.checkpoint

@@ -12,6 +12,8 @@ from typing import Any
 
 from attention_report import tables as attention_tables  # the tool beside this one
 
+from megatv.log import main_guard
+
 
 def markdown(report: dict[str, Any]) -> str:
     """Tables of every section of the report; a section that failed is one line with its error."""
@@ -66,9 +68,13 @@ def sampling_table(found: dict[str, Any]) -> str:
 def main() -> None:
     """Read the file named on the command line and print its tables."""
     if len(sys.argv) != 2:
-        raise SystemExit("usage: python tools/gpu_report.py gpu_check.json")
-    print(markdown(json.loads(Path(sys.argv[1]).read_text())))
+        raise ValueError("give the file that gpu_check.py wrote: python tools/gpu_report.py gpu_check.json")
+    try:
+        report = json.loads(Path(sys.argv[1]).read_text())
+        print(markdown(report))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{sys.argv[1]}: is no report of gpu_check.py ({error!r})") from None
 
 
 if __name__ == "__main__":
-    main()
+    main_guard(main)

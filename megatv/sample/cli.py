@@ -55,7 +55,7 @@ def _one(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"--out {out}: is not an empty directory; name another one or remove it first")
-    sampler = Sampler.from_checkpoint(args.checkpoint, _device(args.device), args.weights)
+    sampler = Sampler.from_checkpoint(args.checkpoint, args.device, args.weights)
     request = asked.request(sampler)
     requests = {CHANGED if spoken else ALONE: request}
     if args.compare:
@@ -78,7 +78,7 @@ def _batch(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if args.rows < 1:
         raise ValueError(f"--rows {args.rows}: must be at least 1")
     asked = read_batch(args.batch)
-    device = prepare() if args.device == parser.get_default("device") else _device(args.device)
+    device = prepare() if args.device == parser.get_default("device") else args.device
     sampler = Sampler.from_checkpoint(args.checkpoint, device, args.weights)
     settings = _settings(args, sampler.config.sample)
     failed = make_all(
@@ -126,16 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", choices=["auto", "ema", "model"], default="auto", help="auto: averaged ones if saved")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name}: cannot be used here ({reason}); try cpu") from None
-    return device
 
 
 def _settings(args: argparse.Namespace, defaults: SampleConfig) -> SampleConfig:

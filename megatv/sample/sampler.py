@@ -34,6 +34,15 @@ from megatv.sample.solver import SOLVERS, draw_noise, generator, guide, pick_tok
 from megatv.sample.timeline import Window, plan_windows
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device, once it has held a tensor. Raises ValueError in the words of `--device` if it cannot."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device}: cannot be used here ({reason}); try cpu") from None
+
+
 class Sampler:
     """Makes videos with a model.
 
@@ -63,8 +72,10 @@ class Sampler:
     ) -> Sampler:
         """A sampler from a checkpoint, or from a run's newest.
 
-        Raises ValueError when anything is missing, or the codec's weights are not those of the training.
+        Raises ValueError when anything is missing, the device cannot be used, or the codec's weights are not
+        those of the training.
         """
+        device = usable_device(device)
         model, config, meta = load_model(path, weights, device)
         stats = LatentStats.from_dict(meta["latent_stats"], f"{path}: latent_stats")
         codec = load_codec(config.codec, device)
