@@ -43,7 +43,7 @@ def train(config: Config, resume: str, device: torch.device) -> None:
     """
     initialize_distributed(device)
     try:
-        mesh = Mesh(config)
+        mesh = Mesh(config.parallel)
         Trainer(config, mesh, device, resume).run()
         dist.barrier()  # a rank that leaves early takes the others' connections down with it
     finally:

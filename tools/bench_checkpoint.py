@@ -58,7 +58,7 @@ def measure(config_file: str, overrides: list[str], rounds: int) -> dict[str, fl
     from megatv.saver import Saver
 
     initialize_distributed(device)
-    mesh = Mesh(config)
+    mesh = Mesh(config.parallel)
     if mesh.world > 1:
         raise ValueError("the blocking save knows one process only: start it without a launcher")
     engine = Engine(config, mesh, device, None)

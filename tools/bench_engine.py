@@ -53,7 +53,7 @@ def main() -> None:
 
     config = load_config(args.config, args.overrides)
     initialize_distributed(device)
-    mesh = Mesh(config)
+    mesh = Mesh(config.parallel)
     if mesh.tp > 1 or mesh.pp > 1:
         raise ValueError("the plain loop holds the whole model: set parallel.tp and parallel.pp to 1")
     tokenizer = load_tokenizer(config.tokenizer.path)

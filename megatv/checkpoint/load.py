@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,9 @@ import torch
 
 from megatv.checkpoint.store import CHECKPOINTS, Tensors, latest, verify
 from megatv.config import Config, config_from_dict
+from megatv.model.init import tp_slice
 from megatv.model.mot import MoT
+from megatv.parallel.mesh import Mesh
 
 
 def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -31,11 +34,14 @@ def load_model(
     path: str | Path,
     weights: Literal["ema", "model", "auto"] = "auto",
     device: torch.device | str = "cpu",
+    mesh: Mesh | None = None,
 ) -> tuple[MoT, Config, dict[str, Any]]:
     """Load a checkpoint (or a run's newest) as an fp32 MoT in eval mode, with its config and meta record.
 
     weights  `ema` for the averaged weights, `model` for the trained ones, `auto`: averaged if saved.
-    Raises ValueError when the checkpoint is damaged or its tensors do not fit its config.
+    mesh     a grid without pipelines: every tensor-parallel sibling loads its share of the matrices, and the
+             config's `parallel` becomes the mesh's; without one the model is whole.
+    Raises ValueError when the checkpoint is damaged, its tensors do not fit its config, or the grid does not.
     """
     path, meta = find_checkpoint(path)
     config = config_from_dict(meta["config"])
@@ -43,11 +49,19 @@ def load_model(
     with torch.device("meta"):
         model = MoT(config)
     check_shapes(tensors, model, path)
+    tp, tp_rank = 1, 0
+    if mesh is not None:
+        # previews, which a training run makes with whole models only, would not go with its grid
+        log = dataclasses.replace(config.log, preview_every=0)
+        config = dataclasses.replace(config, parallel=mesh.parallel, log=log)
+        tp, tp_rank = mesh.tp, mesh.tp_rank
+        with torch.device("meta"):
+            model = MoT(config, mesh.layers())
     model = model.to_empty(device=device)
     model.tie_embeddings()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[name])
+            parameter.copy_(tp_slice(tensors[name], name, tp, tp_rank))
     return model.eval(), config, meta
 
 

@@ -212,7 +212,7 @@ class MoT(nn.Module):
         return rope_table(positions, self.config.model, torch.promote_types(dtype, torch.float32))
 
     def text_step(self, ids: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """Q >= 1 tokens a sequence against the cache: ids, positions [B, Q] -> logits [B, Q, V]."""
+        """Q >= 1 tokens a sequence against the cache: ids, positions [B, Q] -> logits [B, Q, V/tp]."""
         hidden = self.embed.text(ids)
         return self.head.logits(self._cached("text", hidden, positions, cache))
 

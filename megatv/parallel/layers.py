@@ -26,11 +26,13 @@ from megatv.types import IGNORE
 class Layers:
     """Makes the layers of an unsharded model (tp = 1).
 
-    context      the rows that this process has of a packed row
-    row_shares   into how many shares `scatter` cuts them
+    context         the rows that this process has of a packed row
+    row_shares      into how many shares `scatter` cuts them
+    matrix_shares   tp, into how many shares matrices and their heads are split
     """
 
     row_shares = 1
+    matrix_shares = 1
 
     def __init__(self, context: Context | None = None) -> None:
         self.context = context or Context()
@@ -66,6 +68,10 @@ class Layers:
     def gather(self, x: Tensor) -> Tensor:
         """The inverse of `scatter`, for what every tp sibling computes alike on all rows."""
         return x
+
+    def gather_vocab(self, logits: Tensor) -> Tensor:
+        """[..., V / tp] -> [..., V], the same bits on every tp sibling."""
+        return logits
 
     def vocab_cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Negative log likelihood in nats, at least fp32: logits [T, V / tp], int64 targets [T] -> [T].
@@ -115,6 +121,7 @@ def megatron_layers(tp: int, context: Context | None = None, sequence_parallel: 
 
     class MegatronLayers(Layers):
         row_linear_class: type[nn.Module] = RowLinear
+        matrix_shares = tp
 
         def column_linear(self, inputs: int, outputs: int) -> nn.Module:
             # `fan_out` sums the input's gradient once, instead of every linear on its own
@@ -130,6 +137,10 @@ def megatron_layers(tp: int, context: Context | None = None, sequence_parallel: 
 
         def fan_out(self, x: Tensor) -> Tensor:
             return tensor_parallel.copy_to_tensor_model_parallel_region(x, group=group)
+
+        def gather_vocab(self, logits: Tensor) -> Tensor:
+            # Megatron's own gathers to a CUDA device, whatever the logits are on
+            return whole_rows(logits.movedim(-1, 0), group).movedim(0, -1)
 
         def vocab_cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
             counted = targets != IGNORE

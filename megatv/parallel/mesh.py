@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatv.config import Config, ParallelConfig
+from megatv.config import ParallelConfig
 from megatv.parallel.context import Context
 from megatv.parallel.layers import Layers, megatron_layers
 from megatv.parallel.meeting import meet
@@ -44,7 +44,7 @@ def grid(world: int, parallel: ParallelConfig) -> Tensor:
 
 
 class Mesh:
-    """This process's place in the grid, and its groups.
+    """This process's place in the grid that `parallel` asks for, and its groups.
 
     tp, pp, dp, cp             sizes; tp_rank, pp_rank, dp_rank, cp_rank: this process's coordinates
     tp_group, cp_group         tensor- and context-parallel siblings
@@ -53,10 +53,10 @@ class Mesh:
     model_group                all ranks that hold parts of the same weights (tp x pp)
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, parallel: ParallelConfig) -> None:
         """Build the groups; torch.distributed must be initialised. ValueError when the world does not fit."""
-        self._parallel = config.parallel
-        ranks = grid(dist.get_world_size(), config.parallel)
+        self.parallel = parallel
+        ranks = grid(dist.get_world_size(), parallel)
         self.pp, self.dp, self.cp, self.tp = ranks.shape
         self.world, self.replicas = ranks.numel(), self.dp * self.cp
         self.rank = dist.get_rank()
@@ -80,7 +80,7 @@ class Mesh:
 
     def layers(self) -> Layers:
         """The factory of the model's matrices for this grid; builds Megatron's groups when tp > 1."""
-        context = Context(self._parallel, self.cp_rank, self.cp_group)
+        context = Context(self.parallel, self.cp_rank, self.cp_group)
         if self.tp == 1:
             return Layers(context)
         with warnings.catch_warnings():
@@ -100,11 +100,11 @@ class Mesh:
         for name, group in theirs.items():
             found = dist.get_process_group_ranks(group)
             assert found == ours[name], f"Megatron's {name} group {found} is not the mesh's {ours[name]}"
-        return megatron_layers(self.tp, context, self._parallel.sequence_parallel)
+        return megatron_layers(self.tp, context, self.parallel.sequence_parallel)
 
     def ends_group(self) -> dist.ProcessGroup | None:
         """This process and its counterpart at the pipeline's other end, if it is at one; collective."""
-        ends = grid(self.world, self._parallel)[[0, -1]].flatten(1).T
+        ends = grid(self.world, self.parallel)[[0, -1]].flatten(1).T
         groups = {tuple(pair): dist.new_group(pair) for pair in ends.tolist()}
         return next((group for pair, group in groups.items() if self.rank in pair), None)
 

@@ -66,7 +66,7 @@ def split_model(config: Config, tp: int) -> MoT:
     """One tensor-parallel rank's model; `config` is `unsplit`. ValueError for what does not split so."""
     config = replace(config, parallel=ParallelConfig(tp=tp))
     with rehearsal(tp, 0):
-        return _model(config, Mesh(config))
+        return _model(config, Mesh(config.parallel))
 
 
 def stage_shapes(config: Config) -> list[StageShape]:
@@ -87,7 +87,7 @@ def stage_shapes(config: Config) -> list[StageShape]:
 def built_stage(config: Config, world: int, index: int) -> StageShape:
     """The same of stage `index` alone, by being its first rank and building what the engine would build."""
     with rehearsal(world, index * (world // config.parallel.pp)):
-        mesh = Mesh(config)
+        mesh = Mesh(config.parallel)
         model = _model(config, mesh)
         if mesh.pp == 1:
             return _shape(config, dict(model.named_parameters()), index)

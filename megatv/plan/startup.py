@@ -51,7 +51,7 @@ def start(config: Config, world: int, rank: int, model: bool = True) -> Start:
     seconds: dict[str, float] = {}
     with rehearsal(world, rank), _recorded_groups() as made:
         with _timed(seconds, "groups"):
-            mesh = Mesh(config)
+            mesh = Mesh(config.parallel)
         weights = _build(config, mesh, seconds) if model else 0
         groups = {
             name: tuple(dist.get_process_group_ranks(group))

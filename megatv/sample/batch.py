@@ -1,8 +1,7 @@
-"""Many videos, shared among the ranks of whatever launcher there is; what is there is not made again."""
+"""Many videos, shared among the teams of whatever launcher there is; what is there is not made again."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from megatv.config import SampleConfig
 from megatv.sample.inputs import Asked
 from megatv.sample.outputs import write_results
+from megatv.sample.ranks import Ranks
 from megatv.sample.request import Result
 from megatv.sample.sampler import Sampler
 
@@ -22,16 +22,17 @@ def make_all(
     sampler: Sampler,
     settings: SampleConfig,
     rows: int,
+    ranks: Ranks,
     describe: Describe,
 ) -> list[str]:
-    """Make this rank's videos of `asked`, `rows` at a time, each into the folder out/NAME.
+    """Make this team's videos of `asked`, `rows` at a time, each into the folder out/NAME.
 
-    Rank r of n (RANK and WORLD_SIZE) has every n-th name from the r-th on, so no rank waits for another. A
-    video does not depend on its neighbours, nor on the number of ranks. Returns a sentence for each that
-    could not be made; the others are.
+    Team r of n has every n-th name from the r-th on, so no team waits for another. A video does not depend on
+    its neighbours, nor on the number of teams. Returns a sentence for each that could not be made; the others
+    are.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    todo = [name for name in sorted(asked)[rank::world] if not (out / name).exists()]
+    mine = sorted(asked)[ranks.team :: ranks.teams]
+    todo = ranks.agree([name for name in mine if not (out / name).exists()])
     failed = []
     for at in range(0, len(todo), rows):
         requests = {}
@@ -49,8 +50,10 @@ def make_all(
             if sentence := too_short(result):
                 failed.append(f"{name}: {sentence}")
                 continue
-            write_results(out / name, request, {name: result}, describe(asked[name], settings))
-        print(f"[rank {rank}] {min(at + rows, len(todo))} of {len(todo)} videos", flush=True)
+            if ranks.speaks:
+                write_results(out / name, request, {name: result}, describe(asked[name], settings))
+        if ranks.speaks:
+            print(f"[{ranks.team}] {min(at + rows, len(todo))} of {len(todo)} videos", flush=True)
     return failed
 
 

@@ -22,10 +22,20 @@ class KVCache:
 
     @classmethod
     def empty(
-        cls, model: ModelConfig, rows: int, slots: int, *, device: torch.device, dtype: torch.dtype
+        cls,
+        model: ModelConfig,
+        rows: int,
+        slots: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        shares: int = 1,
     ) -> KVCache:
-        """A cache of `rows` empty sequences with room for `slots` tokens each."""
-        shape = (model.layers, rows, slots + 1, model.kv_heads, model.head_dim)
+        """A cache of `rows` empty sequences with room for `slots` tokens each.
+
+        shares   tensor-parallel siblings, each of which keeps its share of the key heads
+        """
+        shape = (model.layers, rows, slots + 1, model.kv_heads // shares, model.head_dim)
         keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         return cls(keys, values, torch.zeros(rows, dtype=torch.int64, device=device))
 

@@ -3,7 +3,7 @@
 DIR gets video.mp4, contact_sheet.png (the plan as subtitles) and transcript.json (the words, and all that is
 needed to make the same video again). It appears when everything is written, or not at all. With --batch it
 gets such a folder for every line of a file; started by srun, torchrun or deepspeed the ranks share the lines,
-and a second start makes what is missing.
+and a second start makes what is missing. With --tp so many of them hold one model together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from megatv.parallel.environment import prepare
 from megatv.sample.batch import make_all, too_short
 from megatv.sample.inputs import Asked, read_batch, read_intervention, read_timeline
 from megatv.sample.outputs import write_results
-from megatv.sample.sampler import Sampler
+from megatv.sample.ranks import Ranks, leave
+from megatv.sample.sampler import Sampler, usable_device
 from megatv.sample.solver import SOLVERS
 
 ALONE, CHANGED = "left alone", "with your words"
@@ -40,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, sample, write; the exit code. Raises ValueError with one sentence for any bad input."""
     parser = _parser()
     args = parser.parse_args(argv)
-    return _batch(args, parser) if args.batch is not None else _one(args)
+    try:
+        return _batch(args, parser) if args.batch is not None else _one(args)
+    finally:
+        leave()
 
 
 def _one(args: argparse.Namespace) -> int:
@@ -52,10 +56,16 @@ def _one(args: argparse.Namespace) -> int:
     keys = ("prompt", "image", "image_words", "video", "example", "seconds", "seed", "mode")
     asked = Asked(interventions=spoken, **{key: getattr(args, key) for key in keys})
     asked.check()
+    device, ranks = _ranks(args)
+    if ranks.teams > 1:
+        raise ValueError(
+            f"{ranks.teams * args.tp} processes for one video of --tp {args.tp}: start {args.tp}, or make "
+            "many videos with --batch"
+        )
     out = Path(args.out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"--out {out}: is not an empty directory; name another one or remove it first")
-    sampler = Sampler.from_checkpoint(args.checkpoint, args.device, args.weights)
+    sampler = Sampler.from_checkpoint(args.checkpoint, device, args.weights, ranks.mesh)
     request = asked.request(sampler)
     requests = {CHANGED if spoken else ALONE: request}
     if args.compare:
@@ -66,8 +76,9 @@ def _one(args: argparse.Namespace) -> int:
     for name, result in named.items():
         if sentence := too_short(result):
             raise ValueError(f"{name}: {sentence}")
-    write_results(out, request, named, _record(args, sampler, asked, settings))
-    say(f"{', '.join(sorted(path.name for path in out.iterdir()))} in {out}")
+    if ranks.speaks:
+        write_results(out, request, named, _record(args, sampler, asked, settings))
+        say(f"{', '.join(sorted(path.name for path in out.iterdir()))} in {out}")
     return 0
 
 
@@ -78,16 +89,22 @@ def _batch(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if args.rows < 1:
         raise ValueError(f"--rows {args.rows}: must be at least 1")
     asked = read_batch(args.batch)
-    device = prepare() if args.device == parser.get_default("device") else args.device
-    sampler = Sampler.from_checkpoint(args.checkpoint, device, args.weights)
+    device, ranks = _ranks(args)
+    sampler = Sampler.from_checkpoint(args.checkpoint, device, args.weights, ranks.mesh)
     settings = _settings(args, sampler.config.sample)
     failed = make_all(
-        asked, Path(args.out), sampler, settings, args.rows, lambda a, s: _record(args, sampler, a, s)
+        asked, Path(args.out), sampler, settings, args.rows, ranks, lambda a, s: _record(args, sampler, a, s)
     )
-    for sentence in failed:
+    for sentence in failed if ranks.speaks else ():
         print(f"not made: {sentence}", flush=True)
     # a launcher ends all ranks when one fails, and the others still have videos to make
     return 2 if failed and int(os.environ.get("WORLD_SIZE", 1)) == 1 else 0
+
+
+def _ranks(args: argparse.Namespace) -> tuple[torch.device, Ranks]:
+    """This process's device, and its place among the others."""
+    device = prepare() if args.device is None else usable_device(args.device)
+    return device, Ranks(args.tp, device)
 
 
 def command() -> NoReturn:
@@ -124,7 +141,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", metavar="FILE.jsonl", help='many videos, a line {"name": ..., "prompt": ...} each')
     add("--rows", type=int, default=16, help="videos of a batch that are made side by side")
     add("--weights", choices=["auto", "ema", "model"], default="auto", help="auto: averaged ones if saved")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", help="default: this process's GPU, or the CPU where there is none")
+    add(
+        "--tp",
+        type=int,
+        default=1,
+        help="processes that hold one model together, for those larger than a GPU",
+    )
     return parser
 
 
@@ -147,7 +170,8 @@ def _record(
     keys = ("image", "video", "example", "seconds", "seed")
     return {
         "megatv": megatv.__version__,
-        **{key: getattr(args, key) for key in ("checkpoint", "weights", "device")},
+        **{key: getattr(args, key) for key in ("checkpoint", "weights", "tp")},
+        "device": str(sampler.device),
         **{key: getattr(asked, key) for key in keys},
         "step": sampler.step,
         "mode": asked.mode or sampler.config.sequence.mode,

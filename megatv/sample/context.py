@@ -29,7 +29,14 @@ class Context:
     def empty(cls, model: MoT, rows: int, slots: int) -> Context:
         """`rows` sequences without a token, with room for `slots` each."""
         config, weight = model.config, model.embed.position
-        cache = KVCache.empty(config.model, rows, slots, device=weight.device, dtype=weight.dtype)
+        cache = KVCache.empty(
+            config.model,
+            rows,
+            slots,
+            device=weight.device,
+            dtype=weight.dtype,
+            shares=model.layers.matrix_shares,
+        )
         return cls(model, cache, [Cursor(config.sequence, config.tokens_per_chunk) for _ in range(rows)])
 
     def rows(self, rows: slice) -> Context:
@@ -63,7 +70,7 @@ class Context:
         logits = run(step, self._put(padded), self._put(positions))
         new = self._put(np.array(counts))
         self.cache.lengths += new
-        return logits[torch.arange(len(ids), device=self.device), new - 1]
+        return self.model.layers.gather_vocab(logits[torch.arange(len(ids), device=self.device), new - 1])
 
     def chunk(self) -> tuple[Tensor, Tensor]:
         """int64 [B, P] each: positions of the next chunk's (clean, noisy) tokens."""

@@ -25,6 +25,7 @@ from megatv.data.tokenizer import Tokenizer, load_tokenizer
 from megatv.log import progress
 from megatv.model.codec import Codec, Decoder, load_codec
 from megatv.model.mot import MoT
+from megatv.parallel.mesh import Mesh
 from megatv.sample.context import Context
 from megatv.sample.draft import Draft
 from megatv.sample.events import ChunkStarted, Event, TextToken
@@ -69,14 +70,17 @@ class Sampler:
         path: str | Path,
         device: torch.device | str = "cpu",
         weights: Literal["ema", "model", "auto"] = "auto",
+        mesh: Mesh | None = None,
     ) -> Sampler:
         """A sampler from a checkpoint, or from a run's newest.
 
+        mesh   of tensor-parallel siblings that hold the model together (`megatv.sample.ranks`): all of them
+               then make the same calls and get the same results
         Raises ValueError when anything is missing, the device cannot be used, or the codec's weights are not
         those of the training.
         """
         device = usable_device(device)
-        model, config, meta = load_model(path, weights, device)
+        model, config, meta = load_model(path, weights, device, mesh)
         stats = LatentStats.from_dict(meta["latent_stats"], f"{path}: latent_stats")
         codec = load_codec(config.codec, device)
         require_codec(meta, config.codec, path)

@@ -46,7 +46,7 @@ def engine() -> Toy:
 def saver(engine: Toy, tmp_path: Path) -> Iterator[Saver]:
     config = load_config(ROOT / "configs/toy_world.yaml", [f"run.dir={tmp_path}", "checkpoint.keep=2"])
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Saver(config, Mesh(config), engine)  # type: ignore[arg-type]
+    yield Saver(config, Mesh(config.parallel), engine)  # type: ignore[arg-type]
     dist.destroy_process_group()
 
 

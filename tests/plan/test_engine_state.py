@@ -22,7 +22,7 @@ TOY = load_config("configs/toy_world.yaml",
 def held(config, world):
     before = {t.untyped_storage()._cdata: t for t in tensors()}
     with rehearsal(world, 0):
-        engine = Engine(config, Mesh(config), torch.device("cpu"), None)
+        engine = Engine(config, Mesh(config.parallel), torch.device("cpu"), None)
         found = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors()}
     return sum(size for key, size in found.items() if key not in before)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,15 @@ from megatv.model.mot import MoT
 from megatv.sample.sampler import Sampler
 
 TOY = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml")
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What commands add to the launcher's environment is not the next test's."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 class Letters:
