@@ -32,4 +32,6 @@ def reconstruct(model: MoT, sequence: Sequence, config: Config, *, steps: int, s
         times = torch.full_like(batch.noisy_t, t)
         return model(dataclasses.replace(batch, noisy=x, noisy_t=times)).velocity.float()
 
-    return euler(velocity, torch.from_numpy(noise).to(device), steps)[: len(sequence.chunk_loss)]
+    for x in euler(velocity, torch.from_numpy(noise).to(device), steps):
+        drawn = x
+    return drawn[: len(sequence.chunk_loss)]

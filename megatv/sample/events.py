@@ -1,4 +1,7 @@
-"""What happens while a video is made, in order of time."""
+"""What happens while a video is made, in order of time.
+
+Where a stream overlaps its work, the pictures of a chunk come among the words of the next, or after them.
+"""
 
 from __future__ import annotations
 

@@ -25,13 +25,13 @@ class Captured:
         self._inputs = [x.clone() for x in inputs]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(
-            side
-        ):  # what compiles or allocates on a first call must not do so in the graph
+        with torch.cuda.stream(side):
+            # what compiles or allocates on a first call must not do so in the graph
             step(*self._inputs)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # thread_local: the thread that decodes pictures meanwhile may allocate
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._output = step(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:

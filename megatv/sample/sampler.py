@@ -23,10 +23,11 @@ from megatv.config import LATENT_CHANNELS, Config, SampleConfig
 from megatv.data.stats import LatentStats
 from megatv.data.tokenizer import Tokenizer, load_tokenizer
 from megatv.log import progress
-from megatv.model.codec import Codec, Decoder, load_codec
+from megatv.model.codec import Codec, load_codec
 from megatv.model.mot import MoT
 from megatv.parallel.mesh import Mesh
 from megatv.sample.context import Context
+from megatv.sample.decoding import BackgroundDecoder
 from megatv.sample.draft import Draft
 from megatv.sample.events import ChunkStarted, Event, TextToken
 from megatv.sample.request import Request, Result
@@ -134,19 +135,21 @@ class Sampler:
             given = list(self.encode(image[None, None])[0])
         return Draft(request, Script(request, len(given), config, self.tokenizer), given, config)
 
-    def events(self, drafts: list[Draft], settings: SampleConfig) -> Iterator[tuple[int, Event]]:
+    def events(
+        self, drafts: list[Draft], settings: SampleConfig, *, overlap: bool = False
+    ) -> Iterator[tuple[int, Event]]:
         """Make the videos of `drafts` side by side: (row, event) as it happens, all but `Finished`.
 
         All of them are live or none is: words that nobody hears have no events, and windows that nobody
-        watches are decoded whole.
+        watches are decoded whole. overlap: live ones are decoded while their next chunk is made.
         """
         chunks = max(draft.script.chunks for draft in drafts)
         for window in plan_windows(chunks, self.config.video.groups):
             if not all(draft.script.ended for draft in drafts):
-                yield from self._window(drafts, window, settings)
+                yield from self._window(drafts, window, settings, overlap)
 
     def _window(
-        self, drafts: list[Draft], window: Window, settings: SampleConfig
+        self, drafts: list[Draft], window: Window, settings: SampleConfig, overlap: bool
     ) -> Iterator[tuple[int, Event]]:
         """Make one window of every video."""
         live = drafts[0].script.live
@@ -156,32 +159,44 @@ class Sampler:
             draft.open(window, None if recoded is None else recoded[row])
         slots = max(draft.script.slots() for draft in drafts) + window.end * self.config.tokens_per_chunk
         context = Context.empty(self.model, rows * copies, slots)
-        tokens, decoder = self.tokenizer, Decoder(self.codec)
+        tokens = self.tokenizer
         heads = [[tokens.bos, *draft.script.prompt] for draft in drafts]
         # Guidance: every sequence has a text-free twin with BOS, BOF and EOF only, at positions of its own.
         twins = [[tokens.bos]] * (rows * (copies - 1))
-        for chunk in range(window.end):
-            heads = yield from self._speak(drafts, chunk, heads, context.rows(slice(rows)), settings)
-            for row, draft in enumerate(drafts):
-                if (started := draft.started(chunk)) is not None:
-                    yield row, started
-            context.text([[*ids, tokens.bof] for ids in heads + twins])
-            drawn = self._draw(drafts, chunk, context, settings)
-            for draft, latent in zip(drafts, drawn, strict=True):
-                draft.add(chunk, latent)
-            if live and (chunk >= window.kept or window.recoded):
-                raw = self.stats.denormalize(drawn[:, None], chunk)[:, 0]
-                for row, frames in enumerate(decoder.push(raw).cpu().numpy()):
-                    if chunk >= window.kept:
-                        yield row, drafts[row].decoded(chunk, frames)
-            heads, twins = ([[tokens.eof] for _ in part] for part in (heads, twins))
-            if all(draft.script.ended for draft in drafts):
-                break
+        with BackgroundDecoder(self.codec) as decoder:
+            for chunk in range(window.end):
+                heads = yield from self._speak(
+                    drafts, chunk, heads, context.rows(slice(rows)), decoder, settings
+                )
+                for row, draft in enumerate(drafts):
+                    if (started := draft.started(chunk)) is not None:
+                        yield row, started
+                context.text([[*ids, tokens.bof] for ids in heads + twins])
+                drawn = yield from self._draw(drafts, chunk, context, decoder, settings)
+                for draft, latent in zip(drafts, drawn, strict=True):
+                    draft.add(chunk, latent)
+                yield from self._decoded(drafts, decoder, wait=True)  # no more than one chunk behind
+                if live and (chunk >= window.kept or window.recoded):
+                    decoder.push(chunk, self.stats.denormalize(drawn[:, None], chunk)[:, 0])
+                    yield from self._decoded(drafts, decoder, wait=not overlap)
+                heads, twins = ([[tokens.eof] for _ in part] for part in (heads, twins))
+                if all(draft.script.ended for draft in drafts):
+                    break
+            yield from self._decoded(drafts, decoder, wait=True)
         if live:
             return
         latents = self.stats.denormalize(torch.stack([draft.fresh() for draft in drafts]))
         for draft, frames in zip(drafts, self.codec.decode(latents).cpu().numpy(), strict=True):
             draft.frames.append(frames[1:] if window.recoded else frames)
+
+    def _decoded(
+        self, drafts: list[Draft], decoder: BackgroundDecoder, *, wait: bool
+    ) -> Iterator[tuple[int, Event]]:
+        """The pictures that are there by now, or (`wait`) all that were begun."""
+        for chunk, batch in decoder.frames(wait=wait):
+            for draft, (row, frames) in zip(drafts, enumerate(batch), strict=True):
+                if chunk >= draft.window.kept:
+                    yield row, draft.decoded(chunk, frames)
 
     def _speak(
         self,
@@ -189,6 +204,7 @@ class Sampler:
         chunk: int,
         heads: list[list[int]],
         context: Context,
+        decoder: BackgroundDecoder,
         settings: SampleConfig,
     ) -> Generator[tuple[int, Event], None, list[list[int]]]:
         """Text mode before a chunk, until every sequence is ready for BOF.
@@ -217,6 +233,7 @@ class Sampler:
                     cut[row] = not left[row]
                     if drafts[row].script.live:
                         yield row, TextToken(drafts[row].script.index(chunk), self._piece(said[row]))
+            yield from self._decoded(drafts, decoder, wait=False)
             for row in active:
                 words = drafts[row].script.interrupted(chunk)
                 if words is not None:  # unsay what was said, and say the user's words
@@ -229,7 +246,14 @@ class Sampler:
                 pending[row] = [self.tokenizer.bos, *draft.script.prompt, *words]
         return pending
 
-    def _draw(self, drafts: list[Draft], chunk: int, context: Context, settings: SampleConfig) -> Tensor:
+    def _draw(
+        self,
+        drafts: list[Draft],
+        chunk: int,
+        context: Context,
+        decoder: BackgroundDecoder,
+        settings: SampleConfig,
+    ) -> Generator[tuple[int, Event], None, Tensor]:
         """The next chunk of every video, float32 [B, C, h, w]: solved or known; then a clean pass."""
         clean, noisy = context.chunk()
         known = [draft.known(chunk) for draft in drafts]
@@ -239,14 +263,17 @@ class Sampler:
             v = context.velocity(x.repeat(copies, 1, 1, 1), t, noisy)
             return guide(v, settings.cfg) if copies == 2 else v
 
-        x = torch.from_numpy(np.stack([self._noise(draft, chunk) for draft in drafts])).to(self.device)
+        noise = np.stack([self._noise(draft, chunk) for draft in drafts])
+        drawn = torch.from_numpy(noise).to(self.device)
         if any(latent is None for latent in known):
-            x = SOLVERS[settings.solver](velocity, x, settings.steps)
+            for x in SOLVERS[settings.solver](velocity, drawn, settings.steps):
+                drawn = x
+                yield from self._decoded(drafts, decoder, wait=False)
         for row, latent in enumerate(known):
             if latent is not None:
-                x[row] = latent
-        context.write(x.repeat(copies, 1, 1, 1), clean)
-        return x
+                drawn[row] = latent
+        context.write(drawn.repeat(copies, 1, 1, 1), clean)
+        return drawn
 
     def _piece(self, said: list[int]) -> str:
         """What the last token adds to the text; nothing while a letter's bytes are incomplete."""

@@ -1,7 +1,8 @@
 """Drawing chunks and tokens: noise, solvers of the flow, guidance, text at a temperature.
 
 A solver takes x from noise at t = 0 to data at t = 1 along dx/dt = velocity(x, t), where x_t = t data +
-(1 - t) noise. All of them go through the same equal steps, and never ask for the velocity at t = 1.
+(1 - t) noise. It yields x after every step, at last the data, so that other work may be done between two.
+All of them go through the same equal steps, and never ask for the velocity at t = 1.
 
 All randomness is a function of (seed of the request, index of the chunk, purpose), never of the batch that
 the request happens to share.
@@ -10,7 +11,7 @@ the request happens to share.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Literal
 
@@ -35,14 +36,14 @@ def draw_noise(seed: int, chunk: int, shape: tuple[int, ...]) -> np.ndarray:
 Velocity = Callable[[Tensor, float], Tensor]
 
 
-def euler(velocity: Velocity, x: Tensor, steps: int) -> Tensor:
+def euler(velocity: Velocity, x: Tensor, steps: int) -> Iterator[Tensor]:
     """First order, one evaluation a step: the paper's (TV2TV table 6)."""
     for t, following in pairwise(_times(steps)):
         x = x + (following - t) * velocity(x, t)
-    return x
+        yield x
 
 
-def heun(velocity: Velocity, x: Tensor, steps: int) -> Tensor:
+def heun(velocity: Velocity, x: Tensor, steps: int) -> Iterator[Tensor]:
     """Second order, two evaluations a step but for the last (Karras et al. 2022, algorithm 1)."""
     for t, following in pairwise(_times(steps)):
         v = velocity(x, t)
@@ -51,10 +52,10 @@ def heun(velocity: Velocity, x: Tensor, steps: int) -> Tensor:
             v = (v + velocity(ahead, following)) / 2
             ahead = x + (following - t) * v
         x = ahead
-    return x
+        yield x
 
 
-def dpmpp(velocity: Velocity, x: Tensor, steps: int) -> Tensor:
+def dpmpp(velocity: Velocity, x: Tensor, steps: int) -> Iterator[Tensor]:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, one evaluation a step.
 
     It extrapolates the data that the model predicts, D = x + (1 - t) v, linearly in l = log(t / (1 - t)) and
@@ -73,7 +74,7 @@ def dpmpp(velocity: Velocity, x: Tensor, steps: int) -> Tensor:
                 predicted = data + (there - here) / (2 * (here - at)) * (data - before)
             earlier = data, here
         x = (1 - following) / (1 - t) * x + following * (1 - decay) * predicted
-    return x
+        yield x
 
 
 SOLVERS = {"euler": euler, "heun": heun, "dpmpp": dpmpp}

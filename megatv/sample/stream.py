@@ -21,11 +21,20 @@ class Stream(Iterator[Event]):
     alone, the video is that of `Sampler.generate`. Raises ValueError when the request does not fit.
 
     chunks   how many the video will have       starts   when each of them starts, in seconds
+    overlap  pictures are decoded while the next chunk is spoken and drawn, and come when they are there;
+             without it they come before anything of the next chunk is done
     """
 
-    def __init__(self, sampler: Sampler, request: Request, settings: SampleConfig | None = None) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        request: Request,
+        settings: SampleConfig | None = None,
+        *,
+        overlap: bool = True,
+    ) -> None:
         self.sampler, self.request = sampler, request
-        self.settings = settings or sampler.config.sample
+        self.settings, self.overlap = settings or sampler.config.sample, overlap
         self._draft = sampler.draft(request)
         self._draft.script.go_live()
         self.chunks = self._draft.script.chunks
@@ -62,9 +71,8 @@ class Stream(Iterator[Event]):
             words[chunk] = text
         spoken = tuple(Intervention(self.starts[at], line) for at, line in sorted(words.items()))
         seed = self.request.seed if seed is None else seed
-        twin = Stream(
-            self.sampler, dataclasses.replace(self.request, interventions=spoken, seed=seed), self.settings
-        )
+        request = dataclasses.replace(self.request, interventions=spoken, seed=seed)
+        twin = Stream(self.sampler, request, self.settings, overlap=self.overlap)
         if script.mode != "think2v":
             twin._draft.recall(self._draft, chunk)
         return twin
@@ -74,7 +82,7 @@ class Stream(Iterator[Event]):
         self._events.close()
 
     def _make(self) -> Generator[Event, None, None]:
-        for _, event in self.sampler.events([self._draft], self.settings):
+        for _, event in self.sampler.events([self._draft], self.settings, overlap=self.overlap):
             yield event
         if len(self._draft.script.transcript):
             yield Finished(self._draft.result())

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "step": sampler.step,
     }
     read = partial(read_example, sampler)
-    model = Model(sampler.config, partial(Stream, sampler), record, _examples(sampler), read)
+    # no overlap: a player sees every chunk before the keys of the next one count
+    model = Model(sampler.config, partial(Stream, sampler, overlap=False), record, _examples(sampler), read)
     app = make_app(model, own_names(args.host))
     host, port = listening.getsockname()[:2]
     say(f"studio: open http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")

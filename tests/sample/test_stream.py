@@ -32,11 +32,12 @@ def texts(transcript):
     ("mode", "groups", "seconds"),
     [("tv2tv", 1, None), ("tv2tv", 1, 5.0), ("tv2tv", 2, 8.0), ("t2v", 1, None), ("think2v", 1, None)],
 )
-def test_events_are_those_of_the_video_that_generate_makes(make_sampler, mode, groups, seconds):
+@pytest.mark.parametrize("overlap", [True, False])
+def test_events_are_those_of_the_video_that_generate_makes(make_sampler, mode, groups, seconds, overlap):
     sampler = make_sampler(mode, groups=groups, bof_bias=0.0)
     request = Request("abc", first_image=IMAGE, seed=3, seconds=seconds)
     (whole,) = sampler.generate([request])
-    stream = Stream(sampler, request)
+    stream = Stream(sampler, request, overlap=overlap)
     events = list(stream)
     (result,) = [e.result for e in events if isinstance(e, Finished)]
     assert isinstance(events[-1], Finished) and stream.chunks == len(whole.latents)
@@ -53,10 +54,12 @@ def test_events_are_those_of_the_video_that_generate_makes(make_sampler, mode, g
     spoken = "".join(e.text for e in events if isinstance(e, TextToken))
     own = "".join(words.text for words in whole.transcript if words.source == "own")
     assert spoken == (whole.plan if mode == "think2v" else own) and bool(spoken) == (mode != "t2v")
-    order = [
-        (e.chunk, isinstance(e, FramesDecoded)) for e in events if not isinstance(e, TextToken | Finished)
-    ]
-    assert order == sorted(order)  # a chunk's words, then its pictures, then the next chunk's
+    order = [(type(e), e.chunk) for e in events if not isinstance(e, TextToken | Finished)]
+    for chunk in range(stream.chunks):
+        shown = order.index((FramesDecoded, chunk))
+        assert order.index((ChunkStarted, chunk)) < shown
+        late = 2 if overlap else 1  # pictures come before anything of the next chunk, or of the one after
+        assert (ChunkStarted, chunk + late) not in order[:shown]
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 3])
