@@ -48,7 +48,7 @@ LAYERS = [
             "megatv.plan",
         ],
     ),
-    ("judge", ["megatv.eval"]),
+    ("judge", ["megatv.eval", "megatv.guard"]),
     ("show", ["megatv.studio"]),
 ]
 OUTSIDE = ["launch", "tools"]

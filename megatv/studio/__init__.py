@@ -2,7 +2,6 @@
 
     cli       the command; loads a checkpoint, says where it listens
     app       the web side: routes, one WebSocket a viewer
-    guard     who may ask: hosts, origins, headers
     protocol  what a page may say, and how frames travel
     session   one address that people share: its takes, its log, its viewers
     take      one video: a stream of the sampler, and what came out of it

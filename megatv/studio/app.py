@@ -19,9 +19,9 @@ from fastapi.staticfiles import StaticFiles
 from megatv.config import FPS, GROUP_FRAMES
 from megatv.data.toy_world import META_PROMPT
 from megatv.data.video import encode_video
+from megatv.guard import Guard
 from megatv.sample.render import enlarge
 from megatv.studio import limits
-from megatv.studio.guard import Guard
 from megatv.studio.picture import read_picture
 from megatv.studio.protocol import parse
 from megatv.studio.session import Model, Session, Viewer

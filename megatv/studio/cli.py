@@ -13,12 +13,12 @@ import torch
 import uvicorn
 
 import megatv
+from megatv.guard import own_names
 from megatv.log import main_guard, say
 from megatv.sample import Sampler, Stream
 from megatv.sample.inputs import held_out, read_example
 from megatv.studio import limits
 from megatv.studio.app import make_app
-from megatv.studio.guard import own_names
 from megatv.studio.session import Model
 
 

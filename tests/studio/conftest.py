@@ -18,10 +18,10 @@ from fastapi.testclient import TestClient
 from megatv.config import FPS, load_config
 from megatv.data.toy_pictures import render
 from megatv.data.toy_world import ACTIONS, Action, State, parse_words, step, words
+from megatv.guard import own_names
 from megatv.sample import ChunkStarted, ChunkWords, Finished, FramesDecoded, Request, Result, TextToken
 from megatv.sample.timeline import chunk_starts, chunks_within, plan_windows
 from megatv.studio.app import make_app
-from megatv.studio.guard import own_names
 from megatv.studio.protocol import HEADER
 from megatv.studio.session import Model
 

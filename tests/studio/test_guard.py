@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from starlette.websockets import WebSocketDisconnect
 
+from megatv.guard import own_names, refusal
 from megatv.studio import limits
-from megatv.studio.guard import own_names, refusal
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -26,10 +26,11 @@ from fastapi.staticfiles import StaticFiles
 
 from megatv.eval.human.answers import Answers, Task, UnknownError
 from megatv.eval.human.assign import chooser, progress
-from megatv.eval.human.guard import Guard
+from megatv.eval.human.limit import BodyLimit
 from megatv.eval.human.questions import questions_of
 from megatv.eval.human.study import Study
 from megatv.eval.human.tasks import Item, shown, video_id
+from megatv.guard import Guard
 
 PAGE = Path(__file__).with_name("page")
 MAX_NAME = 40
@@ -145,7 +146,9 @@ class Desk:
 def make_app(desk: Desk) -> FastAPI:
     """The application of one study."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard)  # type: ignore[arg-type]
+    app.add_middleware(BodyLimit)  # type: ignore[arg-type]
+    # raters come by whatever name the study was given, and play a video more than once
+    app.add_middleware(Guard, cache=b"no-cache")
     _refusals(app)
 
     @app.get("/api/study")

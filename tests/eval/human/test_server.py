@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from megatv.eval.human import assign
-from megatv.eval.human.guard import MAX_BODY_BYTES
+from megatv.eval.human.limit import MAX_BODY_BYTES
 from megatv.eval.human.server import make_app
 from megatv.eval.human.tasks import check_places, video_id
 
@@ -191,6 +191,15 @@ def test_refusals_are_one_sentence_and_the_server_stays(desk):
         assert sentence in reply.json()["error"] and "\n" not in reply.json()["error"]
         assert "default-src 'self'" in reply.headers["content-security-policy"]
     assert follow()["task"]["item"] == item and not follow()["done"]
+
+
+def test_another_sites_page_may_not_ask(desk):
+    client = TestClient(make_app(desk()))
+    evil = {"origin": "http://evil.example"}
+    reply = client.post("/api/raters", json={"rater": "Ada"}, headers=evil)
+    assert reply.status_code == 403 and "another site's page" in reply.text
+    own = {"host": "study.example", "origin": "https://study.example"}
+    assert client.post("/api/raters", json={"rater": "Ada"}, headers=own).status_code == 200
 
 
 def test_only_those_on_the_list(desk):

@@ -1,4 +1,4 @@
-"""Who may ask: a page of this studio, opened under this machine's name; nobody else's page.
+"""Who may ask a local server: its own page, opened under this machine's name; nobody else's page.
 
 Any web page that a person visits can send requests to this machine, and open WebSockets to it, with the
 person's browser as its hand. Browsers say in `Origin` whose page it is. And a foreign name may be made to
@@ -15,25 +15,27 @@ from typing import Any
 Scope = MutableMapping[str, Any]
 Application = Callable[[Scope, Callable, Callable], Awaitable[None]]
 
-HEADERS = [
-    (b"content-security-policy", b"default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-]
-"""Nothing from elsewhere, in nobody's frame; a session's address stays with those who have it."""
+HEADERS = {
+    b"content-security-policy": b"default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+}
+"""Nothing from elsewhere, in nobody's frame; a page's address stays with those who have it."""
 
 
-def refusal(headers: dict[bytes, bytes], names: frozenset[str]) -> str | None:
-    """Why a request with these headers is refused, in one sentence; None when it is welcome."""
+def refusal(headers: dict[bytes, bytes], names: frozenset[str] | None) -> str | None:
+    """Why a request with these headers is refused, in one sentence; None when it is welcome.
+
+    names   under which the server may be opened; None: any, for one that stands behind a public name
+    """
     host = headers.get(b"host", b"").decode("latin-1").lower()
-    if not _is_ours(host, names):
+    if names is not None and not _is_ours(host, names):
         return (
-            f"this studio does not answer to the name {host[:80]!r}: open it by its address or as localhost"
+            f"this server does not answer to the name {host[:80]!r}: open it by its address or as localhost"
         )
     origin = headers.get(b"origin")
     if origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host:
-        return "this request comes from another site's page: only the studio's own page may ask"
+        return "this request comes from another site's page: only the server's own page may ask"
     return None
 
 
@@ -51,15 +53,21 @@ def _is_ours(host: str, names: frozenset[str]) -> bool:
 
 
 def own_names(host: str) -> frozenset[str]:
-    """The names under which a studio that listens on `host` may be opened."""
+    """The names under which a server that listens on `host` may be opened."""
     return frozenset({"localhost", socket.gethostname().lower(), host.lower()})
 
 
 class Guard:
-    """Stands before the application: refuses strangers, and adds HEADERS to every answer."""
+    """Stands before the application: refuses strangers, and adds HEADERS to every answer.
 
-    def __init__(self, app: Application, names: frozenset[str]) -> None:
+    names   see `refusal`       cache   what browsers may keep (`cache-control`)
+    """
+
+    def __init__(
+        self, app: Application, names: frozenset[str] | None = None, cache: bytes = b"no-store"
+    ) -> None:
         self.app, self.names = app, names
+        self.headers = [*HEADERS.items(), (b"cache-control", cache)]
 
     async def __call__(self, scope: Scope, receive: Callable, send: Callable) -> None:
         """One request, as ASGI has it."""
@@ -70,7 +78,7 @@ class Guard:
 
         async def send_guarded(message: Scope) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *HEADERS]
+                message["headers"] = [*message.get("headers", []), *self.headers]
             await send(message)
 
         if reason is None:

@@ -1,4 +1,4 @@
-"""What stands before the application: no large body comes in, every answer goes out with the same headers."""
+"""No large body comes in: one over the limit is refused before the application sees it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY_BYTES = 16_384
-HEADERS = {
-    b"content-security-policy": b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
-    b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"no-referrer",
-    b"cache-control": b"no-cache",
-}
 
 
-class Guard:
+class BodyLimit:
     """ASGI middleware. A body is read whole before the application starts; one over the limit is refused."""
 
     def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
@@ -30,29 +24,19 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                told = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [
-                    *message["headers"],
-                    *((k, v) for k, v in HEADERS.items() if k not in told),
-                ]
-            await send(message)
-
         read: list[Message] = []
         size = 0
         while not read or read[-1].get("more_body"):
             read.append(await receive())
             size += len(read[-1].get("body", b""))
             if size > MAX_BODY_BYTES:
-                await _refuse(with_headers)
+                await _refuse(send)
                 return
 
         async def again() -> Message:
             return read.pop(0) if read else await receive()
 
-        await self.app(scope, again, with_headers)
+        await self.app(scope, again, send)
 
 
 async def _refuse(send: Send) -> None:
