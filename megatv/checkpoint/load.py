@@ -10,6 +10,7 @@ import torch
 from megatv.checkpoint.store import CHECKPOINTS, Tensors, latest, verify
 from megatv.config import Config, config_from_dict
 from megatv.model.mot import MoT
+from megatv.model.precision import PRECISIONS, Precision, convert, set_weight
 
 
 def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -31,23 +32,27 @@ def load_model(
     path: str | Path,
     weights: Literal["ema", "model", "auto"] = "auto",
     device: torch.device | str = "cpu",
+    precision: Precision = PRECISIONS["fp32"],
 ) -> tuple[MoT, Config, dict[str, Any]]:
-    """Load a checkpoint (or a run's newest) as an fp32 MoT in eval mode, with its config and meta record.
+    """Load a checkpoint (or a run's newest) as a MoT in eval mode, with its config and meta record.
 
-    weights  `ema` for the averaged weights, `model` for the trained ones, `auto`: averaged if saved.
-    Raises ValueError when the checkpoint is damaged or its tensors do not fit its config.
+    weights    `ema` for the averaged weights, `model` for the trained ones, `auto`: averaged if saved
+    precision  what the weights become on their way to the device, one after the other: it never holds more
+               than the model in this precision and one whole tensor
+    Raises ValueError when the checkpoint is damaged, its tensors do not fit its config, or the precision
+    does not fit the model.
     """
     path, meta = find_checkpoint(path)
     config = config_from_dict(meta["config"])
     tensors = Tensors(path, choose_weights(meta, weights))
     with torch.device("meta"):
         model = MoT(config)
+    convert(model, precision)
     check_shapes(tensors, model, path)
     model = model.to_empty(device=device)
     model.tie_embeddings()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[name])
+    for name, _ in model.named_parameters():
+        set_weight(model, name, tensors[name])
     return model.eval(), config, meta
 
 

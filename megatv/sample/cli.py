@@ -21,6 +21,7 @@ import torch
 import megatv
 from megatv.config import SampleConfig
 from megatv.log import main_guard, say
+from megatv.model.precision import CHOICES
 from megatv.parallel.environment import prepare
 from megatv.sample.batch import make_all, too_short
 from megatv.sample.inputs import Asked, read_batch, read_intervention, read_timeline
@@ -55,7 +56,7 @@ def _one(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"--out {out}: is not an empty directory; name another one or remove it first")
-    sampler = Sampler.from_checkpoint(args.checkpoint, args.device, args.weights)
+    sampler = Sampler.from_checkpoint(args.checkpoint, args.device, args.weights, args.precision)
     request = asked.request(sampler)
     requests = {CHANGED if spoken else ALONE: request}
     if args.compare:
@@ -79,7 +80,7 @@ def _batch(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         raise ValueError(f"--rows {args.rows}: must be at least 1")
     asked = read_batch(args.batch)
     device = prepare() if args.device == parser.get_default("device") else args.device
-    sampler = Sampler.from_checkpoint(args.checkpoint, device, args.weights)
+    sampler = Sampler.from_checkpoint(args.checkpoint, device, args.weights, args.precision)
     settings = _settings(args, sampler.config.sample)
     failed = make_all(
         asked, Path(args.out), sampler, settings, args.rows, lambda a, s: _record(args, sampler, a, s)
@@ -124,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", metavar="FILE.jsonl", help='many videos, a line {"name": ..., "prompt": ...} each')
     add("--rows", type=int, default=16, help="videos of a batch that are made side by side")
     add("--weights", choices=["auto", "ema", "model"], default="auto", help="auto: averaged ones if saved")
+    add("--precision", choices=CHOICES, default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 
@@ -149,6 +151,7 @@ def _record(
         "megatv": megatv.__version__,
         **{key: getattr(args, key) for key in ("checkpoint", "weights", "device")},
         **{key: getattr(asked, key) for key in keys},
+        "precision": sampler.precision.name,
         "step": sampler.step,
         "mode": asked.mode or sampler.config.sequence.mode,
         "settings": dataclasses.asdict(settings),
