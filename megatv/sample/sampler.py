@@ -81,11 +81,11 @@ class Sampler:
         path: str | Path,
         device: torch.device | str = "cpu",
         weights: Literal["ema", "model", "auto"] = "auto",
-        precision: Literal["auto", "fp32", "bf16", "fp8"] = "auto",
+        precision: str = "auto",
     ) -> Sampler:
         """A sampler from a checkpoint, or from a run's newest.
 
-        precision  `auto`: bf16 on a GPU, fp32 on a CPU; see `megatv.model.precision`
+        precision  fp32, bf16, fp8 (see `megatv.model.precision`) or `auto`: bf16 on a GPU, fp32 on a CPU
         Raises ValueError when anything is missing, the device cannot be used or does not have the precision,
         or the codec's weights are not those of the training.
         """

@@ -1,6 +1,10 @@
 """Sampling in less than fp32: what is kept in which dtype, what it costs, what is refused."""
 
 import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from megatv.model.precision import PRECISIONS, Fp8Linear, choose_precision, conv
 from megatv.sample import Request, Sampler
 from megatv.sample.context import Context
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 ERROR = {"fp32": (0.0, 0.0), "bf16": (1e-3, 1e-2), "fp8": (1e-2, 1e-1)}
 """Of logits, relative to their size: at least and at most."""
@@ -107,3 +112,29 @@ def test_what_a_gpu_gets(monkeypatch, capability, automatic):
 def test_an_unknown_precision_is_named(run_dir):
     with pytest.raises(ValueError, match="--precision int4: is unknown; use auto, fp32, bf16, fp8"):
         Sampler.from_checkpoint(run_dir, CPU, precision="int4")
+
+
+TINY = ["model.layers=1", "model.width=32", "model.ffn=48", "model.unet_channels=[16, 16]"]
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "config"])
+def test_the_comparison_goes_by_fp32(run_dir, tmp_path, monkeypatch, capsys, source):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    tool = importlib.import_module("compare_precisions")
+    model = (
+        ["--checkpoint", run_dir] if source == "checkpoint" else ["--config", ROOT / "configs/toy_world.yaml"]
+    )
+    changes = [] if source == "checkpoint" else ["codec={kind: dct}", *TINY]
+    words = [*model, *changes, "--examples", 2, "--device", "cpu", "--out", tmp_path / "found.json"]
+    monkeypatch.setattr(sys, "argv", ["compare_precisions.py", *map(str, words)])
+    tool.main()
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["fp32"]["velocity_error"], found["fp32"]["same_tokens"], found["chunks"]) == (0, 1, 26)
+    weights = [found[name]["weight_bytes"] for name in PRECISIONS]
+    assert weights[0] == 2 * weights[1] and weights[1] > weights[2]
+    keys = [found[name]["cache_bytes_per_token"] for name in PRECISIONS]
+    assert keys == [4 * keys[2], 2 * keys[2], keys[2]]
+    printed = capsys.readouterr().out
+    for name in ("bf16", "fp8"):
+        assert 1e-4 < found[name]["velocity_error"] < ERROR[name][1]
+        assert f"| {found[name]['velocity_error']:.2%} | {found[name]['same_tokens']:.1%} |" in printed
