@@ -116,6 +116,7 @@ def passes(model: MoT, config: Config, precision: Precision) -> dict[str, Any]:
         tflops[FP8] = fp8_tflops(device)
     found: dict[str, Any] = {
         "precision": precision.name,
+        **sizes(model, cache),
         "cached_rows": full,
         "matmul_tflops": tflops[dtype],
         "fp8_tflops": tflops.get(FP8),
@@ -171,14 +172,17 @@ def floor_ms(
     # convolutions use a weight at every place; the patcher's are counted as if at every token
     products = sum(2 * queries * x.numel() / tflops[x.dtype] for x in weights)
     attention = 4 * queries * rows * m.heads * m.head_dim * m.layers / tflops[model.embed.position.dtype]
-    read = sum(x.nbytes for x in weights + scales) + rows * bytes_per_row(cache)
+    read = sum(x.nbytes for x in weights + scales) + rows * sizes(model, cache)["cache_bytes_per_token"]
     # a copy reads and writes: bytes that are only read come at the same rate of bytes a second
     return 1e3 * max((products + attention) / 1e12, read / (copy_gb_per_s * 1e9))
 
 
-def bytes_per_row(cache: KVCache) -> int:
-    """What the keys and values of one token take in all layers."""
-    return sum(x[:, 0, 0].nbytes for x in (cache.keys, cache.values))
+def sizes(model: MoT, cache: KVCache) -> dict[str, int]:
+    """Bytes of the whole model, and of one token's keys and values in all layers."""
+    return {
+        "weight_bytes": sum(x.nbytes for x in (*model.parameters(), *model.buffers())),
+        "cache_bytes_per_token": sum(x[:, 0, 0].nbytes for x in (cache.keys, cache.values)),
+    }
 
 
 def fp8_tflops(device: torch.device) -> float:

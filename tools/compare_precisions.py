@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_sample import bytes_per_row, random_sampler  # the tool beside this one
+from bench_sample import random_sampler, sizes  # the tool beside this one
 from torch import Tensor
 
 from megatv.config import Config, load_config
@@ -148,12 +148,7 @@ def replay(sampler: Sampler, examples: list[Replayed]) -> tuple[dict[str, Any], 
             x = t * latents + (1 - t) * noise
             velocities.append(context.velocity(x.to(sampler.device), t, noisy).cpu())
         context.write(latents.to(sampler.device), clean)
-    model = sampler.model
-    sizes = {
-        "weight_bytes": sum(x.nbytes for x in (*model.parameters(), *model.buffers())),
-        "cache_bytes_per_token": bytes_per_row(context.cache),
-    }
-    return sizes, torch.cat(tokens), torch.stack(velocities)
+    return sizes(sampler.model, context.cache), torch.cat(tokens), torch.stack(velocities)
 
 
 def slots_of(example: Replayed, config: Config) -> int:

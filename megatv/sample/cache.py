@@ -24,7 +24,7 @@ class KVCache:
     def empty(
         cls, model: ModelConfig, rows: int, slots: int, *, device: torch.device, dtype: torch.dtype
     ) -> KVCache:
-        """A cache of `rows` empty sequences with room for `slots` tokens each."""
+        """A cache of `rows` empty sequences with room for `slots` tokens each; `dtype` may be fp8."""
         shape = (model.layers, rows, slots + 1, model.kv_heads, model.head_dim)
         keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
         return cls(keys, values, torch.zeros(rows, dtype=torch.int64, device=device))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from megatv_kernels import FP8, fp8_linear, quantize_rows
-from megatv_kernels.fp8 import saturate, scaled_product
+from megatv_kernels.fp8 import compiled, saturate, scaled_product
 
 HAS_FP8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 
@@ -53,6 +53,14 @@ def test_linear_of_any_leading_shape():
     exact = x.double() @ (weight.double() * scale).t()
     assert (out - exact).norm() < 0.04 * exact.norm()
     assert torch.equal(fp8_linear(x[0, 0], weight, scale), out[0, 0])
+
+
+@pytest.mark.slow  # the compiler
+def test_compiled_rows_are_the_same_bits():
+    for rows in (1, 7):
+        x = torch.randn(rows, 48, generator=torch.Generator().manual_seed(rows)).bfloat16()
+        for found, expected in zip(compiled()(x), quantize_rows(x), strict=True):
+            assert torch.equal(found.float(), expected.float())
 
 
 @pytest.mark.skipif(not HAS_FP8, reason="needs a GPU of compute capability 8.9")

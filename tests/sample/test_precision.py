@@ -12,6 +12,7 @@ import torch
 from megatv_kernels import FP8
 from torch import nn
 
+from megatv.config import load_config
 from megatv.model.mot import MoT
 from megatv.model.precision import PRECISIONS, Fp8Linear, choose_precision, convert
 from megatv.sample import Request, Sampler
@@ -74,6 +75,15 @@ def test_the_device_never_holds_a_whole_model_in_fp32(run_dir, monkeypatch, name
     scales = sum(x.numel() for x in model.buffers())
     assert held == [2 * everything - matrices + 2 * scales]
     assert matrices == (0 if name == "bf16" else 2 * 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48))
+
+
+@pytest.mark.parametrize(("name", "gigabytes"), [("fp32", 61.1), ("bf16", 30.5), ("fp8", 16.6)])
+def test_what_the_8b_model_takes(name, gigabytes):
+    config = load_config(ROOT / "configs/8b_sports.yaml", ["model.init_text=null", "codec={kind: dct}"])
+    with torch.device("meta"):
+        model = MoT(config)
+    convert(model, PRECISIONS[name])
+    assert round(sum(x.nbytes for x in (*model.parameters(), *model.buffers())) / 1e9, 1) == gigabytes
 
 
 def test_fp8_keeps_a_matrix_to_four_bits(run_dir):

@@ -52,7 +52,7 @@ def test_the_floor_reads_what_each_precision_keeps(monkeypatch, name, of_matrix,
     matrices = 4 * 32 * 32 + 3 * 32 * 48
     scales = 4 * (5 * 32 + 2 * 48) if name == "fp8" else 0
     others = precision.dtype.itemsize * (2 * 32 + 32 * 328)  # two norms and the head
-    assert tool.bytes_per_row(cache) == 2 * 32 * of_key
+    assert tool.sizes(model, cache)["cache_bytes_per_token"] == 2 * 32 * of_key
     assert read == pytest.approx(of_matrix * matrices + scales + others + 100 * 2 * 32 * of_key)
     speeds = dict.fromkeys(speeds, 1e-9)
     flop = tool.floor_ms(model, cache, "text", 100, speeds, 1.0)  # at one in a millisecond
