@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fp8 import FP8
+
 
 @overload
 def cached_attention(
@@ -24,7 +26,8 @@ def cached_attention(
     """Attend Q new rows per batch row to a cache that already holds their keys and values.
 
     q                 [B, Q, H, E]
-    k_cache, v_cache  [B, L, K, E], any strides; the new rows stand at slots lengths[b] .. lengths[b] + Q - 1
+    k_cache, v_cache  [B, L, K, E], any strides; the new rows stand at slots lengths[b] .. lengths[b] + Q - 1.
+                      In q's dtype, or both in fp8 (e4m3), which becomes q's dtype as it is read
     lengths           int64 [B]: slots filled before this call. Rows that were padded to Q may reach beyond L;
                       what the padding gets means nothing.
     causal            True for text (row i sees slots <= lengths[b] + i), False for a chunk (all of itself)
@@ -54,9 +57,10 @@ def _check(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> None
         raise ValueError(f"{q.shape[2]} query heads are no multiple of {k_cache.shape[2]} key/value heads")
     if lengths.shape != q.shape[:1] or lengths.dtype != torch.int64:
         raise ValueError(f"lengths must be int64 [{len(q)}], got {lengths.dtype} {tuple(lengths.shape)}")
-    if not q.dtype == k_cache.dtype == v_cache.dtype or not q.dtype.is_floating_point:
+    if k_cache.dtype not in (q.dtype, FP8) or k_cache.dtype != v_cache.dtype or not q.dtype.is_floating_point:
         raise ValueError(
-            f"q and the caches must have one floating dtype, got {q.dtype}, {k_cache.dtype}, {v_cache.dtype}"
+            f"q and the caches must have one floating dtype, or the caches {FP8}: got {q.dtype}, "
+            f"{k_cache.dtype}, {v_cache.dtype}"
         )
     if not q.device == k_cache.device == v_cache.device == lengths.device:
         raise ValueError(
@@ -75,6 +79,7 @@ def _masked(
         # since torch's CPU kernel rounds the same then, however long the longest row is.
         used = -(-(int(lengths.max()) + queries) // 32) * 32
         k_cache, v_cache = k_cache[:, :used], v_cache[:, :used]
+    k_cache, v_cache = k_cache.to(q.dtype), v_cache.to(q.dtype)
     limit = lengths[:, None] + (torch.arange(queries, device=q.device)[None] + 1 if causal else queries)
     mask = torch.arange(k_cache.shape[1], device=q.device) < limit[..., None]  # [B, Q or 1, L]
     mask = mask[:, None].expand(-1, 1, queries, -1)

@@ -182,6 +182,7 @@ def _step(
         v = tl.load(v_at, mask=key[:, None] < hi, other=0.0)  # a weight of 0 does not undo a NaN
     else:
         k, v = tl.load(k_at), tl.load(v_at)
+    k, v = k.to(q.dtype), v.to(q.dtype)  # a cache in fp8 is read as such and multiplied as q is
     scores = tl.dot(q, k, input_precision="ieee") * scale_log2
     if MASKED:
         visible = (key[None, :] < limit[:, None]) & (key[None, :] < hi)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fp8 import saturate
+
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Rotate the pairs (x[i], x[i + E/2]) of every head (RoFormer, arXiv 2104.09864, eq. 34; Llama's order).
@@ -61,7 +63,8 @@ def rotate_and_store(
 
     q [B, Q, H, E], k and v [B, Q, K, E], table [2, B, Q, E]
     k_cache, v_cache  [B, L, K, E], written in their own dtype at slots lengths[b] .. lengths[b] + Q - 1; what
-                      would go beyond the last slot goes into it, so keep it spare where rows are padded
+                      would go beyond the last slot goes into it, so keep it spare where rows are padded.
+                      In fp8 (e4m3) they have no scale, and what is larger than 448 becomes 448
     lengths           int64 [B], on the device: nothing waits for it
     Returns the rotated q. Raises ValueError for what does not fit.
     """
@@ -80,8 +83,8 @@ def rotate_and_store(
     row = torch.arange(k.shape[0], device=k.device)[:, None]
     slot = lengths[:, None] + torch.arange(k.shape[1], device=k.device)
     slot = slot.clamp_max(k_cache.shape[1] - 1)
-    k_cache[row, slot] = rotate(_normed(k, k_weight, eps), table).to(k_cache.dtype)
-    v_cache[row, slot] = v.to(v_cache.dtype)
+    k_cache[row, slot] = saturate(rotate(_normed(k, k_weight, eps), table), k_cache.dtype)
+    v_cache[row, slot] = saturate(v, v_cache.dtype)
     return rotate(_normed(q, q_weight, eps), table)
 
 

@@ -123,7 +123,7 @@ def _rotate(
             for part in tl.static_range(2):
                 column = part * HALF + half
                 v = tl.load(v_ptr + at[:, None] + column, mask=real[:, None])
-                tl.store(v_out + v_to[:, None] + column, v.to(v_out.dtype.element_ty), mask=real[:, None])
+                tl.store(v_out + v_to[:, None] + column, _cast(v, v_out), mask=real[:, None])
             return
     _rotate_head(k_ptr, at, k_out, k_to, table_ptr, k_weight_ptr, row, rows, real, eps, HALF, NORM, INVERSE)
 
@@ -199,8 +199,16 @@ def _load_halves(ptr, at, real, HALF: tl.constexpr):
 @triton.jit
 def _store_halves(ptr, to, real, lo, hi, HALF: tl.constexpr):
     here = ptr + to[:, None] + tl.arange(0, HALF)
-    tl.store(here, lo.to(ptr.dtype.element_ty), mask=real[:, None])
-    tl.store(here + HALF, hi.to(ptr.dtype.element_ty), mask=real[:, None])
+    tl.store(here, _cast(lo, ptr), mask=real[:, None])
+    tl.store(here + HALF, _cast(hi, ptr), mask=real[:, None])
+
+
+@triton.jit
+def _cast(x, ptr):
+    """x as what `ptr` points to; e4m3 saturates, as `fp8.saturate` does."""
+    if ptr.dtype.element_ty == tl.float8e4nv:
+        x = tl.clamp(x.to(tl.float32), -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    return x.to(ptr.dtype.element_ty)
 
 
 @triton.jit

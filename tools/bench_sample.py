@@ -4,11 +4,12 @@
     python tools/bench_sample.py --checkpoint runs/toy_world                          # a trained model
     python tools/bench_sample.py --config configs/8b_sports.yaml "codec={kind: dct}" model.init_text=null
 
-Passes are timed against a nearly full cache, batch 1, captured as CUDA graphs where there is a GPU. Their
-floor is what the device would take if it did nothing but read every weight and cached key once, at the rate
-of a copy, or nothing but the products, at the rate of a large one: the slower of the two. The uncached peer
-brings everything before the new token or chunk through the model again, as a sampler without a cache must.
-The whole video is made by `Stream`: words, solver and codec.
+Passes are timed against a nearly full cache, batch 1, captured as CUDA graphs where there is a GPU, in a
+precision of megatv.sample. Their floor is what the device would take if it did nothing but read every weight
+and cached key once, in the bytes that it takes, at the rate of a copy, or nothing but the products, at the
+rate of a large one: the slower of the two. The uncached peer brings everything before the new token or chunk
+through the model again, as a sampler without a cache must. The whole video is made by `Stream`: words, solver
+and codec.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any
 
 import torch
 from bench_attention import matmul_tflops, milliseconds  # the tool beside this one
+from megatv_kernels import FP8, quantize_rows
+from megatv_kernels.fp8 import scaled_product
 
 from megatv.config import FPS, Config, load_config
 from megatv.data.stats import LatentStats
@@ -30,6 +33,7 @@ from megatv.data.tokenizer import load_tokenizer
 from megatv.log import main_guard
 from megatv.model.codec import Decoder, load_codec
 from megatv.model.mot import MoT
+from megatv.model.precision import CHOICES, Precision, choose_precision, convert, set_weight
 from megatv.sample import FramesDecoded, Request, Sampler, Stream
 from megatv.sample.cache import KVCache
 from megatv.sample.graphs import Captured
@@ -43,6 +47,7 @@ def main() -> None:
     parser.add_argument("--config", help="YAML of a model to be measured with random weights")
     parser.add_argument("--prompt", default="", help="of the video")
     parser.add_argument("--steps", type=int, help="solver steps a chunk (default: sample.steps)")
+    parser.add_argument("--precision", choices=CHOICES, default="auto", help="auto: bf16 on a GPU, else fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of --config")
@@ -53,45 +58,51 @@ def main() -> None:
         raise ValueError(f"--steps {args.steps}: must be at least 1")
     device = usable_device(args.device)
     sampler = (
-        Sampler.from_checkpoint(args.checkpoint, device)
+        Sampler.from_checkpoint(args.checkpoint, device, precision=args.precision)
         if args.checkpoint
-        else random_sampler(load_config(args.config, args.overrides), device)
+        else random_sampler(
+            load_config(args.config, args.overrides), device, choose_precision(args.precision, device)
+        )
     )
     steps = args.steps or sampler.config.sample.steps
-    figures = {**passes(sampler.model, sampler.config), "video": video(sampler, args.prompt, steps)}
+    figures = {
+        **passes(sampler.model, sampler.config, sampler.precision),
+        "video": video(sampler, args.prompt, steps),
+    }
     print(json.dumps(figures, indent=1))
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def random_model(config: Config, device: torch.device) -> MoT:
-    """A model of plain random weights, bf16 on a GPU, fp32 on a CPU: speed does not depend on their law."""
+def random_model(config: Config, device: torch.device, precision: Precision | None = None) -> MoT:
+    """A model of plain random weights, alike in every precision: speed does not depend on their law."""
     with torch.device("meta"):
         model = MoT(config)
-    model = model.to_empty(device=device).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
+    convert(model, precision or choose_precision("auto", device))
+    model = model.to_empty(device=device)
     model.tie_embeddings()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in model.named_parameters():
+        set_weight(model, name, 0.02 * torch.randn(parameter.shape, generator=generator, device=device))
     return model
 
 
-def random_sampler(config: Config, device: torch.device) -> Sampler:
+def random_sampler(config: Config, device: torch.device, precision: Precision) -> Sampler:
     """A sampler of random weights, which never ends a video by itself."""
-    model = random_model(config, device).eval().requires_grad_(False)
+    model = random_model(config, device, precision).eval().requires_grad_(False)
     plain = {row: {"mean": [0.0] * 16, "std": [1.0] * 16} for row in ("first", "rest")}
     tokenizer, codec = load_tokenizer(config.tokenizer.path), load_codec(config.codec, device)
-    sampler = Sampler(model, config, tokenizer, codec, LatentStats.from_dict(plain))
+    sampler = Sampler(model, config, tokenizer, codec, LatentStats.from_dict(plain), precision)
     sampler.unsayable[tokenizer.eos] = True
     return sampler
 
 
 @torch.inference_mode()
-def passes(model: MoT, config: Config) -> dict[str, Any]:
+def passes(model: MoT, config: Config, precision: Precision) -> dict[str, Any]:
     """A text token and a chunk against a nearly full cache: ms eager and captured, floor, uncached peer."""
-    weight = model.embed.position
-    device, dtype, p = weight.device, weight.dtype, config.tokens_per_chunk
+    device, dtype, p = model.embed.position.device, precision.dtype, config.tokens_per_chunk
     slots = config.text_rows_per_example + config.latents * p
-    cache = KVCache.empty(config.model, 1, slots, device=device, dtype=dtype)
+    cache = KVCache.empty(config.model, 1, slots, device=device, dtype=precision.stored)
     full = slots - 2 * p
     cache.lengths += full
     at = cache.lengths[:, None].clone()
@@ -100,15 +111,24 @@ def passes(model: MoT, config: Config) -> dict[str, Any]:
         "text": (torch.zeros(1, 1, dtype=torch.int64, device=device), at),
         "chunk": (latent, torch.full((1,), 0.5, device=device), at + torch.arange(p, device=device)),
     }
-    matmul, copy = matmul_tflops(device, dtype), copy_gb_per_s(device)
-    found: dict[str, Any] = {"cached_rows": full, "matmul_tflops": matmul, "copy_gb_per_s": copy}
+    tflops, copy = {dtype: matmul_tflops(device, dtype)}, copy_gb_per_s(device)
+    if precision.stored == FP8:
+        tflops[FP8] = fp8_tflops(device)
+    found: dict[str, Any] = {
+        "precision": precision.name,
+        **sizes(model, cache),
+        "cached_rows": full,
+        "matmul_tflops": tflops[dtype],
+        "fp8_tflops": tflops.get(FP8),
+        "copy_gb_per_s": copy,
+    }
     for name, step in (("text", model.text_step), ("chunk", model.chunk_step)):
         cached = functools.partial(step, cache=cache)
         ms = eager = milliseconds(functools.partial(cached, *inputs[name]), device)["ms"]
         if device.type == "cuda":
             ms = milliseconds(functools.partial(Captured(cached, *inputs[name]), *inputs[name]), device)["ms"]
-        floor = floor_ms(model, config, name, full, matmul, copy)
-        again = milliseconds(functools.partial(uncached, model, config, name, full), device)["ms"]
+        floor = floor_ms(model, cache, name, full, tflops, copy)
+        again = milliseconds(functools.partial(uncached, model, config, name, full, precision), device)["ms"]
         found[name] = {
             "eager_ms": eager,
             "graph_ms": ms if device.type == "cuda" else None,
@@ -121,11 +141,11 @@ def passes(model: MoT, config: Config) -> dict[str, Any]:
     return found
 
 
-def uncached(model: MoT, config: Config, name: str, rows: int) -> None:
+def uncached(model: MoT, config: Config, name: str, rows: int, precision: Precision) -> None:
     """The work of one pass without a cache: all rows before it through the model, and its own."""
     p, weight, text = config.tokens_per_chunk, model.embed.position, config.text_rows_per_example
     chunks = (rows - text) // p + (name == "chunk")
-    cache = KVCache.empty(config.model, 1, rows + 2 * p, device=weight.device, dtype=weight.dtype)
+    cache = KVCache.empty(config.model, 1, rows + 2 * p, device=weight.device, dtype=precision.stored)
     at = torch.arange(rows + 2 * p, device=weight.device)[None]
     model.text_step(torch.zeros_like(at[:, :text]), at[:, :text], cache)
     cache.lengths += text
@@ -137,20 +157,39 @@ def uncached(model: MoT, config: Config, name: str, rows: int) -> None:
 
 
 def floor_ms(
-    model: MoT, config: Config, name: str, rows: int, matmul_tflops: float, copy_gb_per_s: float
+    model: MoT, cache: KVCache, name: str, rows: int, tflops: dict[torch.dtype, float], copy_gb_per_s: float
 ) -> float:
-    """The slower of reading weights and cache once and of multiplying, for one pass of `name`."""
-    queries = 1 if name == "text" else config.tokens_per_chunk
+    """The slower of reading weights and cache once and of multiplying, for one pass of `name`.
+
+    Weights and cache are read in what they are stored in, and multiplied at the rate of that: `tflops`.
+    """
+    m = model.config.model
+    queries = 1 if name == "text" else model.config.tokens_per_chunk
     towers = [block.get_submodule("text" if name == "text" else "video") for block in model.blocks]
     ends = [model.head.text] if name == "text" else [model.embed.down, model.head.up]
-    weights = sum(x.numel() for module in (*towers, *ends) for x in module.parameters())
-    m, size = config.model, model.embed.position.element_size()
-    cached = 2 * m.layers * rows * m.kv_heads * m.head_dim
+    weights = [x for module in (*towers, *ends) for x in module.parameters()]
+    scales = [x for tower in towers for x in tower.buffers()]
     # convolutions use a weight at every place; the patcher's are counted as if at every token
-    flop = 2 * queries * weights + 4 * queries * rows * m.heads * m.head_dim * m.layers
-    read = (weights + cached) * size
+    products = sum(2 * queries * x.numel() / tflops[x.dtype] for x in weights)
+    attention = 4 * queries * rows * m.heads * m.head_dim * m.layers / tflops[model.embed.position.dtype]
+    read = sum(x.nbytes for x in weights + scales) + rows * sizes(model, cache)["cache_bytes_per_token"]
     # a copy reads and writes: bytes that are only read come at the same rate of bytes a second
-    return 1e3 * max(flop / (matmul_tflops * 1e12), read / (copy_gb_per_s * 1e9))
+    return 1e3 * max((products + attention) / 1e12, read / (copy_gb_per_s * 1e9))
+
+
+def sizes(model: MoT, cache: KVCache) -> dict[str, int]:
+    """Bytes of the whole model, and of one token's keys and values in all layers."""
+    return {
+        "weight_bytes": sum(x.nbytes for x in (*model.parameters(), *model.buffers())),
+        "cache_bytes_per_token": sum(x[:, 0, 0].nbytes for x in (cache.keys, cache.values)),
+    }
+
+
+def fp8_tflops(device: torch.device) -> float:
+    """What a large product of fp8 matrices with row scales reaches here; a CPU multiplies in fp32."""
+    size = 8192 if device.type == "cuda" else 512
+    a, b = (quantize_rows(torch.randn(size, size, device=device)) for _ in range(2))
+    return 2 * size**3 / milliseconds(lambda: scaled_product(*a, *b, torch.bfloat16), device)["ms"] / 1e9
 
 
 def copy_gb_per_s(device: torch.device) -> float:

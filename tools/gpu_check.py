@@ -7,8 +7,8 @@
 Sections: `attention` (everything that tools/bench_attention.py measures: errors against fp64, forward and
 backward of every backend beside its peers, decode, metadata), `training` (one step of as many 8B layers as
 fit; MFU from the live mask against a measured matmul) and `sampling` (text steps and chunk passes a second
-against a full cache). A section that fails reports its error and the others go on; the exit code is then 1.
-The JSON is written after every section, so that a run cut short keeps what it found;
+against a full cache, in bf16 and in fp8). A section that fails reports its error and the others go on; the
+exit code is then 1. The JSON is written after every section, so that a run cut short keeps what it found;
 `tools/gpu_report.py gpu_check.json` makes Markdown tables of it.
 """
 
@@ -34,6 +34,7 @@ from bench_sample import passes, random_model
 
 from megatv.config import Config, load_config
 from megatv.model import cost
+from megatv.model.precision import choose_precision
 from megatv.objective.pretrain import pretrain_loss, weighted
 from megatv.parallel.layers import Layers
 from megatv.types import IGNORE, Batch
@@ -178,8 +179,16 @@ def training_step(config: Config, device: torch.device) -> dict[str, Any]:
 
 
 def sampling(config: Config, device: torch.device) -> dict[str, Any]:
-    """What tools/bench_sample.py measures of the whole model's passes, with random weights."""
-    return passes(random_model(config, device).eval(), config)
+    """What tools/bench_sample.py measures of the whole model's passes, random weights; `fp8` beside it."""
+    precision = choose_precision("auto", device)
+    found = passes(random_model(config, device, precision).eval(), config, precision)
+    free_memory(device)
+    try:
+        fp8 = choose_precision("fp8", device)
+        found["fp8"] = passes(random_model(config, device, fp8).eval(), config, fp8)
+    except Exception as error:  # where it cannot run, the other precision must not be lost
+        found["fp8"] = {"skipped": f"{type(error).__name__}: {error}"}
+    return found
 
 
 if __name__ == "__main__":

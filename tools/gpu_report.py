@@ -56,13 +56,21 @@ def sampling_table(found: dict[str, Any]) -> str:
         f"| batch 1, {found['cached_rows']:,} cached rows | ms eager | captured | floor | of it | uncached |",
         "|---|---|---|---|---|---|",
     ]
-    for name in ("text", "chunk"):
-        row = found[name]
-        share = "" if row["share_of_floor"] is None else f"{row['share_of_floor']:.0%}"
-        ms = ["" if row[k] is None else f"{row[k]:.2f}" for k in ("eager_ms", "graph_ms", "floor_ms")]
-        again = "" if row["uncached_ms"] is None else f"{row['uncached_ms']:.0f}"
-        lines.append(f"| {name} pass | {' | '.join([*ms, share, again])} |")
+    for label, part in (("", found), (", fp8", found.get("fp8", {}))):
+        if "skipped" in part:
+            lines.append(f"| fp8 | {part['skipped']} |")
+            continue
+        for name in ("text", "chunk"):
+            if name in part:
+                lines.append(f"| {name} pass{label} | {' | '.join(sampling_cells(part[name]))} |")
     return "\n".join(lines)
+
+
+def sampling_cells(row: dict[str, Any]) -> list[str]:
+    """Eager, captured and least time, its share, and the time without a cache; empty where not measured."""
+    share = "" if row["share_of_floor"] is None else f"{row['share_of_floor']:.0%}"
+    ms = ["" if row[k] is None else f"{row[k]:.2f}" for k in ("eager_ms", "graph_ms", "floor_ms")]
+    return [*ms, share, "" if row["uncached_ms"] is None else f"{row['uncached_ms']:.0f}"]
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from megatv.checkpoint.store import CHECKPOINTS, Tensors, latest, verify
 from megatv.config import Config, config_from_dict
 from megatv.model.init import tp_slice
 from megatv.model.mot import MoT
+from megatv.model.precision import FP8, PRECISIONS, Precision, convert, set_weight
 from megatv.parallel.mesh import Mesh
 
 
@@ -34,14 +35,18 @@ def load_model(
     path: str | Path,
     weights: Literal["ema", "model", "auto"] = "auto",
     device: torch.device | str = "cpu",
+    precision: Precision = PRECISIONS["fp32"],
     mesh: Mesh | None = None,
 ) -> tuple[MoT, Config, dict[str, Any]]:
-    """Load a checkpoint (or a run's newest) as an fp32 MoT in eval mode, with its config and meta record.
+    """Load a checkpoint (or a run's newest) as a MoT in eval mode, with its config and meta record.
 
-    weights  `ema` for the averaged weights, `model` for the trained ones, `auto`: averaged if saved.
-    mesh     a grid without pipelines: every tensor-parallel sibling loads its share of the matrices, and the
-             config's `parallel` becomes the mesh's; without one the model is whole.
-    Raises ValueError when the checkpoint is damaged, its tensors do not fit its config, or the grid does not.
+    weights    `ema` for the averaged weights, `model` for the trained ones, `auto`: averaged if saved
+    precision  what the weights become on their way to the device, one after the other: it never holds more
+               than the model in this precision and one whole tensor
+    mesh       a grid without pipelines: every tensor-parallel sibling loads its share of the matrices, and
+               the config's `parallel` becomes the mesh's; without one the model is whole
+    Raises ValueError when the checkpoint is damaged, its tensors do not fit its config, or the precision or
+    the grid does not fit the model.
     """
     path, meta = find_checkpoint(path)
     config = config_from_dict(meta["config"])
@@ -51,17 +56,19 @@ def load_model(
     check_shapes(tensors, model, path)
     tp, tp_rank = 1, 0
     if mesh is not None:
+        if precision.stored == FP8:
+            raise ValueError("--precision fp8 does not go with --tp, whose matrices are Megatron's: use bf16")
         # previews, which a training run makes with whole models only, would not go with its grid
         log = dataclasses.replace(config.log, preview_every=0)
         config = dataclasses.replace(config, parallel=mesh.parallel, log=log)
         tp, tp_rank = mesh.tp, mesh.tp_rank
         with torch.device("meta"):
             model = MoT(config, mesh.layers())
+    convert(model, precision)
     model = model.to_empty(device=device)
     model.tie_embeddings()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tp_slice(tensors[name], name, tp, tp_rank))
+    for name, _ in model.named_parameters():
+        set_weight(model, name, tp_slice(tensors[name], name, tp, tp_rank))
     return model.eval(), config, meta
 
 

@@ -31,7 +31,7 @@ class KVCache:
         dtype: torch.dtype,
         shares: int = 1,
     ) -> KVCache:
-        """A cache of `rows` empty sequences with room for `slots` tokens each.
+        """A cache of `rows` empty sequences with room for `slots` tokens each; `dtype` may be fp8.
 
         shares   tensor-parallel siblings, each of which keeps its share of the key heads
         """

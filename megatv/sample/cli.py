@@ -21,6 +21,7 @@ import torch
 import megatv
 from megatv.config import SampleConfig
 from megatv.log import main_guard, say
+from megatv.model.precision import CHOICES
 from megatv.parallel.environment import prepare
 from megatv.sample.batch import make_all, too_short
 from megatv.sample.inputs import Asked, read_batch, read_intervention, read_timeline
@@ -65,7 +66,7 @@ def _one(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"--out {out}: is not an empty directory; name another one or remove it first")
-    sampler = Sampler.from_checkpoint(args.checkpoint, device, args.weights, ranks.mesh)
+    sampler = Sampler.from_checkpoint(args.checkpoint, device, args.weights, args.precision, ranks.mesh)
     request = asked.request(sampler)
     requests = {CHANGED if spoken else ALONE: request}
     if args.compare:
@@ -90,7 +91,7 @@ def _batch(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         raise ValueError(f"--rows {args.rows}: must be at least 1")
     asked = read_batch(args.batch)
     device, ranks = _ranks(args)
-    sampler = Sampler.from_checkpoint(args.checkpoint, device, args.weights, ranks.mesh)
+    sampler = Sampler.from_checkpoint(args.checkpoint, device, args.weights, args.precision, ranks.mesh)
     settings = _settings(args, sampler.config.sample)
     failed = make_all(
         asked, Path(args.out), sampler, settings, args.rows, ranks, lambda a, s: _record(args, sampler, a, s)
@@ -141,13 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", metavar="FILE.jsonl", help='many videos, a line {"name": ..., "prompt": ...} each')
     add("--rows", type=int, default=16, help="videos of a batch that are made side by side")
     add("--weights", choices=["auto", "ema", "model"], default="auto", help="auto: averaged ones if saved")
+    add("--precision", choices=CHOICES, default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
     add("--device", help="default: this process's GPU, or the CPU where there is none")
-    add(
-        "--tp",
-        type=int,
-        default=1,
-        help="processes that hold one model together, for those larger than a GPU",
-    )
+    add("--tp", type=int, default=1, help="processes that hold one model together; it may exceed a GPU then")
     return parser
 
 
@@ -173,6 +170,7 @@ def _record(
         **{key: getattr(args, key) for key in ("checkpoint", "weights", "tp")},
         "device": str(sampler.device),
         **{key: getattr(asked, key) for key in keys},
+        "precision": sampler.precision.name,
         "step": sampler.step,
         "mode": asked.mode or sampler.config.sequence.mode,
         "settings": dataclasses.asdict(settings),

@@ -26,17 +26,11 @@ class Context:
         self.device = cache.lengths.device
 
     @classmethod
-    def empty(cls, model: MoT, rows: int, slots: int) -> Context:
-        """`rows` sequences without a token, with room for `slots` each."""
-        config, weight = model.config, model.embed.position
-        cache = KVCache.empty(
-            config.model,
-            rows,
-            slots,
-            device=weight.device,
-            dtype=weight.dtype,
-            shares=model.layers.matrix_shares,
-        )
+    def empty(cls, model: MoT, rows: int, slots: int, dtype: torch.dtype) -> Context:
+        """`rows` sequences without a token, with room for `slots` each; keys and values in `dtype`."""
+        config, device = model.config, model.embed.position.device
+        shares = model.layers.matrix_shares
+        cache = KVCache.empty(config.model, rows, slots, device=device, dtype=dtype, shares=shares)
         return cls(model, cache, [Cursor(config.sequence, config.tokens_per_chunk) for _ in range(rows)])
 
     def rows(self, rows: slice) -> Context:
@@ -57,7 +51,8 @@ class Context:
     def text(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """Append ids[b] (possibly none) to sequence b, all in one pass.
 
-        Returns the logits [B, V] after the last new token of each; those of rows without one mean nothing.
+        Returns the logits [B, V], at least fp32, after the last new token of each; those of rows without one
+        mean nothing.
         """
         counts = [len(row) for row in ids]
         padded = np.zeros((len(ids), max(1, *counts)), np.int64)
@@ -70,7 +65,8 @@ class Context:
         logits = run(step, self._put(padded), self._put(positions))
         new = self._put(np.array(counts))
         self.cache.lengths += new
-        return self.model.layers.gather_vocab(logits[torch.arange(len(ids), device=self.device), new - 1])
+        logits = self.model.layers.gather_vocab(logits[torch.arange(len(ids), device=self.device), new - 1])
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def chunk(self) -> tuple[Tensor, Tensor]:
         """int64 [B, P] each: positions of the next chunk's (clean, noisy) tokens."""

@@ -25,6 +25,7 @@ from megatv.data.tokenizer import Tokenizer, load_tokenizer
 from megatv.log import progress
 from megatv.model.codec import Codec, load_codec
 from megatv.model.mot import MoT
+from megatv.model.precision import Precision, choose_precision
 from megatv.parallel.mesh import Mesh
 from megatv.sample.context import Context
 from megatv.sample.decoding import BackgroundDecoder
@@ -49,15 +50,26 @@ class Sampler:
     """Makes videos with a model.
 
     step        of the checkpoint that it came from, if it did
+    precision   what the model is in, and what keys and values are kept in: the model's dtype if not given
     unsayable   bool [V]: tokens that are never the model's to say
+
+    Latents, velocities and logits are fp32 between the model's passes, whatever it is in.
     """
 
     step: int | None = None
 
     def __init__(
-        self, model: MoT, config: Config, tokenizer: Tokenizer, codec: Codec, stats: LatentStats
+        self,
+        model: MoT,
+        config: Config,
+        tokenizer: Tokenizer,
+        codec: Codec,
+        stats: LatentStats,
+        precision: Precision | None = None,
     ) -> None:
         self.model, self.config, self.tokenizer = model, config, tokenizer
+        dtype = model.embed.position.dtype
+        self.precision = precision or Precision(str(dtype).removeprefix("torch."), dtype, dtype)
         self.codec, self.stats = codec, stats
         self.device = model.embed.position.device
         sayable = torch.zeros(config.model.vocab, dtype=torch.bool, device=self.device)
@@ -71,21 +83,24 @@ class Sampler:
         path: str | Path,
         device: torch.device | str = "cpu",
         weights: Literal["ema", "model", "auto"] = "auto",
+        precision: str = "auto",
         mesh: Mesh | None = None,
     ) -> Sampler:
         """A sampler from a checkpoint, or from a run's newest.
 
-        mesh   of tensor-parallel siblings that hold the model together (`megatv.sample.ranks`): all of them
-               then make the same calls and get the same results
-        Raises ValueError when anything is missing, the device cannot be used, or the codec's weights are not
-        those of the training.
+        precision  fp32, bf16, fp8 (see `megatv.model.precision`) or `auto`: bf16 on a GPU, fp32 on a CPU
+        mesh       of tensor-parallel siblings that hold the model together (`megatv.sample.ranks`): all of
+                   them then make the same calls and get the same results
+        Raises ValueError when anything is missing, the device cannot be used or does not have the precision,
+        or the codec's weights are not those of the training.
         """
         device = usable_device(device)
-        model, config, meta = load_model(path, weights, device, mesh)
+        chosen = choose_precision(precision, device)
+        model, config, meta = load_model(path, weights, device, chosen, mesh)
         stats = LatentStats.from_dict(meta["latent_stats"], f"{path}: latent_stats")
         codec = load_codec(config.codec, device)
         require_codec(meta, config.codec, path)
-        sampler = cls(model, config, load_tokenizer(config.tokenizer.path), codec, stats)
+        sampler = cls(model, config, load_tokenizer(config.tokenizer.path), codec, stats, chosen)
         sampler.step = meta["step"]
         return sampler
 
@@ -158,7 +173,7 @@ class Sampler:
         for row, draft in enumerate(drafts):
             draft.open(window, None if recoded is None else recoded[row])
         slots = max(draft.script.slots() for draft in drafts) + window.end * self.config.tokens_per_chunk
-        context = Context.empty(self.model, rows * copies, slots)
+        context = Context.empty(self.model, rows * copies, slots, self.precision.stored)
         tokens = self.tokenizer
         heads = [[tokens.bos, *draft.script.prompt] for draft in drafts]
         # Guidance: every sequence has a text-free twin with BOS, BOF and EOF only, at positions of its own.

@@ -15,6 +15,7 @@ import uvicorn
 import megatv
 from megatv.guard import own_names
 from megatv.log import main_guard, say
+from megatv.model.precision import CHOICES
 from megatv.sample import Sampler, Stream
 from megatv.sample.inputs import held_out, read_example
 from megatv.studio import limits
@@ -26,11 +27,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Load, listen, serve until Ctrl-C. Raises ValueError with one sentence for any bad input."""
     args = _parser().parse_args(argv)
     listening = _listen(args.host, args.port)
-    sampler = Sampler.from_checkpoint(args.checkpoint, args.device, args.weights)
+    sampler = Sampler.from_checkpoint(args.checkpoint, args.device, args.weights, args.precision)
     record = {
         "megatv": megatv.__version__,
         "name": Path(args.checkpoint).resolve().name,
         "step": sampler.step,
+        "precision": sampler.precision.name,
     }
     read = partial(read_example, sampler)
     # no overlap: a player sees every chunk before the keys of the next one count
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     add("--port", type=int, default=8000, help="0: any free one")
     add("--weights", choices=["auto", "ema", "model"], default="auto", help="auto: averaged ones if saved")
+    add("--precision", choices=CHOICES, default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from megatv_kernels import cached_attention
+from megatv_kernels import FP8, cached_attention
 
 
 def inputs(batch=3, queries=2, slots=70, heads=4, kv_heads=2, dtype=torch.float32):
@@ -50,6 +50,15 @@ def test_a_neighbour_that_is_longer_changes_nothing():
     torch.testing.assert_close(longer[[0, 2]], short[[0, 2]], rtol=1e-6, atol=1e-6)
 
 
+def test_a_cache_in_fp8_is_read_as_the_numbers_that_it_holds():
+    given = inputs()
+    small = {name: given[name].to(FP8) for name in ("k_cache", "v_cache")}
+    widened = {name: cache.float() for name, cache in small.items()}
+    for causal in (True, False):
+        found = cached_attention(**given | small, causal=causal)
+        assert torch.equal(found, cached_attention(**given | widened, causal=causal))
+
+
 def test_any_strides():
     given = inputs()
     expected = cached_attention(**given, causal=True)
@@ -70,6 +79,7 @@ def test_any_strides():
         ({"lengths": torch.zeros(3, dtype=torch.int32)}, r"int64 \[3\], got torch.int32"),
         ({"lengths": torch.zeros(2, dtype=torch.int64)}, r"int64 \[3\], got torch.int64 \(2,\)"),
         ({"q": torch.zeros(3, 2, 4, 16, dtype=torch.float16)}, "one floating dtype"),
+        ({"k_cache": torch.zeros(3, 70, 2, 16).to(FP8)}, "or the caches torch.float8_e4m3fn"),
         ({"lengths": torch.zeros(3, dtype=torch.int64, device="meta")}, "one device"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 if not find_spec("triton"):
     pytest.skip("triton is not installed", allow_module_level=True)
-from megatv_kernels import cached_attention, decode_triton
+from megatv_kernels import FP8, cached_attention, decode_triton
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -42,13 +42,13 @@ def dense(q, k, v, lengths, causal):
     return out, lse
 
 
-def inputs(lengths, queries, slots, heads, kv_heads, head_dim, dtype, seed=0):
-    """q and strided views of larger caches, whose slots beyond the rows' ends hold NaN."""
-    generator = torch.Generator().manual_seed(seed)
+def inputs(lengths, queries, slots, heads, kv_heads, head_dim, dtype, cached=None):
+    """q and strided views of larger caches (in `cached`), whose slots beyond the rows' ends hold NaN."""
+    generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator).to(DEVICE, dtype)  # noqa: E731
     batch = len(lengths)
     q = draw(batch, queries, heads, head_dim)
-    k, v = (draw(2, batch, slots + 1, kv_heads, head_dim)[1, :, :-1] for _ in "kv")
+    k, v = (draw(2, batch, slots + 1, kv_heads, head_dim).to(cached)[1, :, :-1] for _ in "kv")
     for b, length in enumerate(lengths):
         k[b, length + queries :] = v[b, length + queries :] = torch.nan
     return q, k, v, torch.tensor(lengths, device=DEVICE)
@@ -78,6 +78,14 @@ def test_any_lengths_and_splits(data, causal, splits, kv_heads):
 def test_one_token_and_several_tiles_of_a_chunk(causal, queries, splits):
     dtype = torch.float16 if INTERPRETED else torch.bfloat16
     check(*inputs([0, 200, 60], queries, 250, 6, 2, 128, dtype), causal, splits)
+
+
+@runs
+@pytest.mark.parametrize("queries", [1, 50])
+def test_a_cache_in_fp8(queries):
+    """What e4m3 holds is exact in q's dtype: nothing else differs."""
+    dtype = torch.float16 if INTERPRETED else torch.bfloat16
+    check(*inputs([0, 200, 60], queries, 250, 6, 2, 64, dtype, cached=FP8), True, 2)
 
 
 @runs
@@ -142,18 +150,19 @@ def test_splits_fill_the_gpu_once_and_stay_worth_merging(programs):
 @compiles
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("queries", "head_dim", "dtype", "causal"),
+    ("queries", "head_dim", "dtype", "cached", "causal"),
     [
-        (240, 128, torch.bfloat16, False),
-        (240, 64, torch.float16, True),
-        (1, 128, torch.bfloat16, True),
-        (240, 128, torch.float32, True),
+        (240, 128, torch.bfloat16, torch.bfloat16, False),
+        (240, 64, torch.float16, torch.float16, True),
+        (1, 128, torch.bfloat16, torch.bfloat16, True),
+        (240, 128, torch.float32, torch.float32, True),
+        (240, 128, torch.bfloat16, FP8, False),
     ],
     ids=str,
 )
-def test_compiled_for_hopper_nothing_spills(compiled_launches, queries, head_dim, dtype, causal):
+def test_compiled_for_hopper_nothing_spills(compiled_launches, queries, head_dim, dtype, cached, causal):
     q = torch.empty(2, queries, 32, head_dim, dtype=dtype, device="meta")
-    k = torch.empty(2, 6817, 8, head_dim, dtype=dtype, device="meta")[:, :-1]
+    k = torch.empty(2, 6817, 8, head_dim, dtype=cached, device="meta")[:, :-1]
     lengths = torch.empty(2, dtype=torch.int64, device="meta")
     call = lambda: decode_triton.decode_attention(q, k, k, lengths, causal=causal, splits=2)  # noqa: E731
     attend, merge = compiled_launches(decode_triton, ["_attend", "_merge"], call)

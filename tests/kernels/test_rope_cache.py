@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from megatv_kernels import rope_cache, rotate, rotate_and_store, rotate_qk
+from megatv_kernels import FP8, rope_cache, rotate, rotate_and_store, rotate_qk
 from torch.utils.checkpoint import checkpoint
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -175,6 +175,21 @@ def test_kernel_casts_to_the_caches_dtype(always_fused):
     torch.testing.assert_close(caches[0, :, 1:3], rotate(k, table).half(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("way", ["door", pytest.param("kernel", marks=kernel)])
+def test_a_cache_in_fp8_keeps_what_it_can_hold_and_saturates(way, request):
+    """Without a rotation, and with numbers of e4m3, which the interpreter does not have to round."""
+    if way == "kernel":
+        request.getfixturevalue("always_fused")
+    still = torch.stack([torch.ones(1, 2, 64), torch.zeros(1, 2, 64)]).to(DEVICE)
+    q, k, v = (draw(1, 2, n, 64, dtype=torch.float32).to(FP8).float() for n in (4, 2, 2))
+    k[0, 0, 0, 0], v[0, 0, 0, 0] = 3e3, -3e3
+    caches = torch.zeros(2, 1, 4, 2, 64, device=DEVICE).to(FP8)
+    assert torch.equal(rotate_and_store(q, k, v, still, *caches, torch.tensor([1], device=DEVICE)), q)
+    for cache, exact in zip(caches, (k, v), strict=True):
+        assert torch.equal(cache[:, 1:3].float(), exact.clamp(-448, 448))
+        assert not cache[:, [0, 3]].float().any()
+
+
 GOOD = {"q": (2, 3, 4, 8), "k": (2, 3, 2, 8), "v": (2, 3, 2, 8), "table": (2, 2, 3, 8)}
 CACHES = {"k_cache": (2, 9, 2, 8), "v_cache": (2, 9, 2, 8)}
 
@@ -214,12 +229,14 @@ def test_compiled_for_hopper_nothing_spills(compiled_launches):
 
     q, k, table = meta(2, 240, 32, 128), meta(2, 240, 8, 128), meta(2, 2, 240, 128, dtype=torch.float32)
     cache, lengths, weight = meta(2, 6817, 8, 128), meta(2, dtype=torch.int64), meta(128)
+    small = meta(2, 6817, 8, 128, dtype=FP8)
 
     def launch_all():
         rope_triton.forward(q, k, table, None, None, 0.0)
         rope_triton.store(q, k, k, table, cache, cache, lengths, weight, weight, 1e-5)
+        rope_triton.store(q, k, k, table, small, small, lengths, None, None, 0.0)
         rope_triton.backward(q, k, q, k, table, weight, weight, 1e-5)
 
     launches = compiled_launches(rope_triton, ["_rotate", "_norm_backward"], launch_all)
-    assert len(launches) == 3
+    assert len(launches) == 4
     assert all(x.local == 0 for x in launches)

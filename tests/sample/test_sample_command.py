@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from megatv.data.video import decode_video, probe, write_video
@@ -35,6 +36,7 @@ def test_writes_video_sheet_and_transcript(run_dir, tmp_path):
     assert abs(first.astype(int) - 200).mean() < 30  # chunk 0 shows the grey picture, as the codec codes it
     tree = json.loads((out / "transcript.json").read_text())
     assert (tree["prompt"], tree["step"], tree["seed"], tree["mode"]) == (PROMPT, 7, 0, "tv2tv")
+    assert tree["precision"] == ("bf16" if torch.cuda.is_available() else "fp32")
     assert tree["settings"] == {
         "steps": 1,
         "temperature": 1.0,
@@ -80,10 +82,11 @@ def test_a_video_starts_from_another_and_a_timeline_brings_words(run_dir, tmp_pa
     timeline = tmp_path / "timeline.txt"
     timeline.write_text("# two moments\n1.5:(w). 2, 0, 0, 0.\n\n2.5:\n")
     start = ["--prompt", PROMPT, "--video", str(tmp_path / "start.mp4"), "--timeline", str(timeline)]
-    drawn = ["--solver", "dpmpp", "--steps", "2", "--top-p", "0.9"]
+    drawn = ["--solver", "dpmpp", "--steps", "2", "--top-p", "0.9", "--precision", "fp8", "--device", "cpu"]
     main(["--checkpoint", str(run_dir), *start, *drawn, "--out", str(out)])
     tree = json.loads((out / "transcript.json").read_text())
     assert (tree["settings"]["solver"], tree["settings"]["top_p"]) == ("dpmpp", 0.9)
+    assert tree["precision"] == "fp8"
     chunks = tree["runs"][0]["chunks"]
     assert [c["source"] for c in chunks[:6]] == ["given"] * 6
     assert [c["text"] for c in chunks if c["source"] == "forced"] == ["(w). 2, 0, 0, 0.", ""][

@@ -60,6 +60,7 @@ def test_teams_of_two_share_a_batch(run_dir: Path, forge: Callable, tmp_path: Pa
         (1, ["--tp", 0], "--tp 0: must be at least 1"),
         (1, ["--tp", 2], "--tp 2: 1 processes are no multiple of it; start them as in torchrun"),
         (3, ["--tp", 3], "must be a multiple of parallel.tp 3"),
+        (2, ["--tp", 2, "--precision", "fp8"], "--precision fp8 does not go with --tp"),
         (2, [], "2 processes for one video of --tp 1: start 1, or"),
     ],
 )

@@ -14,7 +14,9 @@ def test_sections_run_apart_and_become_tables(command, tmp_path):
     assert set(report) == {"machine", "seconds", "training", "sampling"}
     assert report["training"]["sdpa"]["step_ms"] > 0
     printed = command(sys.executable, "tools/gpu_report.py", out).stdout
-    assert f"{report['sampling']['chunk']['eager_ms']:.2f}" in printed
+    for found in (report["sampling"], report["sampling"]["fp8"]):
+        assert f"{found['chunk']['eager_ms']:.2f}" in printed
+    assert report["sampling"]["fp8"]["precision"] == "fp8" and "| text pass, fp8 |" in printed
     assert "## Attention" not in printed
 
 
