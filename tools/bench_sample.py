@@ -3,12 +3,16 @@
     python tools/bench_sample.py --config configs/toy_world.yaml "codec={kind: dct}"   # random weights
     python tools/bench_sample.py --checkpoint runs/toy_world                          # a trained model
     python tools/bench_sample.py --config configs/8b_sports.yaml "codec={kind: dct}" model.init_text=null
+    python tools/bench_sample.py --words toy_world       # counts passes over action lines; or a tiktoken file
 
 Passes are timed against a nearly full cache, batch 1, captured as CUDA graphs where there is a GPU. Their
 floor is what the device would take if it did nothing but read every weight and cached key once, at the rate
 of a copy, or nothing but the products, at the rate of a large one: the slower of the two. The uncached peer
 brings everything before the new token or chunk through the model again, as a sampler without a cache must.
 The whole video is made by `Stream`: words, solver and codec.
+
+`--words` counts passes of the text tower over action lines of the toy world, as a sampler with and without
+`sample.grammar: actions` makes them, for chunks of one line and of four; it needs no model.
 """
 
 from __future__ import annotations
@@ -26,14 +30,19 @@ from bench_attention import matmul_tflops, milliseconds  # the tool beside this 
 
 from megatv.config import FPS, Config, load_config
 from megatv.data.stats import LatentStats
-from megatv.data.tokenizer import load_tokenizer
+from megatv.data.tokenizer import Tokenizer, load_tokenizer
+from megatv.data.toy_world import simulate
 from megatv.log import main_guard
 from megatv.model.codec import Decoder, load_codec
 from megatv.model.mot import MoT
 from megatv.sample import FramesDecoded, Request, Sampler, Stream
 from megatv.sample.cache import KVCache
+from megatv.sample.grammar import LINES, Walk, action_grammar
 from megatv.sample.graphs import Captured
 from megatv.sample.sampler import usable_device
+
+ENOUGH = 10**6
+"""Room that no words fill."""
 
 
 def main() -> None:
@@ -41,14 +50,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--checkpoint", help="a checkpoint directory, or a run")
     parser.add_argument("--config", help="YAML of a model to be measured with random weights")
+    parser.add_argument("--words", metavar="TOKENIZER", help="count passes over action lines instead")
     parser.add_argument("--prompt", default="", help="of the video")
     parser.add_argument("--steps", type=int, help="solver steps a chunk (default: sample.steps)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of --config")
     args = parser.parse_intermixed_args()
-    if (args.checkpoint is None) == (args.config is None):
-        raise ValueError("give either --checkpoint or --config")
+    if [args.checkpoint, args.config, args.words].count(None) != 2:
+        raise ValueError("give one of --checkpoint, --config and --words")
+    if args.words:
+        return report({f"{n}_lines": words(load_tokenizer(args.words), n) for n in (1, LINES)}, args.out)
     if args.steps is not None and args.steps < 1:
         raise ValueError(f"--steps {args.steps}: must be at least 1")
     device = usable_device(args.device)
@@ -59,9 +71,35 @@ def main() -> None:
     )
     steps = args.steps or sampler.config.sample.steps
     figures = {**passes(sampler.model, sampler.config), "video": video(sampler, args.prompt, steps)}
-    print(json.dumps(figures, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+    report(figures, args.out)
+
+
+def report(figures: dict[str, Any], out: Path | None) -> None:
+    """Print, and write where that is asked for."""
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if out:
+        out.write_text(text + "\n")
+
+
+def words(tokenizer: Tokenizer, lines: int, episodes: int = 100) -> dict[str, float]:
+    """Means: tokens of a chunk with `lines` lines of the toy world, passes that pick them and BOF."""
+    said = [c.text for seed in range(episodes) for c in simulate(seed).captions()]
+    chunks = ["\n".join(said[at : at + lines]) for at in range(0, len(said) - lines + 1, lines)]
+    tokens = picks = 0
+    for ids in map(tokenizer.encode, chunks):
+        way = Walk(action_grammar(tokenizer), LINES, ENOUGH, may_end=True)
+        for token in ids:
+            picks += len(way.choices()) > 1
+            way.follow(token)
+        picks += len(way.choices()) > 1
+        tokens += len(ids)
+    return {
+        "chunks": len(chunks),
+        "tokens": tokens / len(chunks),
+        "passes": tokens / len(chunks) + 1,
+        "passes_with_grammar": picks / len(chunks),
+    }
 
 
 def random_model(config: Config, device: torch.device) -> MoT:

@@ -5,10 +5,15 @@ Knows tokens and times, but no model: the sampler asks it before every chunk and
 
 from __future__ import annotations
 
-from megatv.config import FPS, Config
+import math
+from collections.abc import Sequence
+
+from megatv.config import FPS, Config, SampleConfig
 from megatv.data.sequence import Ids, Plan, prompt_ids, text_ids
 from megatv.data.tokenizer import Tokenizer
+from megatv.sample.grammar import LINES, Walk, action_grammar
 from megatv.sample.request import ChunkWords, Request
+from megatv.sample.speech import Speech
 from megatv.sample.timeline import Window, chunk_starts, chunks_within, plan_windows
 
 
@@ -19,14 +24,25 @@ class Script:
     recalled           the same of a video that this one repeats, up to some chunk
     live               somebody listens while the video is made, and may put words in (`go_live`)
 
-    Raises ValueError when the request does not fit the model: its times, its mode or its text.
+    Raises ValueError when the request does not fit the model (its times, its mode, its text) or the grammar.
     """
 
-    def __init__(self, request: Request, given: int, config: Config, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: Request, given: int, config: Config, tokenizer: Tokenizer, settings: SampleConfig
+    ) -> None:
         self.mode = request.mode or config.sequence.mode
         self.given, self.tokenizer = given, tokenizer
         self.size, self.budget = config.latents, config.text_rows_per_example
         self.lines_are_chunks = config.sequence.think2v == "actions"
+        if settings.grammar == "actions" and self.mode == "think2v" and not self.lines_are_chunks:
+            raise ValueError(
+                "sample.grammar actions: this model plans in a detailed caption, not in action lines; set it "
+                "to none"
+            )
+        # a t2v model has no words that a grammar could hold
+        self.grammar = (
+            action_grammar(tokenizer) if settings.grammar == "actions" and self.mode != "t2v" else None
+        )
         if request.seconds is not None and not request.seconds > 0:
             raise ValueError(f"seconds is {request.seconds:g}: a video must last longer than 0 seconds")
         groups = config.video.groups
@@ -138,6 +154,17 @@ class Script:
             return ids, 0
         silent = self.mode == "t2v" or self.ended or not self.given <= index < self.chunks
         return (), 0 if silent else self._room(chunk)
+
+    def speech(self, chunk: int, head: Sequence[int]) -> Speech:
+        """Start to speak before this chunk of the window, after the tokens of `head`.
+
+        EOS may only follow a chunk, and a plan has as many lines as it has room for.
+        """
+        words, room = self.turn(chunk)
+        if self.grammar is None or not room:
+            return Speech(head, words, room)
+        lines = math.inf if self.mode == "think2v" else LINES
+        return Speech(head, words, room, Walk(self.grammar, lines, room, may_end=chunk > 0))
 
     def go_live(self) -> None:
         """Words may come while the video is made: keep room for as many as a sequence has."""

@@ -26,7 +26,7 @@ class Stream(Iterator[Event]):
     def __init__(self, sampler: Sampler, request: Request, settings: SampleConfig | None = None) -> None:
         self.sampler, self.request = sampler, request
         self.settings = settings or sampler.config.sample
-        self._draft = sampler.draft(request)
+        self._draft = sampler.draft(request, self.settings)
         self._draft.script.go_live()
         self.chunks = self._draft.script.chunks
         self.starts = chunk_starts(plan_windows(self.chunks, sampler.config.video.groups))

@@ -13,6 +13,7 @@ import torch
 
 from megatv.data.packing import pack
 from megatv.data.sequence import build_sequence, chunk_of_text
+from megatv.data.tokenizer import load_tokenizer
 from megatv.sample.context import Context
 from megatv.sample.request import Intervention, Request
 from megatv.types import Caption, Example
@@ -141,6 +142,22 @@ def test_guided_velocity_is_what_moves_the_chunk(make_sampler, monkeypatch):
     _, _, free = recording.steps(1, 1, 0)
     expected = noise + free + 3.0 * (conditional - free)
     assert_same(torch.from_numpy(result.latents), expected)
+
+
+def test_words_said_ahead_by_the_grammar_equal_training_forward(make_sampler, monkeypatch):
+    """What is certain shares a pass with the word before it, and leaves the same cache."""
+    sampler = make_sampler(tokenizer=load_tokenizer("toy_world"), text_rows=1500, bof_bias=0.0)
+    recording = Recording(monkeypatch)
+    settings = dataclasses.replace(sampler.config.sample, grammar="actions")
+    requests = [Request("abc", seed=seed) for seed in (0, 1)]
+    results = sampler.generate(requests, settings)
+    for row, result in enumerate(results):
+        assert any(2 <= len(ids[row]) < 5 for ids, _ in recording.text)
+        x, t, velocity = recording.steps(row, settings.steps, 0)
+        logits, expected = uncached(sampler, as_example("abc", result, sampler.config), x, t)
+        assert_same(velocity, expected)
+        for index, found in recording.logits(row).items():
+            assert_same(found, logits[index])
 
 
 def test_next_window_equals_training_forward_on_its_half(make_sampler, monkeypatch):

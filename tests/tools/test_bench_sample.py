@@ -27,4 +27,14 @@ def test_passes_and_a_video_are_measured(command, tmp_path):
 
 def test_one_model_must_be_named(command):
     done = command(sys.executable, "tools/bench_sample.py", check=False)
-    assert done.returncode == 2 and "either --checkpoint or --config" in done.stderr
+    assert done.returncode == 2 and "give one of --checkpoint" in done.stderr
+
+
+def test_passes_over_action_lines_are_counted(command, tmp_path):
+    """The toy world's tokens are whole fields: one pick each, and one of what ends the line."""
+    out = tmp_path / "words.json"
+    command(sys.executable, "tools/bench_sample.py", "--words", "toy_world", "--out", out)
+    one, four = json.loads(out.read_text()).values()
+    assert (one["tokens"], one["passes"], one["passes_with_grammar"]) == (5, 6, 6)
+    # newlines are tokens; BOF is certain after the fourth line
+    assert (four["tokens"], four["passes"], four["passes_with_grammar"]) == (23, 24, 23)
