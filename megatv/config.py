@@ -257,6 +257,7 @@ class SampleConfig:
     """Sampling defaults (TV2TV tables 6, 7). cfg 1 means no guidance, top_p 1 that any word may be drawn.
 
     grammar  `actions`: words are lines of a game's controller, see `megatv.sample.grammar`
+    keep_prompt, keep_first_frame   what a long video's later windows begin with, see `megatv.sample.timeline`
     """
 
     steps: int = 50
@@ -265,6 +266,8 @@ class SampleConfig:
     solver: Literal["euler", "heun", "dpmpp"] = "euler"
     top_p: float = 1.0
     grammar: Literal["none", "actions"] = "none"
+    keep_prompt: bool = True
+    keep_first_frame: bool = False
 
 
 @dataclass(frozen=True)

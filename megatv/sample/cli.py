@@ -34,7 +34,7 @@ OF_ONE_VIDEO = (
     *("compare", "seconds", "mode", "seed"),
 )
 """Options that a line of --batch says for itself."""
-OF_SAMPLING = "steps", "solver", "temperature", "top_p", "cfg", "grammar"
+OF_SAMPLING = "steps", "solver", "temperature", "top_p", "cfg", "grammar", "keep_prompt", "keep_first_frame"
 """Options whose defaults are the config's."""
 
 
@@ -123,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, help="of the text, 0 for the likeliest (default: sample.temperature)")
     add("--top-p", type=float, help="of the text, the likeliest words only (default: sample.top_p)")
     add("--grammar", choices=["none", "actions"], help="of the text (default: sample.grammar)")
+    windows = "at the start of a long video's later windows (default: sample."
+    yes_or_no = argparse.BooleanOptionalAction
+    add("--keep-prompt", action=yes_or_no, help=f"the prompt {windows}keep_prompt)")
+    add("--keep-first-frame", action=yes_or_no, help=f"the first chunk {windows}keep_first_frame)")
     add("--seed", type=int, default=0)
     add("--batch", metavar="FILE.jsonl", help='many videos, a line {"name": ..., "prompt": ...} each')
     add("--rows", type=int, default=16, help="videos of a batch that are made side by side")

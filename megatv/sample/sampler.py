@@ -139,7 +139,7 @@ class Sampler:
         watches are decoded whole.
         """
         chunks = max(draft.script.chunks for draft in drafts)
-        for window in plan_windows(chunks, self.config.video.groups):
+        for window in plan_windows(chunks, self.config.video.groups, settings.keep_first_frame):
             if not all(draft.script.ended for draft in drafts):
                 yield from self._window(drafts, window, settings)
 
@@ -152,13 +152,14 @@ class Sampler:
         recoded = self.encode(np.stack([d.frames[-1][-1:] for d in drafts]))[:, 0] if window.recoded else None
         for row, draft in enumerate(drafts):
             draft.open(window, None if recoded is None else recoded[row])
-        slots = max(draft.script.slots() for draft in drafts) + window.end * self.config.tokens_per_chunk
+        slots = max(draft.script.slots() for draft in drafts)
+        slots += len(window.chunks) * self.config.tokens_per_chunk
         context = Context.empty(self.model, rows * copies, slots)
         tokens, decoder = self.tokenizer, Decoder(self.codec)
-        heads = [[tokens.bos, *draft.script.prompt] for draft in drafts]
+        heads = [draft.script.head() for draft in drafts]
         # Guidance: every sequence has a text-free twin with BOS, BOF and EOF only, at positions of its own.
         twins = [[tokens.bos]] * (rows * (copies - 1))
-        for chunk in range(window.end):
+        for chunk in window.chunks:
             heads = yield from self._speak(drafts, chunk, heads, context.rows(slice(rows)), settings)
             for row, draft in enumerate(drafts):
                 if (started := draft.started(chunk)) is not None:
@@ -167,7 +168,7 @@ class Sampler:
             drawn = self._draw(drafts, chunk, context, settings)
             for draft, latent in zip(drafts, drawn, strict=True):
                 draft.add(chunk, latent)
-            if live and (chunk >= window.kept or window.recoded):
+            if live and chunk >= 0 and (chunk >= window.kept or window.recoded):
                 raw = self.stats.denormalize(drawn[:, None], chunk)[:, 0]
                 for row, frames in enumerate(decoder.push(raw).cpu().numpy()):
                     if chunk >= window.kept:
@@ -214,7 +215,7 @@ class Sampler:
             words = draft.script.say(chunk, tuple(speech.said), cut=speech.cut)
             if words != tuple(speech.said):
                 context.restart(row)
-                speech.pending = [tokenizer.bos, *draft.script.prompt, *words]
+                speech.pending = [*draft.script.head(), *words]
         return [speech.pending for speech in speeches]
 
     def _forbidden(self, speeches: list[Speech]) -> Tensor:

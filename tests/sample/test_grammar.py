@@ -154,7 +154,7 @@ def test_a_plan_is_lines_and_other_words_are_refused_or_left_alone(make_sampler)
     (planned,) = sampler.generate([asked], grammatical(sampler))
     assert len(planned.plan.split("\n")) > 5 and all(map(parses, planned.plan.split("\n")))
     detailed = make_sampler("think2v", think2v="detailed_caption")
-    with pytest.raises(ValueError, match="detailed caption, not in action lines; set it to none"):
+    with pytest.raises(ValueError, match="plans in a detailed caption: set it to none"):
         detailed.generate([Request("abc")], grammatical(detailed))
     silent = make_sampler("t2v")
     (a, b) = (silent.generate([Request("abc")], s)[0] for s in (grammatical(silent, cfg=1.0), None))

@@ -42,6 +42,8 @@ def test_writes_video_sheet_and_transcript(run_dir, tmp_path):
         "solver": "euler",
         "top_p": 1.0,
         "grammar": "none",
+        "keep_prompt": True,
+        "keep_first_frame": False,
     }
     chunks = tree["runs"][0]["chunks"]
     assert [c["source"] for c in chunks] == ["given"] + ["own"] * 3 + ["forced"] + ["own"] * 4 + [
