@@ -29,7 +29,7 @@ PROBABILITIES = "sequence.text_dropout sequence.clean_flip sample.top_p"
 
 def check(config: Config) -> None:
     """Raise ValueError with the first thing that is impossible: the key, its value and the remedy."""
-    for rule in (_ranges, _video, _model, _context, _parallel, _files, _optim):
+    for rule in (_ranges, _video, _model, _context, _parallel, _files, _optim, _sample):
         for ok, sentence in rule(config):
             if not ok:
                 raise ValueError(sentence)
@@ -191,4 +191,13 @@ def _optim(config: Config) -> Findings:
     yield (
         weights.text_weight + weights.video_weight > 0,
         "objective.text_weight and objective.video_weight are both 0: there is nothing to learn",
+    )
+
+
+def _sample(config: Config) -> Findings:
+    seq = config.sequence
+    yield (
+        config.sample.grammar == "none" or (seq.mode, seq.think2v) != ("think2v", "detailed_caption"),
+        f"sample.grammar {config.sample.grammar} is for action lines, and sequence.think2v is "
+        "detailed_caption: set the grammar to none",
     )

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from megatv.checks import check
-from megatv.schema import build
+from megatv.schema import build, plain
 from megatv.yaml_tree import dump, read_yaml
 
 LATENT_CHANNELS = 16
@@ -254,13 +254,20 @@ class HealthConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Sampling defaults (TV2TV tables 6, 7). cfg 1 means no guidance, top_p 1 that any word may be drawn."""
+    """Sampling defaults (TV2TV tables 6, 7). cfg 1 means no guidance, top_p 1 that any word may be drawn.
+
+    grammar  `actions`: words are lines of a game's controller, see `megatv.sample.grammar`
+    keep_prompt, keep_first_frame   what a long video's later windows begin with, see `megatv.sample.timeline`
+    """
 
     steps: int = 50
     temperature: float = 0.7
     cfg: float = 1.0
     solver: Literal["euler", "heun", "dpmpp"] = "euler"
     top_p: float = 1.0
+    grammar: Literal["none", "actions"] = "none"
+    keep_prompt: bool = True
+    keep_first_frame: bool = False
 
 
 @dataclass(frozen=True)
@@ -381,7 +388,7 @@ def config_from_dict(tree: Mapping[str, Any]) -> Config:
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """Plain data of a Config (or one section) that `config_from_dict` reads back to an equal one."""
-    return _plain(asdict(config))
+    return plain(config)
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -389,9 +396,3 @@ def save_config(config: Config, path: str | Path) -> None:
     temporary = Path(f"{path}.tmp")
     temporary.write_text(dump(config_to_dict(config)), encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value

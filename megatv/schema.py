@@ -1,4 +1,4 @@
-"""Plain data to dataclasses, strictly: an unknown key, a missing key or a wrong type is an error."""
+"""Plain data to dataclasses and back, strictly: an unknown key, a missing key or a wrong type is an error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from typing import Any, Literal
 
 _WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
@@ -21,6 +21,15 @@ def build(cls: Any, tree: Any) -> Any:
     Raises ValueError with the dotted key and the remedy.
     """
     return _section(cls, tree, "", _paths(cls))
+
+
+def plain(value: Any) -> Any:
+    """The plain data of a dataclass, from which `build` makes an equal one: dicts, lists and values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, (tuple, list)) else value
 
 
 def _section(cls: Any, tree: Any, where: str, paths: list[str]) -> Any:

@@ -192,6 +192,14 @@ def test_ema_is_refused_under_zero_3():
         config_from_dict(tree)
 
 
+def test_a_grammar_of_actions_is_refused_for_captions():
+    tree = changed("sample.grammar", "actions", changed("sequence.think2v", "detailed_caption"))
+    assert config_from_dict(tree).sample.grammar == "actions"
+    tree["sequence"]["mode"] = "think2v"
+    with pytest.raises(ValueError, match="actions is for action lines"):
+        config_from_dict(tree)
+
+
 @pytest.mark.parametrize("missing", ["run", "run.dir", "model.layers", "sequence.mode"])
 def test_missing_keys_are_named(missing):
     tree = copy.deepcopy(MINIMAL)

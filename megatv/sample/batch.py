@@ -39,7 +39,9 @@ def make_all(
         for name in todo[at : at + rows]:
             try:
                 requests[name] = asked[name].request(sampler)
-                sampler.draft(requests[name])  # a request that does not fit must not end its neighbours
+                sampler.draft(
+                    requests[name], settings
+                )  # a request that does not fit must not end its neighbours
             except ValueError as error:
                 requests.pop(name, None)
                 failed.append(f"{name}: {error}")

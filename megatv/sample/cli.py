@@ -36,6 +36,8 @@ OF_ONE_VIDEO = (
     *("compare", "seconds", "mode", "seed"),
 )
 """Options that a line of --batch says for itself."""
+OF_SAMPLING = "steps", "solver", "temperature", "top_p", "cfg", "grammar", "keep_prompt", "keep_first_frame"
+"""Options whose defaults are the config's."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,6 +140,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--solver", choices=list(SOLVERS), help="of the flow (default: sample.solver)")
     add("--temperature", type=float, help="of the text, 0 for the likeliest (default: sample.temperature)")
     add("--top-p", type=float, help="of the text, the likeliest words only (default: sample.top_p)")
+    add("--grammar", choices=["none", "actions"], help="of the text (default: sample.grammar)")
+    windows = "at the start of a long video's later windows (default: sample."
+    yes_or_no = argparse.BooleanOptionalAction
+    add("--keep-prompt", action=yes_or_no, help=f"the prompt {windows}keep_prompt)")
+    add("--keep-first-frame", action=yes_or_no, help=f"the first chunk {windows}keep_first_frame)")
     add("--seed", type=int, default=0)
     add("--batch", metavar="FILE.jsonl", help='many videos, a line {"name": ..., "prompt": ...} each')
     add("--rows", type=int, default=16, help="videos of a batch that are made side by side")
@@ -149,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(args: argparse.Namespace, defaults: SampleConfig) -> SampleConfig:
-    given = {key: getattr(args, key) for key in ("steps", "solver", "temperature", "top_p", "cfg")}
+    given = {key: getattr(args, key) for key in OF_SAMPLING}
     settings = dataclasses.replace(defaults, **{k: v for k, v in given.items() if v is not None})
     for key, least in {"steps": 1, "temperature": 0, "cfg": 0}.items():
         value = getattr(settings, key)

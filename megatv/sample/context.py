@@ -14,6 +14,9 @@ from megatv.model.mot import MoT
 from megatv.sample.cache import KVCache
 from megatv.sample.graphs import Graphs, Step
 
+CAPTURED = 4
+"""The most tokens a pass that are worth a graph: one that the model picked, and what it makes certain."""
+
 
 class Context:
     """B sequences, every one with its own text length; chunks are written to all of them at once."""
@@ -61,7 +64,7 @@ class Context:
             padded[b, : counts[b]] = row
             positions[b, : counts[b]] = self.cursors[b].text(counts[b])
         step = functools.partial(self.model.text_step, cache=self.cache)
-        run = self._graphs.run if padded.shape[1] == 1 else _plainly  # longer texts come in all lengths
+        run = self._graphs.run if padded.shape[1] <= CAPTURED else _plainly  # long texts come in all lengths
         logits = run(step, self._put(padded), self._put(positions))
         new = self._put(np.array(counts))
         self.cache.lengths += new

@@ -40,7 +40,9 @@ class Draft:
         self.recalled = other.made[:chunks]
 
     def known(self, chunk: int) -> Tensor | None:
-        """The latent of this chunk of the window if it is there already (given, kept or recalled)."""
+        """The latent of this chunk of the window if it is there: given, kept, recalled or the anchor."""
+        if chunk < 0:
+            return self.made[0]
         if chunk < len(self._known):
             return self._known[chunk]
         index = self.script.index(chunk)

@@ -34,6 +34,7 @@ from megatv.sample.events import ChunkStarted, Event, TextToken
 from megatv.sample.request import Request, Result
 from megatv.sample.script import Script
 from megatv.sample.solver import SOLVERS, draw_noise, generator, guide, pick_tokens
+from megatv.sample.speech import Speech
 from megatv.sample.timeline import Window, plan_windows
 
 
@@ -114,7 +115,7 @@ class Sampler:
         bar, without it there is none. Raises ValueError when a request does not fit the model.
         """
         settings = settings or self.config.sample
-        drafts = [self.draft(request) for request in requests]
+        drafts = [self.draft(request, settings) for request in requests]
         bar = iter(progress(range(sum(draft.script.chunks for draft in drafts)), desc=desc)) if desc else None
         for _, event in self.events(drafts, settings):
             if bar is not None and isinstance(event, ChunkStarted):
@@ -125,7 +126,7 @@ class Sampler:
         """Normalised latents [B, N, C, h, w] of uint8 frames [B, F, H, W, 3] that open a group."""
         return self.stats.normalize(self.codec.encode(torch.from_numpy(frames))).to(self.device)
 
-    def draft(self, request: Request) -> Draft:
+    def draft(self, request: Request, settings: SampleConfig) -> Draft:
         """Check a request against the model and bring its given chunks into latents."""
         video, config = self.config.video, self.config
         given: list[Tensor] = []
@@ -148,7 +149,8 @@ class Sampler:
                     f"({video.height}, {video.width}, 3); resize it"
                 )
             given = list(self.encode(image[None, None])[0])
-        return Draft(request, Script(request, len(given), config, self.tokenizer), given, config)
+        script = Script(request, len(given), config, self.tokenizer, settings)
+        return Draft(request, script, given, config)
 
     def events(
         self, drafts: list[Draft], settings: SampleConfig, *, overlap: bool = False
@@ -159,7 +161,7 @@ class Sampler:
         watches are decoded whole. overlap: live ones are decoded while their next chunk is made.
         """
         chunks = max(draft.script.chunks for draft in drafts)
-        for window in plan_windows(chunks, self.config.video.groups):
+        for window in plan_windows(chunks, self.config.video.groups, settings.keep_first_frame):
             if not all(draft.script.ended for draft in drafts):
                 yield from self._window(drafts, window, settings, overlap)
 
@@ -172,14 +174,15 @@ class Sampler:
         recoded = self.encode(np.stack([d.frames[-1][-1:] for d in drafts]))[:, 0] if window.recoded else None
         for row, draft in enumerate(drafts):
             draft.open(window, None if recoded is None else recoded[row])
-        slots = max(draft.script.slots() for draft in drafts) + window.end * self.config.tokens_per_chunk
+        slots = max(draft.script.slots() for draft in drafts)
+        slots += len(window.chunks) * self.config.tokens_per_chunk
         context = Context.empty(self.model, rows * copies, slots, self.precision.stored)
         tokens = self.tokenizer
-        heads = [[tokens.bos, *draft.script.prompt] for draft in drafts]
+        heads = [draft.script.head() for draft in drafts]
         # Guidance: every sequence has a text-free twin with BOS, BOF and EOF only, at positions of its own.
         twins = [[tokens.bos]] * (rows * (copies - 1))
         with BackgroundDecoder(self.codec) as decoder:
-            for chunk in range(window.end):
+            for chunk in window.chunks:
                 heads = yield from self._speak(
                     drafts, chunk, heads, context.rows(slice(rows)), decoder, settings
                 )
@@ -191,7 +194,7 @@ class Sampler:
                 for draft, latent in zip(drafts, drawn, strict=True):
                     draft.add(chunk, latent)
                 yield from self._decoded(drafts, decoder, wait=True)  # no more than one chunk behind
-                if live and (chunk >= window.kept or window.recoded):
+                if live and chunk >= 0 and (chunk >= window.kept or window.recoded):
                     decoder.push(chunk, self.stats.denormalize(drawn[:, None], chunk)[:, 0])
                     yield from self._decoded(drafts, decoder, wait=not overlap)
                 heads, twins = ([[tokens.eof] for _ in part] for part in (heads, twins))
@@ -226,40 +229,41 @@ class Sampler:
 
         `heads` are the tokens that are not in the context yet; returns those that are not when it ends.
         """
-        turns = [draft.script.turn(chunk) for draft in drafts]
-        said = [list(words) for words, _ in turns]
-        left = [room for _, room in turns]
-        cut = [False] * len(drafts)
-        pending = [head + words for head, words in zip(heads, said, strict=True)]
+        tokenizer = self.tokenizer
+        speeches = [draft.script.speech(chunk, head) for draft, head in zip(drafts, heads, strict=True)]
         streams = [generator(draft.request.seed, draft.script.index(chunk), "text") for draft in drafts]
-        while active := [row for row, room in enumerate(left) if room]:
-            logits = context.text(pending)[active].masked_fill(self.unsayable, -torch.inf)
-            pending = [[] for _ in drafts]
+        while active := [row for row, speech in enumerate(speeches) if speech.open]:
+            logits = context.text([speech.flush() for speech in speeches])[active]
+            logits = logits.masked_fill(self._forbidden([speeches[row] for row in active]), -torch.inf)
             uniform = [streams[row].random() for row in active]
             tokens = pick_tokens(logits, settings.temperature, uniform, settings.top_p)
             for row, token in zip(active, tokens, strict=True):
-                left[row] -= 1
-                if token in (self.tokenizer.bof, self.tokenizer.eos):
-                    left[row] = 0
-                    drafts[row].script.ended |= token == self.tokenizer.eos
-                else:
-                    said[row].append(token)
-                    pending[row] = [token]
-                    cut[row] = not left[row]
-                    if drafts[row].script.live:
-                        yield row, TextToken(drafts[row].script.index(chunk), self._piece(said[row]))
+                script = drafts[row].script
+                script.ended |= token == tokenizer.eos
+                if speeches[row].hear(token, tokenizer) and script.live:
+                    yield row, TextToken(script.index(chunk), speeches[row].news(tokenizer))
             yield from self._decoded(drafts, decoder, wait=False)
             for row in active:
                 words = drafts[row].script.interrupted(chunk)
-                if words is not None:  # unsay what was said, and say the user's words
-                    context.rewind(row, len(said[row]) - len(pending[row]))
-                    said[row], pending[row], left[row] = list(words), list(words), 0
-        for row, draft in enumerate(drafts):
-            words = draft.script.say(chunk, tuple(said[row]), cut=cut[row])
-            if words != tuple(said[row]):
+                if words is not None:
+                    context.rewind(row, speeches[row].replace(words))
+        for row, (draft, speech) in enumerate(zip(drafts, speeches, strict=True)):
+            words = draft.script.say(chunk, tuple(speech.said), cut=speech.cut)
+            if words != tuple(speech.said):
                 context.restart(row)
-                pending[row] = [self.tokenizer.bos, *draft.script.prompt, *words]
-        return pending
+                speech.pending = [*draft.script.head(), *words]
+        return [speech.pending for speech in speeches]
+
+    def _forbidden(self, speeches: list[Speech]) -> Tensor:
+        """bool [B, V], or [V] for all: tokens that may not come next."""
+        if all(speech.choices is None for speech in speeches):
+            return self.unsayable
+        forbidden = self.unsayable.repeat(len(speeches), 1)
+        for row, speech in enumerate(speeches):
+            if speech.choices is not None:
+                forbidden[row] = True
+                forbidden[row, speech.choices] = self.unsayable[speech.choices]
+        return forbidden
 
     def _draw(
         self,
@@ -289,11 +293,6 @@ class Sampler:
                 drawn[row] = latent
         context.write(drawn.repeat(copies, 1, 1, 1), clean)
         return drawn
-
-    def _piece(self, said: list[int]) -> str:
-        """What the last token adds to the text; nothing while a letter's bytes are incomplete."""
-        before, after = (self.tokenizer.decode(ids).rstrip("\ufffd") for ids in (said[:-1], said))
-        return after[len(before) :]
 
     def _noise(self, draft: Draft, chunk: int) -> np.ndarray:
         shape = (LATENT_CHANNELS, self.config.latent_height, self.config.latent_width)

@@ -5,10 +5,15 @@ Knows tokens and times, but no model: the sampler asks it before every chunk and
 
 from __future__ import annotations
 
-from megatv.config import FPS, Config
+import math
+from collections.abc import Sequence
+
+from megatv.config import FPS, Config, SampleConfig
 from megatv.data.sequence import Ids, Plan, prompt_ids, text_ids
 from megatv.data.tokenizer import Tokenizer
+from megatv.sample.grammar import LINES, Walk, action_grammar
 from megatv.sample.request import ChunkWords, Request
+from megatv.sample.speech import Speech
 from megatv.sample.timeline import Window, chunk_starts, chunks_within, plan_windows
 
 
@@ -19,20 +24,30 @@ class Script:
     recalled           the same of a video that this one repeats, up to some chunk
     live               somebody listens while the video is made, and may put words in (`go_live`)
 
-    Raises ValueError when the request does not fit the model: its times, its mode or its text.
+    Raises ValueError when the request does not fit the model (its times, its mode, its text) or the grammar.
     """
 
-    def __init__(self, request: Request, given: int, config: Config, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: Request, given: int, config: Config, tokenizer: Tokenizer, settings: SampleConfig
+    ) -> None:
         self.mode = request.mode or config.sequence.mode
         self.given, self.tokenizer = given, tokenizer
         self.size, self.budget = config.latents, config.text_rows_per_example
         self.lines_are_chunks = config.sequence.think2v == "actions"
+        held = settings.grammar == "actions" and self.mode != "t2v"  # which has no words to be held
+        if held and self.mode == "think2v" and not self.lines_are_chunks:
+            raise ValueError(
+                "sample.grammar actions is for action lines, and this model plans in a detailed caption: set "
+                "it to none"
+            )
+        self.grammar = action_grammar(tokenizer) if held else None
         if request.seconds is not None and not request.seconds > 0:
             raise ValueError(f"seconds is {request.seconds:g}: a video must last longer than 0 seconds")
         groups = config.video.groups
         self.chunks = self.size if request.seconds is None else chunks_within(request.seconds, groups)
         self.chunks = max(self.chunks, given)
         windows = plan_windows(self.chunks, groups)
+        self.keep_prompt = settings.keep_prompt
         self.prompt = prompt_ids(tokenizer, request.prompt)
         if len(request.given_words) > given:
             raise ValueError(
@@ -78,7 +93,7 @@ class Script:
 
     def _check_room(self, windows: list[Window]) -> None:
         """Refuse text that no window can hold, before any work is done."""
-        need = self._rows([()] * self.size)
+        need = self._rows([()] * self.size, windows[0])
         if need > self.budget:
             raise ValueError(
                 f"the prompt takes {len(self.prompt)} tokens, but the model's sequences have room for "
@@ -86,15 +101,18 @@ class Script:
             )
         for window in windows:
             first = window.first - window.kept
-            need = self._rows([self._forced_ids(first + i) for i in range(self.size)])
+            need = self._rows([self._forced_ids(first + i) for i in range(self.size)], window)
             if need > self.budget:
                 raise ValueError(
                     f"the interventions from {window.start_seconds:g} s on take {need - self.budget} tokens "
                     "more than the model's sequences have room for: shorten them or use fewer"
                 )
 
-    def _rows(self, words: list[Ids]) -> int:
-        return Plan((self.prompt,), tuple(words), ends=True).rows
+    def _rows(self, words: list[Ids], window: Window) -> int:
+        return Plan((self._meta(window),), tuple(words), ends=True).rows
+
+    def _meta(self, window: Window) -> Ids:
+        return self.prompt if self.keep_prompt or window.first == 0 else ()
 
     def _forced_ids(self, chunk: int) -> Ids:
         if chunk < len(self.given_ids) and self.mode == "tv2tv":
@@ -110,25 +128,41 @@ class Script:
             self.lines = self.lines[self.size - window.kept : self.size]
         self._spare = self.budget if self.live else 0
 
+    def head(self) -> list[int]:
+        """What the window begins with: BOS and the meta-prompt, if it is kept."""
+        return [self.tokenizer.bos, *self._meta(self.window)]
+
     def index(self, chunk: int) -> int:
-        """Place in the video of a chunk of the window."""
-        return self.window.first - self.window.kept + chunk
+        """Place in the video of a chunk of the window; an anchor has that of the chunk after it."""
+        return self.window.first - self.window.kept + max(chunk, 0)
 
     def slots(self) -> int:
         """The most text tokens that the window may come to: the model keeps to the budget, users may not."""
         forced = sum(len(self._forced_ids(self.index(0) + i)) + 1 for i in range(self.size))
-        return self.budget + forced + self._spare
+        anchor = len(self._anchor_ids()) + 2 if self.window.anchored else 0  # with BOF and EOF
+        return self.budget + forced + self._spare + anchor
+
+    def _anchor_ids(self) -> Ids:
+        """The words that the video's first chunk was drawn under."""
+        return self.said[0] if self.said else ()
+
+    def _anchor_lines(self) -> list[str]:
+        """The same as a plan's line, in front of the window's own lines."""
+        return self.all_lines[:1] if self.window.anchored and self.lines_are_chunks else []
 
     def turn(self, chunk: int) -> tuple[Ids, int]:
         """Words that surely stand before this chunk of the window, and how many tokens the model may add."""
         index = self.index(chunk)
         if self.mode == "think2v":
-            if chunk or self.ended:
+            if chunk != self.window.chunks.start or self.ended:
                 return (), 0
             if not self.lines_are_chunks:
                 return text_ids(self.tokenizer, self.lines), 0 if self.lines else self._room(0)
-            kept = text_ids(self.tokenizer, [*self.lines, ""] if self.lines else [])
+            lines = self._anchor_lines() + self.lines
+            kept = text_ids(self.tokenizer, [*lines, ""] if lines else [])
             return kept, max(0, self._room(0) - len(kept))
+        if chunk < 0:
+            return self._anchor_ids(), 0
         if chunk < self.window.kept:
             return self.words[chunk], 0
         if index < len(self.recalled):
@@ -138,6 +172,17 @@ class Script:
             return ids, 0
         silent = self.mode == "t2v" or self.ended or not self.given <= index < self.chunks
         return (), 0 if silent else self._room(chunk)
+
+    def speech(self, chunk: int, head: Sequence[int]) -> Speech:
+        """Start to speak before this chunk of the window, after the tokens of `head`.
+
+        EOS may only follow a chunk, and a plan has as many lines as it has room for.
+        """
+        words, room = self.turn(chunk)
+        if self.grammar is None or not room:
+            return Speech(head, words, room)
+        lines = math.inf if self.mode == "think2v" else LINES
+        return Speech(head, words, room, Walk(self.grammar, lines, room, may_end=chunk > 0))
 
     def go_live(self) -> None:
         """Words may come while the video is made: keep room for as many as a sequence has."""
@@ -182,9 +227,10 @@ class Script:
         section 3.3), or are added to a plan that has no such line.
         """
         index = self.index(chunk)
-        if self.mode == "think2v" and chunk == 0 and not self.ended:
+        if self.mode == "think2v" and chunk == self.window.chunks.start and not self.ended:
             ids = self._plan(ids)
-        self.words[chunk : chunk + 1] = [ids]
+        if chunk >= 0:
+            self.words[chunk : chunk + 1] = [ids]
         if self.window.kept <= chunk and index < self.chunks and not self.ended:
             recall = index < len(self.recalled)
             self.transcript.append(self.recalled[index][1] if recall else self._entry(chunk, ids, cut))
@@ -209,20 +255,20 @@ class Script:
         The half keeps a model that never stops from leaving the later chunks without words. Interventions
         to come take nothing away: they change nothing before their time.
         """
-        left = self.budget - self._rows(self.words[:chunk] + [()] * (self.size - chunk))
+        left = self.budget - self._rows(self.words[:chunk] + [()] * (self.size - chunk), self.window)
         return max(0, left) // (1 if self.mode == "think2v" else min(2, self.size - chunk))
 
     def _plan(self, ids: Ids) -> Ids:
         """Split a plan into lines, put the user's in and return its tokens."""
-        first = self.index(0)
-        self.lines = self.tokenizer.decode(list(ids)).split("\n") if ids else []
+        first, anchor = self.index(0), self._anchor_lines()
+        self.lines = self.tokenizer.decode(list(ids)).split("\n")[len(anchor) :] if ids else []
         edits = {
             k - first: text for k, text in self.forced.items() if self.window.first <= k < first + self.size
         }
         for line, text in sorted(edits.items()):
             self.lines[line : line + 1] = [text]
         self.all_lines[first:] = self.lines
-        return text_ids(self.tokenizer, self.lines) if edits else ids
+        return text_ids(self.tokenizer, anchor + self.lines) if edits else ids
 
     def _entry(self, chunk: int, ids: Ids, cut: bool) -> ChunkWords:
         index, start = self.index(chunk), self.window.starts()[chunk]

@@ -35,7 +35,7 @@ class Stream(Iterator[Event]):
     ) -> None:
         self.sampler, self.request = sampler, request
         self.settings, self.overlap = settings or sampler.config.sample, overlap
-        self._draft = sampler.draft(request)
+        self._draft = sampler.draft(request, self.settings)
         self._draft.script.go_live()
         self.chunks = self._draft.script.chunks
         self.starts = chunk_starts(plan_windows(self.chunks, sampler.config.video.groups))

@@ -6,6 +6,12 @@ a group codes one frame and the others four; the paper's 98 frames keep their se
 
 A model trained on one group has no whole second half. Its next window starts from the last frame instead,
 coded anew as the one-frame latent that opens a group; so each later window adds 48 frames.
+
+A later window may be anchored: after the meta-prompt stands the video's very first chunk, its one clean frame
+with the words before it, and only then come the window's own. AAPT's windows, too, always attend to the first
+frame; attention sinks keep sliding windows of language models stable (Xiao et al. 2023, arXiv 2309.17453).
+Training has seen no such sequence. It takes the slots of one chunk and of its words, and as many RoPE
+positions, beyond the trained length; the text budget of the window stays whole.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ class Window:
     start_seconds   of its chunk 0 in the video     end    its chunks, kept and new ones
     kept            chunks that it starts from      first  index in the video of its first new chunk
     recoded         the one kept chunk is the last frame of the window before, coded anew
+    anchored        the video's first chunk stands before its own chunks, under the number -1
     """
 
     start_seconds: float
@@ -30,14 +37,23 @@ class Window:
     end: int
     first: int
     recoded: bool = False
+    anchored: bool = False
+
+    @property
+    def chunks(self) -> range:
+        """Numbers of all its chunks, the anchor's included."""
+        return range(-1 if self.anchored else 0, self.end)
 
     def starts(self) -> list[float]:
-        """Start in seconds of each of its chunks, kept ones included."""
+        """Start in seconds of each of its own chunks, kept ones included."""
         return [self.start_seconds + chunk_start_seconds(i) for i in range(self.end)]
 
 
-def plan_windows(chunks: int, groups: int) -> list[Window]:
-    """The windows that make a video of `chunks` chunks with a model trained on `groups` groups."""
+def plan_windows(chunks: int, groups: int, anchored: bool = False) -> list[Window]:
+    """The windows that make a video of `chunks` chunks with a model trained on `groups` groups.
+
+    anchored: all windows but the first, which has the first chunk as its own, are.
+    """
     size = groups * GROUP_LATENTS
     if groups > 1:
         kept, step = groups // 2 * GROUP_LATENTS, (groups - groups // 2) * GROUP_FRAMES
@@ -47,7 +63,8 @@ def plan_windows(chunks: int, groups: int) -> list[Window]:
     made = windows[0].end
     while made < chunks:
         new = min(chunks - made, size - kept)
-        windows.append(Window(windows[-1].start_seconds + step / FPS, kept, kept + new, made, groups == 1))
+        start = windows[-1].start_seconds + step / FPS
+        windows.append(Window(start, kept, kept + new, made, groups == 1, anchored))
         made += new
     return windows
 

@@ -174,7 +174,8 @@ class Session:
             raise ValueError("a video starts from a picture or from an example, not from both")
         if command.picture and self.picture is None:
             raise ValueError("the first picture has not arrived: choose it again")
-        settings = SampleConfig(
+        settings = replace(
+            self._model.config.sample,
             steps=command.steps,
             temperature=command.temperature,
             cfg=command.cfg,

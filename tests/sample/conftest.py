@@ -58,6 +58,7 @@ def _make_sampler(
     bof_bias=1.2,
     newline_bias=0.0,
     eos=False,
+    tokenizer=None,
     dtype=torch.float32,
     device="cpu",
     **sequence,
@@ -66,7 +67,7 @@ def _make_sampler(
 
     `eos`: whether it may end a sequence of its own accord.
     """
-    tokenizer = Letters()
+    tokenizer = tokenizer or Letters()
     config = dataclasses.replace(
         TOY,
         video=dataclasses.replace(TOY.video, width=32, height=16, groups=groups),
@@ -80,7 +81,13 @@ def _make_sampler(
             **sequence,
         ),
         model=dataclasses.replace(
-            TOY.model, layers=2, width=32, ffn=48, kv_heads=2, vocab=20, unet_channels=(16, 32)
+            TOY.model,
+            layers=2,
+            width=32,
+            ffn=48,
+            kv_heads=2,
+            vocab=max(20, tokenizer.vocab_size),
+            unet_channels=(16, 32),
         ),
         sample=dataclasses.replace(TOY.sample, steps=2, temperature=1.0),
     )

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from megatv.data.packing import pack
-from megatv.data.sequence import build_sequence, chunk_of_text
+from megatv.data.sequence import build_sequence, chunk_start_seconds
+from megatv.data.tokenizer import load_tokenizer
 from megatv.sample.context import Context
 from megatv.sample.request import Intervention, Request
 from megatv.types import Caption, Example
@@ -143,25 +144,79 @@ def test_guided_velocity_is_what_moves_the_chunk(make_sampler, monkeypatch):
     assert_same(torch.from_numpy(result.latents), expected)
 
 
-def test_next_window_equals_training_forward_on_its_half(make_sampler, monkeypatch):
-    """The second window of a two-group model is the second group, with its words, as a new beginning."""
-    sampler = make_sampler(groups=2)
+def test_words_said_ahead_by_the_grammar_equal_training_forward(make_sampler, monkeypatch):
+    """What is certain shares a pass with the word before it, and leaves the same cache."""
+    sampler = make_sampler(tokenizer=load_tokenizer("toy_world"), text_rows=1500, bof_bias=0.0)
+    recording = Recording(monkeypatch)
+    settings = dataclasses.replace(sampler.config.sample, grammar="actions")
+    requests = [Request("abc", seed=seed) for seed in (0, 1)]
+    results = sampler.generate(requests, settings)
+    for row, result in enumerate(results):
+        assert any(2 <= len(ids[row]) < 5 for ids, _ in recording.text)
+        x, t, velocity = recording.steps(row, settings.steps, 0)
+        logits, expected = uncached(sampler, as_example("abc", result, sampler.config), x, t)
+        assert_same(velocity, expected)
+        for index, found in recording.logits(row).items():
+            assert_same(found, logits[index])
+
+
+PLAN = {"mode": "think2v", "bof_bias": -20.0, "newline_bias": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ({"groups": 2}, {}),
+        ({"groups": 2}, {"keep_first_frame": True, "cfg": 2.5}),
+        ({"groups": 1, "noisy_pos": "sequential"}, {"keep_first_frame": True, "keep_prompt": False}),
+        ({"groups": 2, **PLAN}, {"keep_first_frame": True}),
+    ],
+    ids=str,
+)
+def test_next_window_equals_training_forward_on_its_half(make_sampler, monkeypatch, model, settings):
+    """The second window of a video is its second half, with its words, as a new beginning.
+
+    Where it is anchored the first chunk stands before that half, as a chunk of its own with its words.
+    """
+    sampler = make_sampler(text_rows=300, **model)
     config = sampler.config
     recording = Recording(monkeypatch)
-    (result,) = sampler.generate([Request("abc", seconds=8.0)])
-    assert len(result.latents) == 26 + 9
-    solved = recording.solver[26 * config.sample.steps :]
-    recording.solver = solved
-    x, t, velocity = recording.steps(0, config.sample.steps, 0)
-    start = result.transcript[13].start_seconds
+    settings = dataclasses.replace(config.sample, **settings)
+    image = np.random.default_rng(0).integers(0, 256, (16, 32, 3), np.uint8)
+    request = Request("abc", first_image=image, given_words=("fed.",) * ("mode" not in model))
+    request = dataclasses.replace(request, seconds=8.0 if model["groups"] == 2 else 5.0)
+    (result,) = sampler.generate([request], settings)
+    # what the window begins with: the second group, or the last frame of the first, coded anew
+    opening, kept = (13, 13) if model["groups"] == 2 else (12, 1)
+    shown = [0] * settings.keep_first_frame + list(range(opening, len(result.latents)))
+    solved = len(result.latents) - opening - kept
+    latents = result.latents[shown]
+    if kept == 1:
+        latents[-solved - 1] = sampler.encode(result.frames[48][None, None])[0, 0].numpy()
+    lines = result.plan.split("\n")
+    transcript = [result.transcript[i] for i in shown]
     window = dataclasses.replace(
         result,
-        latents=result.latents[13:],
-        transcript=tuple(
-            dataclasses.replace(w, start_seconds=w.start_seconds - start) for w in result.transcript[13:]
-        ),
+        latents=latents,
+        transcript=[
+            dataclasses.replace(words, start_seconds=chunk_start_seconds(i))
+            for i, words in enumerate(transcript)
+        ],
+        plan="\n".join(lines[:1] * settings.keep_first_frame + lines[opening:]) if result.plan else "",
     )
-    assert [chunk_of_text(w.start_seconds) for w in window.transcript] == list(range(22))
-    padded = torch.cat([torch.zeros(13, *x.shape[1:]), x])
-    _, expected = uncached(sampler, as_example("abc", window, config), padded, t)
-    assert_same(velocity, expected[13:])
+    recording.solver = recording.solver[-solved * settings.steps :]
+    begun = [i for i, (ids, _) in enumerate(recording.text) if ids[0][:1] == [sampler.tokenizer.bos]]
+    assert len(begun) == 2
+    recording.text = recording.text[begun[-1] :]
+    prompt = "abc" if settings.keep_prompt else ""
+    x, t, velocity = recording.steps(0, settings.steps, 0)
+    assert len(x) == solved
+    padded = torch.cat([torch.zeros(len(shown) - solved, *x.shape[1:]), x])
+    logits, expected = uncached(sampler, as_example(prompt, window, config), padded, t)
+    assert_same(velocity, expected[-solved:])
+    for index, found in recording.logits(0).items():
+        assert_same(found, logits[index])
+    if settings.cfg != 1:
+        *_, free = recording.steps(1, settings.steps, 0)
+        _, expected = uncached(sampler, as_example("", window, config, words=()), padded, t)
+        assert_same(free, expected[-solved:])

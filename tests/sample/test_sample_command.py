@@ -43,6 +43,9 @@ def test_writes_video_sheet_and_transcript(run_dir, tmp_path):
         "cfg": 1.0,
         "solver": "euler",
         "top_p": 1.0,
+        "grammar": "none",
+        "keep_prompt": True,
+        "keep_first_frame": False,
     }
     chunks = tree["runs"][0]["chunks"]
     assert [c["source"] for c in chunks] == ["given"] + ["own"] * 3 + ["forced"] + ["own"] * 4 + [
@@ -82,10 +85,11 @@ def test_a_video_starts_from_another_and_a_timeline_brings_words(run_dir, tmp_pa
     timeline = tmp_path / "timeline.txt"
     timeline.write_text("# two moments\n1.5:(w). 2, 0, 0, 0.\n\n2.5:\n")
     start = ["--prompt", PROMPT, "--video", str(tmp_path / "start.mp4"), "--timeline", str(timeline)]
-    drawn = ["--solver", "dpmpp", "--steps", "2", "--top-p", "0.9", "--precision", "fp8", "--device", "cpu"]
+    drawn = ["--solver", "dpmpp", "--steps", "2", "--top-p", "0.9", "--grammar", "actions"]
+    drawn += ["--precision", "fp8", "--device", "cpu"]
     main(["--checkpoint", str(run_dir), *start, *drawn, "--out", str(out)])
     tree = json.loads((out / "transcript.json").read_text())
-    assert (tree["settings"]["solver"], tree["settings"]["top_p"]) == ("dpmpp", 0.9)
+    assert [tree["settings"][key] for key in ("solver", "top_p", "grammar")] == ["dpmpp", 0.9, "actions"]
     assert tree["precision"] == "fp8"
     chunks = tree["runs"][0]["chunks"]
     assert [c["source"] for c in chunks[:6]] == ["given"] * 6

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from megatv.sample import Intervention, Request
+from megatv.sample.context import Context
 from megatv.sample.timeline import chunk_starts, plan_windows
 
 RNG = np.random.default_rng(0)
@@ -170,6 +171,36 @@ def test_one_group_goes_on_from_its_last_frame(make_sampler):
     assert again.transcript[1].start_seconds == long.transcript[13].start_seconds - 3.0
     recoded = sampler.stats.normalize(sampler.codec.encode(torch.from_numpy(long.frames[48])[None, None]))
     np.testing.assert_allclose(again.latents[0], recoded[0, 0].numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "groups"), [("tv2tv", 2), ("think2v", 1)])
+def test_what_later_windows_begin_with_changes_only_them(make_sampler, monkeypatch, groups, mode):
+    """Also where a model that never stops and its user take all the room that there is for words."""
+    sampler = make_sampler(mode, groups=groups, text_rows=200, bof_bias=-20.0, newline_bias=2.5)
+    first, contexts, empty = 13 * groups, [], Context.empty
+
+    def remember(*args):
+        contexts.append(empty(*args))
+        return contexts[-1]
+
+    monkeypatch.setattr(Context, "empty", remember)
+    late = tuple(Intervention(3.1 * groups + 0.3 * i, "j" * 12) for i in range(3))
+    request = Request("abc", first_image=IMAGE, seconds=3.1 * groups + 1, interventions=late)
+    base = sampler.config.sample
+    plain, anchored, bare = (
+        sampler.generate([request], settings)[0]
+        for settings in (
+            base,
+            dataclasses.replace(base, keep_first_frame=True),
+            dataclasses.replace(base, keep_prompt=False),
+        )
+    )
+    assert all(int(context.cache.lengths.max()) <= context.cache.slots for context in contexts)
+    for changed in (anchored, bare):
+        np.testing.assert_array_equal(changed.latents[:first], plain.latents[:first])
+        assert np.abs(changed.latents[first:] - plain.latents[first:]).max() > 1e-3
+        assert changed.transcript[:first] == plain.transcript[:first]
+        assert [w.source for w in changed.transcript] == [w.source for w in plain.transcript]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """One video as it is made: its events, words put in while it is made, branches."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -29,15 +30,25 @@ def texts(transcript):
 
 
 @pytest.mark.parametrize(
-    ("mode", "groups", "seconds"),
-    [("tv2tv", 1, None), ("tv2tv", 1, 5.0), ("tv2tv", 2, 8.0), ("t2v", 1, None), ("think2v", 1, None)],
+    ("mode", "groups", "seconds", "anchored"),
+    [
+        ("tv2tv", 1, None, False),
+        ("tv2tv", 1, 5.0, True),
+        ("tv2tv", 2, 8.0, False),
+        ("tv2tv", 2, 8.0, True),
+        ("t2v", 1, None, False),
+        ("think2v", 1, None, False),
+    ],
 )
 @pytest.mark.parametrize("overlap", [True, False])
-def test_events_are_those_of_the_video_that_generate_makes(make_sampler, mode, groups, seconds, overlap):
+def test_events_are_those_of_the_video_that_generate_makes(
+    make_sampler, mode, groups, seconds, anchored, overlap
+):
     sampler = make_sampler(mode, groups=groups, bof_bias=0.0)
+    settings = dataclasses.replace(sampler.config.sample, keep_first_frame=anchored)
     request = Request("abc", first_image=IMAGE, seed=3, seconds=seconds)
-    (whole,) = sampler.generate([request])
-    stream = Stream(sampler, request, overlap=overlap)
+    (whole,) = sampler.generate([request], settings)
+    stream = Stream(sampler, request, settings, overlap=overlap)
     events = list(stream)
     (result,) = [e.result for e in events if isinstance(e, Finished)]
     assert isinstance(events[-1], Finished) and stream.chunks == len(whole.latents)
@@ -122,7 +133,8 @@ def test_words_that_cannot_be_said_are_refused_and_change_nothing(make_sampler):
 def test_a_branch_repeats_what_was_and_goes_its_own_way(make_sampler, groups, chunk):
     sampler = make_sampler(groups=groups, bof_bias=0.0)
     request = Request("abc", first_image=IMAGE, seed=4, seconds=7.0)
-    stream = Stream(sampler, request)
+    settings = dataclasses.replace(sampler.config.sample, keep_first_frame=groups == 2)
+    stream = Stream(sampler, request, settings)
     stream.intervene(3, "ab.")
     first = ending(stream)
     for text, seed in ((None, None), ("jj.", None), (None, 99)):

@@ -31,6 +31,9 @@ def test_windows_move_by_whole_groups(groups, chunks, windows):
     plan = plan_windows(chunks, groups)
     assert [(w.start_seconds, w.kept, w.end, w.first) for w in plan] == windows
     assert all(w.recoded == (groups == 1 and w.first > 0) for w in plan)
+    anchored = plan_windows(chunks, groups, anchored=True)
+    assert chunk_starts(anchored) == chunk_starts(plan)
+    assert [w.chunks for w in anchored] == [range(-(w.first > 0), w.end) for w in plan]
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
