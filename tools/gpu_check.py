@@ -24,19 +24,23 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from bench_attention import matmul_tflops, measure, milliseconds  # the tools beside this one
-from bench_sample import passes, random_model
+from bench_sample import passes, random_model, random_sampler
 
 from megatv.config import Config, load_config
 from megatv.model import cost
-from megatv.model.precision import choose_precision
+from megatv.model.codec import load_codec
+from megatv.model.precision import PRECISIONS, choose_precision
 from megatv.objective.pretrain import pretrain_loss, weighted
 from megatv.parallel.layers import Layers
+from megatv.sample import Finished, FramesDecoded, Intervention, Request, Sampler, Stream
 from megatv.types import IGNORE, Batch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,16 +50,18 @@ def main() -> int:
     """Run the sections, print and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--small", action="store_true", help="tiny shapes, for a machine without a GPU")
-    parser.add_argument("--only", nargs="+", choices=("attention", "training", "sampling"), metavar="SECTION")
+    sections = ("attention", "training", "sampling", "stream")
+    parser.add_argument("--only", nargs="+", choices=sections, metavar="SECTION")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     arguments = parser.parse_args()
     config, device = check_setting(arguments.small)
-    sections: dict[str, Callable[[], Any]] = {
+    checks: dict[str, Callable[[], Any]] = {
         "attention": lambda: measure(arguments.small),
         "training": lambda: training(config, device),
         "sampling": lambda: sampling(config, device),
+        "stream": lambda: stream(device),
     }
-    chosen = arguments.only or list(sections)
+    chosen = arguments.only or sections
     report: dict[str, Any] = {"machine": machine(device), "seconds": {}}
     for name in chosen:
         started = time.perf_counter()
@@ -63,7 +69,7 @@ def main() -> int:
             report[name] = in_a_process(name, arguments.small)
         else:
             try:
-                report[name] = sections[name]()
+                report[name] = checks[name]()
             except Exception as error:  # one broken section must not hide the other figures
                 report[name] = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
             print(name, json.dumps(report[name], indent=1), flush=True)
@@ -189,6 +195,34 @@ def sampling(config: Config, device: torch.device) -> dict[str, Any]:
     except Exception as error:  # where it cannot run, the other precision must not be lost
         found["fp8"] = {"skipped": f"{type(error).__name__}: {error}"}
     return found
+
+
+def stream(device: torch.device) -> dict[str, Any]:
+    """A random toy model in fp32: captured passes and the decoding thread on `device`, beside the plain CPU.
+
+    Raises AssertionError when the words differ; chunks are as far apart as rounding drives them.
+    """
+    cpu, fp32 = torch.device("cpu"), PRECISIONS["fp32"]
+    config = load_config(ROOT / "configs/toy_world.yaml", ["codec={kind: dct}"])
+    plain = random_sampler(config, cpu, fp32)
+    model = deepcopy(plain.model).to(device)
+    sampler = Sampler(model, config, plain.tokenizer, load_codec(config.codec, device), plain.stats, fp32)
+    sampler.unsayable[plain.tokenizer.eos] = True
+    settings = replace(config.sample, steps=4, cfg=2.0)
+    request = Request("a game", seconds=4.0, interventions=(Intervention(1.0, "(w). 2, 0, 0, 0."),))
+    (expected,) = plain.generate([request], settings)
+    *events, last = Stream(sampler, request, settings)
+    assert isinstance(last, Finished), "the stream did not finish"
+    found = last.result
+    shown = np.concatenate([event.frames for event in events if isinstance(event, FramesDecoded)])
+    assert found.transcript == expected.transcript, "the words differ from those on the CPU"
+    assert np.array_equal(shown, found.frames), "the decoded chunks are not the whole video"
+    return {
+        "chunks": len(found.latents),
+        "tokens": found.text_tokens,
+        "largest_difference": float(np.abs(found.latents - expected.latents).max()),
+        "captured": device.type == "cuda",
+    }
 
 
 if __name__ == "__main__":

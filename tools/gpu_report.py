@@ -22,7 +22,12 @@ def markdown(report: dict[str, Any]) -> str:
         f"Measured {machine['date']} on one {machine['gpu']}, torch {machine['torch']}, "
         f"Python {machine['python']}, by `tools/gpu_check.py`."
     ]
-    sections = {"attention": attention_tables, "training": training_table, "sampling": sampling_table}
+    sections = {
+        "attention": attention_tables,
+        "training": training_table,
+        "sampling": sampling_table,
+        "stream": stream_sentence,
+    }
     for name, table in sections.items():
         if name in report:
             found = report[name]
@@ -71,6 +76,15 @@ def sampling_cells(row: dict[str, Any]) -> list[str]:
     share = "" if row["share_of_floor"] is None else f"{row['share_of_floor']:.0%}"
     ms = ["" if row[k] is None else f"{row[k]:.2f}" for k in ("eager_ms", "graph_ms", "floor_ms")]
     return [*ms, share, "" if row["uncached_ms"] is None else f"{row['uncached_ms']:.0f}"]
+
+
+def stream_sentence(found: dict[str, Any]) -> str:
+    """How the toy model's stream compares with the CPU's."""
+    how = "captured passes and the decoding thread" if found["captured"] else "the decoding thread"
+    return (
+        f"With {how}, {found['chunks']} chunks of the toy model have the {found['tokens']} tokens that a CPU "
+        f"says, and differ from its chunks by {found['largest_difference']:.1e} at most."
+    )
 
 
 def main() -> None:

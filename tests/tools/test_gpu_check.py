@@ -9,9 +9,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_sections_run_apart_and_become_tables(command, tmp_path):
     out = tmp_path / "check.json"
-    command(sys.executable, "tools/gpu_check.py", "--small", "--only", "training", "sampling", "--out", out)
+    chosen = ["training", "sampling", "stream"]
+    command(sys.executable, "tools/gpu_check.py", "--small", "--only", *chosen, "--out", out)
     report = json.loads(out.read_text())
-    assert set(report) == {"machine", "seconds", "training", "sampling"}
+    assert set(report) == {"machine", "seconds", *chosen}
+    assert report["stream"]["chunks"] == 17 and report["stream"]["largest_difference"] < 1e-3
     assert report["training"]["sdpa"]["step_ms"] > 0
     printed = command(sys.executable, "tools/gpu_report.py", out).stdout
     for found in (report["sampling"], report["sampling"]["fp8"]):
