@@ -184,16 +184,14 @@ def same_end(steps_of: Callable[[Path], list[dict]]) -> Callable[[Path, Path], N
 
 
 @pytest.fixture(scope="session")
-def examine(command: Command) -> Callable[..., str]:
+def examine(python: Command) -> Callable[..., str]:
     """examine(shards, *config): all that tools/shards.py tells about a directory, which must be sound."""
 
     def ask(shards: Path, *config: object) -> str:
-        told = [command(sys.executable, "tools/shards.py", "verify", shards).stdout]
+        told = [python("tools/shards.py", "verify", shards).stdout]
         for verb in ("inspect", "stats"):
             picture = shards.with_name(f"{shards.name}_{verb}.png")
-            done = command(
-                sys.executable, "tools/shards.py", verb, shards, "--config", *config, "--out", picture
-            )
+            done = python("tools/shards.py", verb, shards, "--config", *config, "--out", picture)
             assert picture.stat().st_size > 0
             told.append(done.stdout)
         return "".join(told)
