@@ -1,7 +1,6 @@
 """The sampler's benchmark reaches its end, and its floor counts what a pass must read and multiply."""
 
 import json
-import sys
 
 import pytest
 
@@ -9,10 +8,10 @@ MODEL = ["model.layers=1", "model.width=32", "model.ffn=48", "model.unet_channel
 
 
 @pytest.mark.slow
-def test_passes_and_a_video_are_measured(command, tmp_path):
+def test_passes_and_a_video_are_measured(python, tmp_path):
     out = tmp_path / "sample.json"
     words = ["--config", "configs/toy_world.yaml", "codec={kind: dct}", *MODEL, "--steps", 2, "--out", out]
-    command(sys.executable, "tools/bench_sample.py", *words)
+    python("tools/bench_sample.py", *words)
     found = json.loads(out.read_text())
     for name in ("text", "chunk"):
         row = found[name]
@@ -25,6 +24,6 @@ def test_passes_and_a_video_are_measured(command, tmp_path):
     assert video["times_real_time"] == pytest.approx(video["frames_per_s"] / 16)
 
 
-def test_one_model_must_be_named(command):
-    done = command(sys.executable, "tools/bench_sample.py", check=False)
+def test_one_model_must_be_named(python):
+    done = python("tools/bench_sample.py", check=False)
     assert done.returncode == 2 and "either --checkpoint or --config" in done.stderr
