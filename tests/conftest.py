@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,12 @@ def survived(pytestconfig: pytest.Config) -> list[tuple[str, str]]:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SURVIVED] = []
     config.pluginmanager.register(_beside("forged"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests come first: what is left for the end fills every worker."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
