@@ -5,4 +5,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/setup.sh dev
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # Two workers, a file of tests each: many tests start processes of their own, and wait for them on one core.
-exec pytest -n "${TEST_WORKERS:-2}" --dist loadfile "$@"
+# Long files are first in tests/conftest.py's order, which pytest-xdist would change.
+exec pytest -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -6,15 +6,12 @@ import fcntl
 import importlib.util
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -188,16 +185,14 @@ def same_end(steps_of: Callable[[Path], list[dict]]) -> Callable[[Path, Path], N
 
 
 @pytest.fixture(scope="session")
-def examine(command: Command) -> Callable[..., str]:
+def examine(python: Command) -> Callable[..., str]:
     """examine(shards, *config): all that tools/shards.py tells about a directory, which must be sound."""
 
     def ask(shards: Path, *config: object) -> str:
-        told = [command(sys.executable, "tools/shards.py", "verify", shards).stdout]
+        told = [python("tools/shards.py", "verify", shards).stdout]
         for verb in ("inspect", "stats"):
             picture = shards.with_name(f"{shards.name}_{verb}.png")
-            done = command(
-                sys.executable, "tools/shards.py", verb, shards, "--config", *config, "--out", picture
-            )
+            done = python("tools/shards.py", verb, shards, "--config", *config, "--out", picture)
             assert picture.stat().st_size > 0
             told.append(done.stdout)
         return "".join(told)
@@ -268,78 +263,6 @@ def write_episode() -> Callable[..., Path]:
     return write
 
 
-@dataclass
-class ForgedRun:
-    """A run that has been started, what it left in `out` and, where a test says so, its run directory."""
-
-    out: Path
-    directory: Path | None = None
-
-    @property
-    def pids(self) -> list[int]:
-        """The ranks' processes."""
-        return json.loads(_appear(self.out / "pids").read_text())
-
-    @property
-    def log(self) -> str:
-        """What all ranks have printed."""
-        return (self.out / "log").read_text()
-
-    def end(self) -> list[int]:
-        """Wait for the ranks' exit codes (minus the signal's number when killed)."""
-        return json.loads(_appear(self.out / "codes").read_text())
-
-    def kill(self) -> None:
-        """End what is still there of it."""
-        for pid in self.pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def errors(self) -> list[str]:
-        """The sentences that it told its user."""
-        return [line for line in self.log.splitlines() if line.startswith("error: ")]
-
-
-def _appear(path: Path) -> Path:
-    """`path`, when it exists."""
-    until = time.monotonic() + 400
-    while not path.exists():
-        assert time.monotonic() < until, f"{path} did not come"
-        time.sleep(0.01)
-    return path
-
-
-@pytest.fixture(scope="session")
-def forge() -> Iterator[Callable[..., ForgedRun]]:
-    """forge(out, words, environment, world, ranks=all): begin a run on forked ranks; see forge.py."""
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("forge.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdin is not None
-    while "ready" not in process.stdout.readline():
-        assert process.poll() is None
-
-    def begin(
-        out: Path,
-        words: Sequence[object],
-        environment: dict[str, str],
-        world: int,
-        ranks: Sequence[int] | None = None,
-    ) -> ForgedRun:
-        job = {"out": str(out), "words": [str(word) for word in words], "environment": environment}
-        job |= {"world": world, "ranks": ranks or list(range(world))}
-        print(json.dumps(job), file=process.stdin, flush=True)
-        return ForgedRun(out)
-
-    yield begin
-    process.stdin.close()
-    process.wait()
-
-
 @pytest.fixture(scope="module")
 def ray_alone() -> Iterator[None]:
     """No other test's cluster of Ray on this machine meanwhile: two that start at once fight over ports."""
@@ -356,6 +279,13 @@ def survived(pytestconfig: pytest.Config) -> list[tuple[str, str]]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SURVIVED] = []
+    config.pluginmanager.register(_beside("forged"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests come first: what is left for the end fills every worker."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -383,10 +313,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture
 def browser() -> Iterator[Any]:
     """A page of a headless Chromium (tests/browser.py); the test is skipped where there is none."""
-    spec = importlib.util.spec_from_file_location("browser", ROOT / "tests/browser.py")
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    module = _beside("browser")
     if module.MISSING:
         pytest.skip(module.MISSING)
     with module.Browser() as page:
         yield page
+
+
+def _beside(name: str) -> Any:
+    """The module of that name in this folder, which is not on sys.path."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tests/{name}.py")
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    sys.modules[name] = module
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module

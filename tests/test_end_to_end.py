@@ -14,7 +14,9 @@ CLIPS = ROOT.parent / "shared/clips"
 
 
 @pytest.mark.slow
-def test_the_toy_world_from_episodes_to_a_steered_video(tmp_path, command, deepspeed, losses, examine):
+def test_the_toy_world_from_episodes_to_a_steered_video(
+    tmp_path, command, python, deepspeed, losses, examine
+):
     config, run_dir = ROOT / "configs/toy_world.yaml", tmp_path / "run"
     overrides = [
         f"codec.path={tmp_path}/codec.safetensors",
@@ -66,16 +68,16 @@ def test_the_toy_world_from_episodes_to_a_steered_video(tmp_path, command, deeps
     for name in ("left_alone.mp4", "with_your_words.mp4", "contact_sheet.png", "transcript.json"):
         assert (out / name).stat().st_size > 0
 
-    draw = [sys.executable, "tools/draw_reconstruction.py", "--checkpoint", run_dir, "--steps", 2]
-    drawn = command(*draw, "--index", 3, "--out", tmp_path / "reconstruction.png")
+    draw = ["tools/draw_reconstruction.py", "--checkpoint", run_dir, "--steps", 2]
+    drawn = command(sys.executable, *draw, "--index", 3, "--out", tmp_path / "reconstruction.png")
     assert " dB; repeating the last true frame: " in drawn.stdout
     assert (tmp_path / "reconstruction.png").stat().st_size > 0
-    refused = command(*draw, "--index", 48, "--out", tmp_path / "no.png", check=False)
+    refused = python(*draw, "--index", 48, "--out", tmp_path / "no.png", check=False)
     assert refused.returncode == 2 and "holds examples 0 to 47" in refused.stderr
 
     # the codec of this test is far too coarse to be read, and the scores say so instead of making some up
-    score = [sys.executable, "tools/score_toy_world.py", "--checkpoint", run_dir]
-    refused = command(*score, "--out", tmp_path / "scores.json", check=False)
+    score = ["tools/score_toy_world.py", "--checkpoint", run_dir]
+    refused = python(*score, "--out", tmp_path / "scores.json", check=False)
     assert refused.returncode == 2 and refused.stderr.count("error:") == 1
     assert not (tmp_path / "scores.json").exists()
 

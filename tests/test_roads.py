@@ -11,7 +11,6 @@ import json
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from megatv.types import Caption
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-TRAIN = ["launch/train.py", "--config"]
+TRAIN = ("launch/train.py", "--config")
 ACTION = re.compile(r"\((\.|\w+(, \w+)*)\)\. -?\d+, -?\d+, [01], [01]\.")
 TINY = [
     "codec={kind: dct}",
@@ -52,7 +51,7 @@ SMALL_CSGO = [
 
 
 @pytest.fixture(scope="module")
-def csgo(write_episode, command, examine, tmp_path_factory):
+def csgo(write_episode, python, examine, tmp_path_factory):
     """Shards `train` (two episodes) and `val` (one) of a bright bar that moves with the mouse."""
     folder = tmp_path_factory.mktemp("csgo")
     for number in range(3):
@@ -65,35 +64,35 @@ def csgo(write_episode, command, examine, tmp_path_factory):
         actions = [encode_action(GameAction(keys[frame % 3], mouse_x=mouse[frame])) for frame in steps]
         write_episode(folder / f"recordings/episode_{number}.hdf5", pictures, np.array(actions))
     (folder / "held_out.txt").write_text("episode_2.hdf5\n")
-    make = [sys.executable, "tools/make_shards.py", "--config", CSGO, *SMALL_CSGO]
+    make = ["tools/make_shards.py", "--config", CSGO, *SMALL_CSGO]
     make += ["--csgo", folder / "recordings", "--held-out", folder / "held_out.txt"]
-    done = command(*make, "--out", folder / "train")
+    done = python(*make, "--out", folder / "train")
     assert "the words of all 2 examples fit the 1600 text rows" in done.stdout
-    command(*make, "--split", "val", "--stats", folder / "train", "--out", folder / "val")
+    python(*make, "--split", "val", "--stats", folder / "train", "--out", folder / "val")
     assert "2 examples, every shard and example is as" in examine(folder / "train", CSGO, *SMALL_CSGO)
     return folder
 
 
 @pytest.mark.parametrize("mode", ["tv2tv", "think2v", "t2v"])
-def test_recordings_of_csgo_train_resume_and_sample(mode, csgo, command, deepspeed, losses, tmp_path):
+def test_recordings_of_csgo_train_resume_and_sample(mode, csgo, python, on_ranks, losses, tmp_path):
     data = [f"data={{train: {csgo}/train, val: {csgo}/val}}", f"sequence.mode={mode}"]
-    run = [*deepspeed(1), *TRAIN, CSGO, *SMALL_CSGO, *data]
+    run = [1, *TRAIN, CSGO, *SMALL_CSGO, *data]
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    command(*run, f"run.dir={straight}")
+    on_ranks(*run, f"run.dir={straight}")
     found = losses(straight)
     assert sorted(found) == [1, 2, 3, 4] and all(map(math.isfinite, itertools.chain(*found.values())))
     assert found[4][0] < found[1][0] and found[4][1] < found[1][1]
 
     half_way = straight / "checkpoints/step_00000002"
-    command(*run, f"run.dir={resumed}", "--resume", half_way)
+    on_ranks(*run, f"run.dir={resumed}", "--resume", half_way)
     assert losses(resumed) == {step: found[step] for step in (3, 4)}
 
     if mode == "think2v":
         return  # after four steps its own plan may be that the video is over; tests/sample has Think2V
     out = tmp_path / "sample"
     steer = [] if mode == "t2v" else ["--intervene", "1:(w). 10, 0, 0, 0."]
-    command(sys.executable, "-m", "megatv.sample", "--checkpoint", straight, "--example", 0, *steer,
-            "--seconds", 1.5, "--steps", 1, "--out", out)  # fmt: skip
+    python("-m", "megatv.sample", "--checkpoint", straight, "--example", 0, *steer,
+           "--seconds", 1.5, "--steps", 1, "--out", out)  # fmt: skip
     assert (out / "video.mp4").stat().st_size > 0
     (sampled,) = json.loads((out / "transcript.json").read_text())["runs"]
     spoken = [chunk["text"] for chunk in sampled["chunks"]]
@@ -104,7 +103,7 @@ def test_recordings_of_csgo_train_resume_and_sample(mode, csgo, command, deepspe
 
 
 @pytest.mark.usefixtures("ray_alone")
-def test_raw_videos_train_from_a_split_by_source(command, deepspeed, losses, examine, tmp_path):
+def test_raw_videos_train_from_a_split_by_source(python, on_ranks, losses, examine, tmp_path):
     for library in ("ray", "cv2", "scenedetect"):
         pytest.importorskip(library, reason=f"the pipeline needs {library}")
     (tmp_path / "videos").mkdir()
@@ -123,19 +122,19 @@ def test_raw_videos_train_from_a_split_by_source(command, deepspeed, losses, exa
 
     out = tmp_path / "out"
     build = ["tools/build_dataset.py", "--videos", tmp_path / "videos", "--out", out, "--config"]
-    command(sys.executable, *build, ROOT / "configs/data/sports.yaml", "quality=null",
-            f"captions.words_from={tmp_path}/words.jsonl", f"shards.config={config}",
-            "source={min_seconds: 3, min_width_pixels: 80, min_height_pixels: 48}",
-            "shots.method=pyscenedetect", "clips={min_seconds: 3.5, min_peaks: 0}",
-            "export={width: 80, height: 48}")  # fmt: skip
+    python(*build, ROOT / "configs/data/sports.yaml", "quality=null",
+           f"captions.words_from={tmp_path}/words.jsonl", f"shards.config={config}",
+           "source={min_seconds: 3, min_width_pixels: 80, min_height_pixels: 48}",
+           "shots.method=pyscenedetect", "clips={min_seconds: 3.5, min_peaks: 0}",
+           "export={width: 80, height: 48}")  # fmt: skip
     told = examine(out / "shards", config)
     assert "They return." in told and "examples fit the 300 text rows" in told
     split = ["tools/shards.py", "split", out / "shards", "--out", out / "two", "--share", 0.3]
-    command(sys.executable, *split, "--by", "from_video")
+    python(*split, "--by", "from_video")
     run_dir = tmp_path / "run"
-    command(*deepspeed(1), *TRAIN, config, *TINY, f"run.dir={run_dir}", "run.steps=3",
-            f"data={{train: {out}/two/train, val: {out}/two/val}}",
-            "log={every: 1, val_every: 3, val_rows: 1}")  # fmt: skip
+    on_ranks(1, *TRAIN, config, *TINY, f"run.dir={run_dir}", "run.steps=3",
+             f"data={{train: {out}/two/train, val: {out}/two/val}}",
+             "log={every: 1, val_every: 3, val_rows: 1}")  # fmt: skip
     found = losses(run_dir)
     assert sorted(found) == [1, 2, 3] and all(map(math.isfinite, itertools.chain(*found.values())))
     assert found[3][0] < found[1][0]
@@ -190,13 +189,13 @@ def shard_set(tmp_path_factory):
 
 
 def test_two_ranks_train_from_an_object_store_through_a_small_cache(
-    shard_set, command, deepspeed, losses, tmp_path, monkeypatch
+    shard_set, python, on_ranks, losses, tmp_path, monkeypatch
 ):
     boto3 = pytest.importorskip("boto3", reason="the object store needs boto3")
     moto = pytest.importorskip("moto.server", reason="the test server needs moto[server]")
-    run = [*deepspeed(2), *TRAIN, TOY, *SMALL_TOY, "--resume", "auto"]
+    run = [2, *TRAIN, TOY, *SMALL_TOY, "--resume", "auto"]
     local, remote, cache = (tmp_path / name for name in ("local", "remote", "cache"))
-    command(
+    on_ranks(
         *run,
         f"run.dir={local}",
         f"data={{train: {shard_set}/train, val: {shard_set}/val, shuffle_shards: 1}}",
@@ -219,15 +218,15 @@ def test_two_ranks_train_from_an_object_store_through_a_small_cache(
         capacity = 3 * max(file.stat().st_size for file in shard_set.glob("train/*.mds"))
         data = "data={train: 's3://sets/toy/train', val: 's3://sets/toy/val', shuffle_shards: 1, "
         data += f"cache_dir: {cache}, cache_bytes: {capacity}}}"
-        command(*run, f"run.dir={remote}", data)
+        on_ranks(*run, f"run.dir={remote}", data)
         assert losses(remote) == losses(local)
         shutil.rmtree(remote / "checkpoints/step_00000006")  # as if killed in the last step
-        assert "step_00000003" in command(*run, f"run.dir={remote}", data).stdout
+        assert "step_00000003" in on_ranks(*run, f"run.dir={remote}", data)
         assert losses(remote) == losses(local) and sorted(losses(local)) == [1, 2, 3, 4, 5, 6]
         kept = sum(file.stat().st_size for file in cache.glob("*/*.mds"))
         assert 0 < kept <= capacity + (shard_set / "val/shard.00000.mds").stat().st_size
-        command(sys.executable, "-m", "megatv.sample", "--checkpoint", remote, "--example", 1,
-                "--steps", 1, "--out", tmp_path / "sample")  # fmt: skip
+        python("-m", "megatv.sample", "--checkpoint", remote, "--example", 1,
+               "--steps", 1, "--out", tmp_path / "sample")  # fmt: skip
     finally:
         server.stop()
     assert json.loads((tmp_path / "sample/transcript.json").read_text())["prompt"] == "Noise."

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,13 +145,12 @@ def test_difference_against_python(pairs: list[tuple[float, float]]) -> None:
 
 
 @pytest.mark.slow
-def test_exit_codes(whole: Path, tmp_path: Path) -> None:
+def test_exit_codes(whole: Path, python: Callable, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(whole, other)
 
     def tool(*words: object) -> tuple[int, str]:
-        line = [sys.executable, str(ROOT / "tools/convert_ckpt.py"), *map(str, words)]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+        done = python("tools/convert_ckpt.py", *words, check=False)
         return done.returncode, done.stdout + done.stderr
 
     assert tool("verify", whole) == (0, f"{whole}: sound\n")

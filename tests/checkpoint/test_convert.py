@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -353,27 +351,26 @@ def test_describe_refuses_cut_and_absent_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_line(tmp_path):
+def test_the_command_line(tmp_path, python):
     config = tiny(rope_scaling=SCALING)
     save_config(config, tmp_path / "run.yaml")
     save_llama(tmp_path / "llama", config, torch.bfloat16)
 
     def tool(*arguments):
-        command = [sys.executable, ROOT / "tools/convert_ckpt.py", *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        result = python("tools/convert_ckpt.py", *arguments, check=False)
         return result.returncode, result.stdout, result.stderr
 
-    assert (
-        tool("hf-to-megatv", "llama", "--config", "run.yaml", "--out", "ours", "--set", "run.seed=3")[0] == 0
-    )
+    llama, ours, back, full = (tmp_path / name for name in ("llama", "ours", "back", "full"))
+    made = ("--config", tmp_path / "run.yaml", "--out", ours, "--set", "run.seed=3")
+    assert tool("hf-to-megatv", llama, *made)[0] == 0
     assert load_model(tmp_path / "ours")[1].run.seed == 3
-    assert tool("megatv-to-hf", "ours", "--out", "back", "--like", "llama", "--part-gb", "0.00006")[0] == 0
+    assert tool("megatv-to-hf", ours, "--out", back, "--like", llama, "--part-gb", "0.00006")[0] == 0
     assert_same_bits(tensors_of(tmp_path / "back"), tensors_of(tmp_path / "llama"))
-    assert tool("export", "ours", "--out", "full", "--dtype", "bfloat16")[0] == 0
-    code, table, _ = tool("inspect", "full")
+    assert tool("export", ours, "--out", full, "--dtype", "bfloat16")[0] == 0
+    code, table, _ = tool("inspect", full)
     assert code == 0 and "BF16" in table and "step: 0" in table
-    code, _, error = tool("export", "ours", "--out", "full")
+    code, _, error = tool("export", ours, "--out", full)
     assert (code, error) == (
         2,
-        "error: --out full: is not an empty directory; choose another or remove it first\n",
+        f"error: --out {full}: is not an empty directory; choose another or remove it first\n",
     )

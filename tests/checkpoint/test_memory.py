@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,13 +46,15 @@ def models(tmp_path_factory: pytest.TempPathFactory, save_checkpoint: Callable) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", COMMANDS)
-def test_peak_memory_does_not_grow_with_the_model(verb: str, models: list[Path]) -> None:
+def test_peak_memory_does_not_grow_with_the_model(
+    verb: str, models: list[Path], python: Callable, tmp_path: Path
+) -> None:
     """VmHWM counts mapped files too: a reader that keeps what it has read mapped fails."""
+    (tmp_path / "measured.py").write_text(MEASURED)
     peaks, sizes = [], []
     for folder in models:
         words = [word.replace("{}", str(folder)) for word in COMMANDS[verb]]
-        command = [sys.executable, "-c", MEASURED, str(ROOT / "tools/convert_ckpt.py"), verb, *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+        done = python(tmp_path / "measured.py", "tools/convert_ckpt.py", verb, *words, check=False)
         found = re.search(r"VmHWM:\s+(\d+) kB", done.stderr)
         assert found, done.stderr[-3000:]
         assert done.returncode in (0, 1), done.stderr[-3000:]  # 1: `diff` found what it was to find

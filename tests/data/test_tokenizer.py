@@ -1,7 +1,5 @@
 import base64
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -70,23 +68,16 @@ def test_tokenizers_travel_to_worker_processes(toy):
     assert again.encode(META_PROMPT) == toy.encode(META_PROMPT) and again.bof == toy.bof
 
 
-def test_the_tool_makes_the_shipped_file(tmp_path):
+def test_the_tool_makes_the_shipped_file(python, tmp_path):
     pytest.importorskip("tokenizers")
     out = tmp_path / "toy.tiktoken"
-    tool = [sys.executable, str(ROOT / "tools/train_tokenizer.py"), "--out", str(out)]
-    subprocess.run(tool, check=True, capture_output=True)
+    python("tools/train_tokenizer.py", "--out", out)
     assert out.read_bytes() == TOY_WORLD_FILE.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["toy.tiktoken"]
 
 
-def test_the_tool_names_a_missing_folder(tmp_path):
-    tool = [
-        sys.executable,
-        str(ROOT / "tools/train_tokenizer.py"),
-        "--out",
-        str(tmp_path / "no/toy.tiktoken"),
-    ]
-    done = subprocess.run(tool, capture_output=True, text=True)
+def test_the_tool_names_a_missing_folder(python, tmp_path):
+    done = python("tools/train_tokenizer.py", "--out", tmp_path / "no/toy.tiktoken", check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "create it first" in done.stderr
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import subprocess
-import sys
+import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def train(forge: Callable, config_file: Path, tmp_path: Path) -> Callable[..., str]:
+def train(on_ranks: Callable[..., str], config_file: Path) -> Callable[..., str]:
     """train(n, run_dir, *arguments): launch/train.py on n forked ranks, which must end well; its output."""
-    number = itertools.count()
 
     def run(
         processes: int,
@@ -26,52 +23,24 @@ def train(forge: Callable, config_file: Path, tmp_path: Path) -> Callable[..., s
         config: Path = config_file,
         script: Path = ROOT / "launch/train.py",
     ) -> str:
-        out = tmp_path / f"out{next(number)}"
-        out.mkdir()
-        run = forge(out, [script, "--config", config, f"run.dir={run_dir}", *arguments], {}, processes)
-        codes = run.end()
-        assert codes == [0] * processes, f"{codes}\n{run.log[-6000:]}"
-        return run.log
+        return on_ranks(processes, script, "--config", config, f"run.dir={run_dir}", *arguments)
 
     return run
 
 
-Launch = Callable[..., subprocess.Popen]
-
-
 @pytest.fixture
-def launch(config_file: Path) -> Launch:
-    """launch(n, run_dir, *arguments) starts launch/train.py on n processes (torchrun above one)."""
+def refused(forge: Callable, config_file: Path, tmp_path: Path) -> Callable[..., str]:
+    """refused(n, run_dir, *arguments): the one sentence for the user of a run that ends with exit code 2."""
 
-    def start(
-        processes: int,
-        run_dir: Path,
-        *arguments: str,
-        config: Path = config_file,
-        script: Path = ROOT / "launch/train.py",
-    ) -> subprocess.Popen:
-        runner = [sys.executable]
-        if processes > 1:
-            runner += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [*runner, str(script), "--config", str(config), f"run.dir={run_dir}"]
-        return subprocess.Popen(
-            [*command, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+    def run(processes: int, run_dir: Path, *arguments: str) -> str:
+        words = [ROOT / "launch/train.py", "--config", config_file, f"run.dir={run_dir}", *arguments]
+        out = Path(tempfile.mkdtemp(dir=tmp_path))
+        run = forge(out, words, world=processes)
+        codes = run.end()
+        # the first that goes ends the other, as launchers do
+        assert 2 in codes and set(codes) <= {2, -signal.SIGTERM}, run.log
+        assert len(run.errors()) == 1, run.log
+        assert "Traceback (most recent call last)" not in run.log
+        return run.errors()[0]
 
-    return start
-
-
-@pytest.fixture
-def finish() -> Callable[[subprocess.Popen], str]:
-    """finish(process) waits for success and returns what the run printed."""
-
-    def wait(process: subprocess.Popen) -> str:
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, output[-6000:]
-        return output
-
-    return wait
+    return run

@@ -11,28 +11,18 @@ from pathlib import Path
 
 import pytest
 
-
-def refused(process: subprocess.Popen) -> str:
-    """The one error sentence of a run that was refused."""
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode != 0
-    errors = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, output
-    assert "Traceback (most recent call last)" not in output.partition("error: ")[0]
-    return errors[0]
+pytestmark = pytest.mark.slow
+TRAIN = Path(__file__).parents[2] / "launch/train.py"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, config_file: Path) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, on_ranks: Callable, config_file: Path) -> Path:
     """The directory of a run of two steps."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    script = Path(__file__).parents[2] / "launch/train.py"
-    command = [sys.executable, str(script), "--config", str(config_file), f"run.dir={run_dir}", "run.steps=2"]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    on_ranks(1, TRAIN, "--config", config_file, f"run.dir={run_dir}", "run.steps=2")
     return run_dir
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -48,63 +38,48 @@ def finished(tmp_path_factory: pytest.TempPathFactory, config_file: Path) -> Pat
     ],
 )
 def test_refused_at_start_on_two_processes(
-    arguments: list[str], words: str, forge: Callable, config_file: Path, tmp_path: Path
+    arguments: list[str], words: str, refused: Callable, tmp_path: Path
 ) -> None:
-    run_dir, script = tmp_path / "run", Path(__file__).parents[2] / "launch/train.py"
-    run = forge(tmp_path, [script, "--config", config_file, f"run.dir={run_dir}", *arguments], {}, 2)
-    codes = run.end()
-    assert 2 in codes and set(codes) <= {2, -15}, (
-        run.log
-    )  # the first that goes ends the other, as launchers do
-    errors = [line for line in run.log.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and words in errors[0], run.log
-    assert "Traceback (most recent call last)" not in run.log
-    assert not (run_dir / "metrics.jsonl").exists()
+    assert words in refused(2, tmp_path / "run", *arguments)
+    assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
-@pytest.mark.slow
-def test_refused_under_a_launcher(launch: Callable, tmp_path: Path) -> None:
-    assert "parallel.dp is 3" in refused(launch(2, tmp_path / "run", "parallel.dp=3"))
-
-
-@pytest.mark.slow
-def test_exit_code_2(launch: Callable, tmp_path: Path) -> None:
-    process = launch(1, tmp_path / "run", "parallel.tp=2")
-    assert "start a multiple of 2 processes" in refused(process)
-    assert process.returncode == 2
-
-
-@pytest.mark.slow
-def test_a_run_is_not_overwritten(launch: Callable, finished: Path) -> None:
-    assert "holds a run already" in refused(launch(1, finished, "run.steps=2", "--resume", "none"))
-
-
-@pytest.mark.slow
-def test_resume_with_another_config_names_the_key(launch: Callable, finished: Path) -> None:
-    assert "optim.lr is 0.01 there and 0.02 now" in refused(
-        launch(1, finished, "run.steps=2", "optim.lr=0.02")
+def test_refused_under_a_launcher(config_file: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = ["--config", str(config_file), f"run.dir={tmp_path / 'run'}", "parallel.dp=3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, str(TRAIN), *words], capture_output=True, text=True, timeout=400, env=environment
     )
-    wider = refused(launch(1, finished, "run.steps=2", "model.width=64"))
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    (error,) = (line for line in output.splitlines() if line.startswith("error: "))
+    assert "parallel.dp is 3" in error
+    assert "Traceback (most recent call last)" not in output.partition("error: ")[0]
+
+
+def test_a_run_is_not_overwritten(refused: Callable, finished: Path) -> None:
+    assert "holds a run already" in refused(1, finished, "run.steps=2", "--resume", "none")
+
+
+def test_resume_with_another_config_names_the_key(refused: Callable, finished: Path) -> None:
+    assert "optim.lr is 0.01 there and 0.02 now" in refused(1, finished, "run.steps=2", "optim.lr=0.02")
+    wider = refused(1, finished, "run.steps=2", "model.width=64")
     assert "model.width is 32 there and 64 now" in wider
 
 
-@pytest.mark.slow
-def test_two_runs_on_one_directory(launch: Callable, finished: Path) -> None:
+def test_two_runs_on_one_directory(refused: Callable, finished: Path) -> None:
     with (finished / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "another run is using it" in refused(launch(1, finished, "run.steps=2"))
+        assert "another run is using it" in refused(1, finished, "run.steps=2")
 
 
-@pytest.mark.slow
-def test_unwritable_run_dir(launch: Callable, tmp_path: Path) -> None:
+def test_unwritable_run_dir(refused: Callable, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in refused(launch(2, tmp_path / "file" / "run"))
+    assert "cannot be written" in refused(2, tmp_path / "file" / "run")
 
 
-@pytest.mark.slow
-def test_shard_damaged_during_the_run(
-    launch: Callable, shards: Path, tmp_path: Path, config_file: Path
-) -> None:
+def test_shard_damaged_during_the_run(refused: Callable, shards: Path, tmp_path: Path) -> None:
     """Damage that opening does not see: one sentence says which file, and all ranks end together."""
     broken = tmp_path / "train"
     broken.mkdir()
@@ -114,7 +89,5 @@ def test_shard_damaged_during_the_run(
             content[len(content) // 2] ^= 0xFF
         (broken / file.name).write_bytes(content)
     limit = "data.max_bad_samples=0"
-    process = launch(2, tmp_path / "run", f"data.train={broken}", "run.steps=10", limit)
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode != 0
-    assert "shard.00000.mds" in output and "damaged" in output
+    error = refused(2, tmp_path / "run", f"data.train={broken}", "run.steps=10", limit)
+    assert "shard.00000.mds" in error and "damaged" in error

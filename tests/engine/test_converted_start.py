@@ -13,13 +13,13 @@ TIMID = ["optim.lr=1e-9", "optim.min_lr=0", "optim.warmup_steps=0", "run.steps=1
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_converted_weights(tmp_path, config_file, launch, finish):
+def test_training_goes_on_from_converted_weights(tmp_path, config_file, train):
     run = tmp_path / "run"
     config = load_config(config_file, [f"run.dir={run}", *TIMID])
     llama = LlamaForCausalLM(LlamaConfig(**llama_config(config.model), initializer_range=0.1))
     llama.save_pretrained(tmp_path / "llama")
     from_llama(tmp_path / "llama", config, tmp_path / "start")
-    finish(launch(1, run, *TIMID, "--resume", str(tmp_path / "start")))
+    train(1, run, *TIMID, "--resume", tmp_path / "start")
     after = run / "checkpoints/step_00000001"
     assert store.verify(after)["step"] == 1
     before = store.Tensors(tmp_path / "start", "model")

@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +16,6 @@ from megatv.data.stats import LatentStats
 from megatv.model.codec.learned import ChunkAutoencoder, LearnedCodec
 from megatv.sample.sampler import Sampler
 
-ROOT = Path(__file__).parents[2]
 ONES = LatentStats(np.zeros((2, 16), np.float32), np.ones((2, 16), np.float32))
 
 
@@ -55,45 +51,35 @@ def test_records_of_older_checkpoints_and_unreadable_codecs_are_accepted(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_only_with_its_own_codec_and_statistics(tmp_path, launch, finish):
+def test_a_run_goes_on_only_with_its_own_codec_and_statistics(tmp_path, train, refused, python):
     data, run_dir = tmp_path / "train", tmp_path / "run"
     codec = save_codec(tmp_path / "codec.safetensors", 0)
     write_shards(data, codec)
     config = [f"codec={{kind: learned, path: {codec.path}}}", f"data.train={data}", "data.val=null"]
     config += ["checkpoint.every=2"]
-    finish(launch(1, run_dir, *config))
+    train(1, run_dir, *config)
     first = store.checkpoint_dir(run_dir, 2)
     assert store.read_meta(first)["codec_fingerprint"] == codec_fingerprint(codec)
     shutil.rmtree(store.checkpoint_dir(run_dir, 4))
     Sampler.from_checkpoint(run_dir)
 
-    def refusal():
-        process = launch(1, run_dir, *config, "--resume", "auto")
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == 2 and output.count("error:") == 1, output
-        return output
-
-    def shards_tool(*words):
-        command = [sys.executable, "tools/shards.py", "stats", str(data), *map(str, words)]
-        subprocess.run(command, cwd=ROOT, check=True, timeout=200)
-
-    shards_tool("--recompute")
+    python("tools/shards.py", "stats", data, "--recompute")
     assert Shards(data).stats.fingerprint() != ONES.fingerprint()
-    message = refusal()
+    message = refused(1, run_dir, *config)
     assert f"{first}: was trained with other latent statistics than {data} holds now" in message
     assert f"stats {data} --like {first}" in message
-    shards_tool("--like", first)
+    python("tools/shards.py", "stats", data, "--like", first)
     assert Shards(data).stats.fingerprint() == ONES.fingerprint()
 
     kept = data.rename(tmp_path / "kept"), shutil.copy(codec.path, tmp_path / "kept.safetensors")
     write_shards(data, save_codec(tmp_path / "codec.safetensors", 1))
-    assert "was trained on latents of other codec weights" in refusal()
+    assert "was trained on latents of other codec weights" in refused(1, run_dir, *config)
     with pytest.raises(ValueError, match=r"run: was trained with other codec weights than those in "):
         Sampler.from_checkpoint(run_dir)
 
     shutil.rmtree(data)
     kept[0].rename(data)
     shutil.copy(kept[1], codec.path)
-    assert f"resumed from {first}" in finish(launch(1, run_dir, *config, "--resume", "auto"))
+    assert f"resumed from {first}" in train(1, run_dir, *config)
     steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]

@@ -34,11 +34,11 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_two_processes_validate_like_one(
-    overrides: list[str], single: Path, launch: Callable, finish: Callable, tmp_path: Path
+    overrides: list[str], single: Path, train: Callable, tmp_path: Path
 ) -> None:
     if not single.exists():
-        finish(launch(1, single, *VALIDATE, "optim.ema=0.9"))
-    finish(launch(2, tmp_path / "run", *VALIDATE, *overrides))
+        train(1, single, *VALIDATE, "optim.ema=0.9")
+    train(2, tmp_path / "run", *VALIDATE, *overrides)
     one, two = validations(single), validations(tmp_path / "run")
     assert [r["step"] for r in two] == [2, 4]
     for a, b in zip(one, two, strict=True):

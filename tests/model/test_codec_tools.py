@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from megatv.data.video import write_video
 from megatv.model.codec.learned import LearnedCodec
 
-ROOT = Path(__file__).parents[2]
 SMALL = ("--width", "32", "--batch", "16", "--threads", "1")
 
 
-def run(tool: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / tool), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def run(python: Callable) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """run(tool, *arguments): a script of tools/, however it ends."""
+    return lambda tool, *arguments: python(f"tools/{tool}", *arguments, check=False)
 
 
 def last_psnr(output: str) -> float:
@@ -29,7 +29,7 @@ def last_psnr(output: str) -> float:
 
 
 @pytest.mark.slow
-def test_toy_world_codec_learns_is_reproducible_and_is_reported(tmp_path: Path) -> None:
+def test_toy_world_codec_learns_is_reproducible_and_is_reported(run: Callable, tmp_path: Path) -> None:
     common = ("--toy", 30, *SMALL)
     short = run("train_codec.py", *common, "--steps", 2, "--out", tmp_path / "short.safetensors")
     assert short.returncode == 0, short.stderr
@@ -51,7 +51,7 @@ def test_toy_world_codec_learns_is_reproducible_and_is_reported(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_codec_of_a_folder_of_videos(tmp_path: Path) -> None:
+def test_codec_of_a_folder_of_videos(run: Callable, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     folder, out = tmp_path / "videos", tmp_path / "codec.safetensors"
     folder.mkdir()
@@ -63,7 +63,7 @@ def test_codec_of_a_folder_of_videos(tmp_path: Path) -> None:
     assert LearnedCodec.load(out).network.width == 32
 
 
-def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
+def test_wrong_arguments_are_one_line(run: Callable, tmp_path: Path) -> None:
     for arguments, message in (
         (("train_codec.py", "--videos", tmp_path), "no videos"),
         (("train_codec.py", "--toy", 1), "at least 2 are needed"),

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -101,24 +99,23 @@ def test_a_video_starts_from_another_and_a_timeline_brings_words(run_dir, tmp_pa
 
 
 @pytest.mark.slow
-def test_ranks_share_a_batch_and_a_second_start_makes_what_is_missing(run_dir, tmp_path, command):
+def test_ranks_share_a_batch_and_a_second_start_makes_what_is_missing(run_dir, tmp_path, on_ranks, python):
     lines = [
         {"name": f"v{i}", "prompt": PROMPT, "seed": i, "interventions": [[1.0, "(w). 2, 0, 0, 0."]]}
         for i in range(5)
     ] + [{"name": "bad", "prompt": PROMPT, "seconds": -1}]
     (tmp_path / "batch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = ["-m", "megatv.sample", "--checkpoint", run_dir, "--batch", tmp_path / "batch.jsonl", *QUICK]
-    launch = ["torchrun", "--standalone", "--nproc_per_node", 2]
-    done = command(*launch, *words, "--rows", 2, "--out", tmp_path / "two")
-    assert "not made: bad: seconds is -1" in done.stdout
-    made = {f"v{i}" for i in range(5) if f"not made: v{i}: the model ended it" not in done.stdout}
+    told = on_ranks(2, *words, "--rows", 2, "--out", tmp_path / "two")
+    assert "not made: bad: seconds is -1" in told
+    made = {f"v{i}" for i in range(5) if f"not made: v{i}: the model ended it" not in told}
     assert {path.name for path in (tmp_path / "two").iterdir()} == made and len(made) >= 3
     again, other, *_ = sorted(made)
     shutil.rmtree(tmp_path / "two" / again)
     kept = (tmp_path / "two" / other / "video.mp4").stat().st_mtime_ns
-    command(*launch, *words, "--rows", 2, "--out", tmp_path / "two")
+    on_ranks(2, *words, "--rows", 2, "--out", tmp_path / "two")
     assert (tmp_path / "two" / other / "video.mp4").stat().st_mtime_ns == kept
-    alone = command(sys.executable, *words, "--rows", 6, "--out", tmp_path / "one", check=False)
+    alone = python(*words, "--rows", 6, "--out", tmp_path / "one", check=False)
     assert alone.returncode == 2 and "not made: bad" in alone.stdout
     for name in made:
         trees = [
@@ -223,8 +220,8 @@ def test_bad_checkpoints_and_full_directories_are_refused(run_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_command_line_exits_with_2(tmp_path):
-    command = [sys.executable, "-m", "megatv.sample", "--checkpoint", "nowhere", "--out", str(tmp_path / "o")]
-    done = subprocess.run([*command, *BASE], capture_output=True, text=True, timeout=120)
+def test_command_line_exits_with_2(tmp_path, python):
+    words = ["-m", "megatv.sample", "--checkpoint", "nowhere", "--out", tmp_path / "o"]
+    done = python(*words, *BASE, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: nowhere") and len(done.stderr.splitlines()) == 1

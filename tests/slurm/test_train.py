@@ -1,4 +1,7 @@
-"""launch/slurm/train.sbatch on two nodes of a real Slurm: preempted, killed, and still the same run."""
+"""The scripts of launch/slurm on a real Slurm: a run preempted, killed, and still the same; job arrays.
+
+In one file, so that one worker of pytest-xdist brings up one cluster.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 LONG = ("run.steps=40", "checkpoint.every=10")
+EVALUATE = "launch/slurm/evaluate.sbatch"
 pytestmark = pytest.mark.slow
 
 
@@ -148,3 +152,33 @@ def test_an_unfit_node_fails_the_job_by_name(job, tmp_path: Path) -> None:
     assert (run.field("JobState"), run.field("Restarts")) == ("FAILED", "0"), log
     assert "n2: torch:" in log and "error: preflight: n2 cannot train" in log
     assert not run.run_dir.exists()
+
+
+def submit(cluster, *words: object) -> str:
+    """sbatch, and wait for its end; the job's id."""
+    options = ("sbatch", "--wait", "--parsable", "--gpus-per-node=0", "--cpus-per-task=1")
+    return cluster(*options, *words, check=False).split()[0]
+
+
+def test_each_task_looks_at_its_own_checkpoint(cluster, undisturbed: Path, tmp_path: Path) -> None:
+    job = submit(
+        cluster,
+        *("--array=10-30:20", f"--output={tmp_path}/%a.out", EVALUATE, "python", "tools/convert_ckpt.py"),
+        *("inspect", undisturbed / "checkpoints/step_%8a"),
+    )
+    assert f"ArrayJobId={job}" in cluster("scontrol", "show", "job", job)
+    for step in (10, 30):
+        assert f"step: {step}\n" in (tmp_path / f"{step}.out").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ((), "this is a job array's script: sbatch --array=0-63"),
+        (("--array=0-1",), "no %a in 'python -m megatv.sample --seed 3': every task"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(cluster, tmp_path: Path, options: tuple[str, ...], why: str) -> None:
+    log = tmp_path / "log"
+    submit(cluster, *options, f"--output={log}", EVALUATE, "python", "-m", "megatv.sample", "--seed", 3)
+    assert f"error: {why}" in log.read_text()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,9 +61,9 @@ def test_a_half_written_checkpoint_is_none(ends, tmp_path: Path) -> None:
     assert ends(4, 0) == "come back"
 
 
-def test_the_command_line_is_the_trainings_own(command, config_file: Path, tmp_path: Path) -> None:
+def test_the_command_line_is_the_trainings_own(python, config_file: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    words = [sys.executable, SCRIPT, "--exit-code", 0, "--config", config_file, f"run.dir={run_dir}"]
-    done = command(*words, "run.steps=7", "--resume", "auto", check=False)
+    words = [SCRIPT, "--exit-code", 0, "--config", config_file, f"run.dir={run_dir}"]
+    done = python(*words, "run.steps=7", "--resume", "auto", check=False)
     assert done.returncode == 75
     assert f"[slurm] {run_dir}: step 0 of 7 is saved; the run stopped and goes back" in done.stdout

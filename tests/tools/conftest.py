@@ -1,9 +1,7 @@
 """A model behind HTTP, players of the toy world and the pipeline's command line, for the tools' tests."""
 
 import json
-import os
 import re
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -82,22 +80,9 @@ def moving_video():
 
 @pytest.fixture(scope="session")
 def dataset_command():
-    """(videos, out, *more) -> the keyword arguments of subprocess that run the tool on the sports recipe."""
-
-    def command(videos, out, *more):
-        arguments = [
-            "--videos",
-            str(videos),
-            "--out",
-            str(out),
-            "--config",
-            "configs/data/sports.yaml",
-            *more,
-        ]
-        return {"args": [sys.executable, "tools/build_dataset.py", *arguments],
-                "cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "text": True}  # fmt: skip
-
-    return command
+    """(videos, out, *more) -> the words that run the tool on the sports recipe."""
+    words = ("tools/build_dataset.py", "--config", "configs/data/sports.yaml", "--videos")
+    return lambda videos, out, *more: [*words, videos, "--out", out, *more]
 
 
 class Exact:

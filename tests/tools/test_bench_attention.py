@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +22,9 @@ def bench(monkeypatch):
 
 
 @pytest.mark.slow
-def test_small_benchmark_writes_everything(tmp_path):
+def test_small_benchmark_writes_everything(python, tmp_path):
     out, plot = tmp_path / "a.json", tmp_path / "a.png"
-    command = [sys.executable, ROOT / "tools/bench_attention.py", "--small", "--out", out, "--plot", plot]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
+    done = python("tools/bench_attention.py", "--small", "--out", out, "--plot", plot)
     report = json.loads(out.read_text())
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert set(report["errors"]) == {"plain", *BACKENDS}

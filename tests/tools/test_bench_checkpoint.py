@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import pytest
 
 
 @pytest.mark.slow
-def test_it_prints_its_figures_and_cleans_up(command: Callable, tmp_path: Path) -> None:
+def test_it_prints_its_figures_and_cleans_up(python: Callable, tmp_path: Path) -> None:
     words = ("--config", "configs/toy_world.yaml", "--small", "--rounds", 2, "--dir", tmp_path)
-    done = command(sys.executable, "tools/bench_checkpoint.py", *words)
+    done = python("tools/bench_checkpoint.py", *words)
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["gigabytes"] > 0
     assert figures["blocking_over_held"] == pytest.approx(

@@ -1,21 +1,21 @@
 """The benchmark of the data engine: it runs, its figures are figures, and head-room is rate over need."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 pytest.importorskip("cv2", reason="the stages need OpenCV")
 
 
-def bench(out, *arguments):
-    command = [sys.executable, ROOT / "tools/bench_data.py", "--small", "--out", out, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=590)
-    assert done.returncode == 0, done.stderr
-    return json.loads(out.read_text()), done.stdout
+@pytest.fixture
+def bench(python):
+    """bench(out, *arguments): its report and what it printed."""
+
+    def run(out, *arguments):
+        done = python("tools/bench_data.py", "--small", "--out", out, *arguments)
+        return json.loads(out.read_text()), done.stdout
+
+    return run
 
 
 def only(tables, start):
@@ -29,7 +29,7 @@ def only(tables, start):
 
 
 @pytest.mark.slow
-def test_decoders_and_stages_are_measured_beside_their_peers(tmp_path):
+def test_decoders_and_stages_are_measured_beside_their_peers(bench, tmp_path):
     report, printed = bench(tmp_path / "out.json", "--only", "decode", "stages")
     assert report["machine"]["date"] in printed and set(report) == {"machine", "decode", "stages"}
     measured, skipped = only(report["decode"], "decode")
@@ -49,7 +49,7 @@ def test_decoders_and_stages_are_measured_beside_their_peers(tmp_path):
 
 
 @pytest.mark.slow
-def test_head_room_is_the_loaders_rate_over_the_need(tmp_path):
+def test_head_room_is_the_loaders_rate_over_the_need(bench, tmp_path):
     report, _ = bench(tmp_path / "out.json", "--only", "loader", "first", "--mfu", "0.25")
     (need,), _ = only(report["loader"], "need")
     gpu = 989.4e12 * 0.25 / (need["pflop_per_sequence"] * 1e15)
@@ -69,7 +69,7 @@ def test_head_room_is_the_loaders_rate_over_the_need(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_index_and_a_node_of_consumers_are_measured(tmp_path):
+def test_an_index_and_a_node_of_consumers_are_measured(bench, tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     steps = [
         {"step": k + 1, "seconds": s, "data_wait": w} for k, (s, w) in enumerate([(3, 1), (1, 0), (1, 0.5)])

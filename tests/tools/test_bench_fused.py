@@ -1,22 +1,15 @@
 """The benchmark of the pointwise kernels on a CPU: it runs and its contestants agree."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.mark.slow
-def test_small_benchmark_measures_every_contestant(tmp_path):
+def test_small_benchmark_measures_every_contestant(python, tmp_path):
     out = tmp_path / "fused.json"
-    command = [sys.executable, ROOT / "tools/bench_fused.py", "--small", "--out", out]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
+    done = python("tools/bench_fused.py", "--small", "--out", out)
     report = json.loads(out.read_text())
     assert report == json.loads(done.stdout) and report["gpu"] == "none"
     for case in ("rms_norm", "residual_rms_norm", "swiglu", "rotate_qk"):
@@ -30,7 +23,6 @@ def test_small_benchmark_measures_every_contestant(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_what_to_do():
-    command = [sys.executable, ROOT / "tools/bench_fused.py"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def test_without_a_gpu_it_says_what_to_do(python):
+    done = python("tools/bench_fused.py", check=False)
     assert done.returncode == 1 and "use --small" in done.stderr

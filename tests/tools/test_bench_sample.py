@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,10 @@ MODEL = ["model.layers=1", "model.width=32", "model.ffn=48", "model.unet_channel
 
 
 @pytest.mark.slow
-def test_passes_and_a_video_are_measured(command, tmp_path):
+def test_passes_and_a_video_are_measured(python, tmp_path):
     out = tmp_path / "sample.json"
     words = ["--config", "configs/toy_world.yaml", "codec={kind: dct}", *MODEL, "--steps", 2, "--out", out]
-    command(sys.executable, "tools/bench_sample.py", *words)
+    python("tools/bench_sample.py", *words)
     found = json.loads(out.read_text())
     for name in ("text", "chunk"):
         row = found[name]
@@ -34,8 +33,8 @@ def test_passes_and_a_video_are_measured(command, tmp_path):
     assert video["times_real_time"] == pytest.approx(video["frames_per_s"] / 16)
 
 
-def test_one_model_must_be_named(command):
-    done = command(sys.executable, "tools/bench_sample.py", check=False)
+def test_one_model_must_be_named(python):
+    done = python("tools/bench_sample.py", check=False)
     assert done.returncode == 2 and "either --checkpoint or --config" in done.stderr
 
 

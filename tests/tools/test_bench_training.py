@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,19 +20,19 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def toy(command: Callable, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def toy(python: Callable, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The words that make the toy world's config a run of a small model on a few shards."""
     shards = tmp_path_factory.mktemp("toy") / "train"
     words = ("--config", "configs/toy_world.yaml", "--toy", 16, "--out", shards)
-    command(sys.executable, "tools/make_shards.py", *words, SMALL[0])
+    python("tools/make_shards.py", *words, SMALL[0])
     return ["--config", "configs/toy_world.yaml", f"data.train={shards}", *SMALL]
 
 
 @pytest.mark.slow
-def test_overhead(command: Callable, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overhead(python: Callable, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     out = tmp_path / "figures.json"
-    command(sys.executable, "tools/bench_overhead.py", *toy, "--steps", 2, "--rounds", 3, "--out", out)
+    python("tools/bench_overhead.py", *toy, "--steps", 2, "--rounds", 3, "--out", out)
     figures = json.loads(out.read_text())
     assert figures["steps"] == 6 and figures["bare_seconds_per_step"] > 0
     low, high = figures["ratio_quartiles"]
@@ -43,11 +42,11 @@ def test_overhead(command: Callable, toy: list[str], tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow
-def test_scaling(command: Callable, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scaling(python: Callable, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     out = tmp_path / "figures.json"
     words = ("--processes", 2, "--steps", 2, "--rounds", 1, "--examples", 4, "--out", out)
-    command(sys.executable, "tools/bench_scaling.py", *toy, *words)
+    python("tools/bench_scaling.py", *toy, *words)
     (run,) = json.loads(out.read_text())["runs"]
     assert run["processes"] == 2 and run["steps"] == 2 and run["efficiency"] == 1
     assert run["sequences_per_second"] == pytest.approx(8 / run["seconds_per_step"])
@@ -66,8 +65,8 @@ def test_the_ideal_ends_at_the_cores() -> None:
     assert [row["efficiency"] for row in (one, two, four)] == pytest.approx([1, 0.8, 0.8])
 
 
-def test_an_impossible_batch_is_refused_before_anything_starts(command: Callable) -> None:
+def test_an_impossible_batch_is_refused_before_anything_starts(python: Callable) -> None:
     words = ("--config", "configs/toy_world.yaml", "--processes", 1, "--examples", 3)
-    done = command(sys.executable, "tools/bench_scaling.py", *words, check=False)
+    done = python("tools/bench_scaling.py", *words, check=False)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "batch.examples 3 must be a multiple of sequence.examples_per_row 4" in done.stderr

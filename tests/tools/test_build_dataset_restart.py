@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import time
 
 import pytest
@@ -19,7 +18,7 @@ OPTIONS = ["shots.method=pyscenedetect", "clips.min_peaks=0", "segments.max_segm
 
 @pytest.fixture
 def run(tmp_path, dataset_command, moving_video, model):
-    """(out, *flags) -> the keyword arguments of subprocess for the tool on a few moving pictures."""
+    """(out, *flags) -> the words that run the tool on a few moving pictures."""
     (tmp_path / "videos").mkdir()
     for seed in range(VIDEOS):
         moving_video(tmp_path / "videos" / f"{seed}.mp4", seed)
@@ -47,23 +46,17 @@ def made(out):
     return records, (out / "captions.jsonl").read_text(), shards
 
 
-def finish(command):
-    done = subprocess.run(**command, capture_output=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # three starts of Ray and two of the tool, on a machine that may be busy
-def test_two_nodes_make_what_one_machine_makes(tmp_path, run):
+def test_two_nodes_make_what_one_machine_makes(tmp_path, run, python):
     from ray.cluster_utils import Cluster
 
-    finish(run("alone"))
+    python(*run("alone"))
     node = {"num_cpus": 1, "object_store_memory": 128 << 20}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     try:
         cluster.add_node(**node)
-        finish(run("together", "--ray-address", cluster.address))
+        python(*run("together", "--ray-address", cluster.address))
     finally:
         cluster.shutdown()
     assert made(tmp_path / "together") == made(tmp_path / "alone")
@@ -71,29 +64,30 @@ def test_two_nodes_make_what_one_machine_makes(tmp_path, run):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # four starts of the tool, on a machine that may be busy
-def test_a_killed_run_goes_on_where_it_was(tmp_path, run, model):
+def test_a_killed_run_goes_on_where_it_was(tmp_path, run, forge, python, model):
     """kill -9 while filters work and while the model is asked: what was recorded is never done again."""
     out, asked_when_killed = tmp_path / "killed", []
     for stage in ("filters", "captions"):
         model.seconds = 1.0
-        process = subprocess.Popen(**run("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        (tmp_path / stage).mkdir()
+        process = forge(tmp_path / stage, run("killed"), alone=True)
         while not manifest(out, stage):
-            assert process.poll() is None, "it ended before it could be killed"
+            assert not (process.out / "codes").exists(), "it ended before it could be killed"
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        assert process.end() == [-signal.SIGKILL]
         time.sleep(2)  # what its workers had asked for arrives
         left = {name: manifest(out, name) for name in STAGES}
         assert 1 <= len(left[stage]) < VIDEOS and not left["export"]
         asked_when_killed.append(len(model.asked))
         model.seconds = 0.0
-    finish(run("killed"))
+    python(*run("killed"))
     for name in STAGES:
         finished = [line for line in left[name] if line.endswith(b"\n")]
         assert manifest(out, name)[: len(finished)] == finished
     asked = len(model.asked)
 
     model.asked.clear()
-    finish(run("whole"))
+    python(*run("whole"))
     assert made(out) == made(tmp_path / "whole")
     assert asked_when_killed[0] == 0 and asked - len(model.asked) <= 2  # those under way, of `concurrency`

@@ -1,9 +1,6 @@
 """The command as a person calls it: what it prints, draws and refuses."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +10,14 @@ from megatv.data.shards import DatasetInfo, ShardWriter
 from megatv.data.stats import LatentStats
 from megatv.types import Caption
 
-pytestmark = pytest.mark.slow  # every call is a process that imports torch
-
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow  # every call is a process
 
 
-def inspect(*arguments: object) -> subprocess.CompletedProcess:
-    tool, config = ROOT / "tools/inspect_sequence.py", ROOT / "configs/toy_world.yaml"
-    command = [str(part) for part in (sys.executable, tool, "--config", config, *arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def inspect(python):
+    """inspect(*arguments): the command on the toy world's config."""
+    tool = ("tools/inspect_sequence.py", "--config", "configs/toy_world.yaml")
+    return lambda *arguments: python(*tool, *arguments, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +39,7 @@ def shards(tmp_path_factory):
     return directory
 
 
-def test_demo_reads_like_a_story_and_is_drawn(tmp_path):
+def test_demo_reads_like_a_story_and_is_drawn(inspect, tmp_path):
     out = tmp_path / "mask.png"
     done = inspect("--demo", "--out", out, "sequence.clean_flip=1", "sequence.first_chunk_loss=false")
     assert done.returncode == 0, done.stderr
@@ -60,7 +56,7 @@ def test_demo_reads_like_a_story_and_is_drawn(tmp_path):
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_a_sample_of_the_shards_with_its_text_dropped(shards, tmp_path):
+def test_a_sample_of_the_shards_with_its_text_dropped(inspect, shards, tmp_path):
     sample = [f"data.train={shards}", "sequence.text_dropout=1"]
     done = inspect("--out", tmp_path / "mask.png", *sample)
     assert done.returncode == 0, done.stderr
@@ -77,7 +73,7 @@ def test_a_sample_of_the_shards_with_its_text_dropped(shards, tmp_path):
         (["video.width=64", "sequence.context_tokens=4000"], "its width is 32, the config's is 64"),
     ],
 )
-def test_mistakes_end_in_one_sentence(arguments, message, shards, tmp_path):
+def test_mistakes_end_in_one_sentence(inspect, arguments, message, shards, tmp_path):
     out = tmp_path / "mask.png"
     done = inspect("--out", out, *arguments, f"data.train={shards}")
     assert done.returncode == 2 and done.stdout == "" and not out.exists()

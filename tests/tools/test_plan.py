@@ -1,17 +1,16 @@
 """The planner as a command: tables, JSON and refusals."""
 
 import json
-import sys
 
 import pytest
 
-TOOL = [sys.executable, "tools/plan.py", "--config"]
+TOOL = ["tools/plan.py", "--config"]
 
 
 @pytest.mark.slow
-def test_a_plan_is_printed_and_written(command, tmp_path):
+def test_a_plan_is_printed_and_written(python, tmp_path):
     out = tmp_path / "plan.json"
-    done = command(*TOOL, "configs/8b_sports.yaml", "--gpus", 16, "--json", out)
+    done = python(*TOOL, "configs/8b_sports.yaml", "--gpus", 16, "--json", out)
     report = json.loads(out.read_text())
     assert "PREDICTED, unmeasured" in done.stdout and "Assumed, not measured" in done.stdout
     assert f"{sum(report['parameters'].values()):,} parameters" in done.stdout
@@ -30,7 +29,7 @@ def test_a_plan_is_printed_and_written(command, tmp_path):
         (["--gpus", 8, "model.heds=1"], "heds"),
     ],
 )
-def test_what_cannot_be_planned_is_said_in_one_line(command, arguments, sentence):
-    done = command(*TOOL, "configs/8b_sports.yaml", *arguments, check=False)
+def test_what_cannot_be_planned_is_said_in_one_line(python, arguments, sentence):
+    done = python(*TOOL, "configs/8b_sports.yaml", *arguments, check=False)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert "error: " in done.stderr and sentence in done.stderr
