@@ -2,8 +2,6 @@
 
 import itertools
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -199,13 +197,13 @@ def test_a_cache_that_the_order_would_thrash_is_refused(bucket, source, tmp_path
 
 
 READER = """
-import sys, threading
+import os, sys, threading
 from pathlib import Path
 import numpy as np
 from megatv.data.remote import RemoteShards
-url, cache, capacity, seed, examples = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
+url, cache, capacity, examples = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
 shards = RemoteShards(url, cache, capacity)
-order = np.random.default_rng(seed).integers(0, examples, 24)
+order = np.random.default_rng(int(os.environ["RANK"])).integers(0, examples, 24)
 wrong = []
 def read(indices):
     wrong.extend(i for i in indices if shards[int(i)].id != f"clip-{i}")
@@ -216,19 +214,17 @@ print("wrong:", wrong)
 """
 
 
-def test_ranks_share_a_cache_that_holds_half(bucket, source, tmp_path):
+def test_ranks_share_a_cache_that_holds_half(bucket, source, on_ranks, tmp_path):
     """Three processes of two threads read while shards come and go, after one died while fetching."""
-    RemoteShards(URL, tmp_path, 1 << 20)
-    (directory,) = (p for p in tmp_path.iterdir() if p.is_dir())
+    script, cache = tmp_path / "reader.py", tmp_path / "cache"
+    script.write_text(READER)
+    cache.mkdir()
+    RemoteShards(URL, cache, 1 << 20)
+    (directory,) = cache.iterdir()
     (directory / "shard.00003.mds.room").write_bytes(b"\0" * size_of(source))  # what a killed rank leaves
     (directory / "shard.00003.mds.arriving.ab12").write_bytes(b"\0" * 9)
-    fixed = [sys.executable, "-c", READER, URL, str(tmp_path), str(size_of(source, 3))]
-    ranks = [
-        subprocess.Popen([*fixed, str(seed), str(EXAMPLES)], stdout=subprocess.PIPE, text=True)
-        for seed in range(3)
-    ]
-    assert [rank.communicate(timeout=120)[0] for rank in ranks] == ["wrong: []\n"] * 3
-    assert [rank.returncode for rank in ranks] == [0, 0, 0]
+    told = on_ranks(3, script, URL, cache, size_of(source, 3), EXAMPLES)
+    assert told.splitlines() == ["wrong: []"] * 3
     left = [p.name for p in directory.iterdir() if ".room" in p.name or ".arriving" in p.name]
-    assert left == [] and len(cached(tmp_path)) <= 3
-    assert os.listdir(tmp_path) == [directory.name]
+    assert left == [] and len(cached(cache)) <= 3
+    assert os.listdir(cache) == [directory.name]
