@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
 import time
 from pathlib import Path
@@ -29,7 +30,7 @@ from megatv.log import RunLog, plot_losses, say, step_line
 from megatv.model.codec import clip_encoder, load_codec
 from megatv.model.cost import meta_model
 from megatv.optim import learning_rate
-from megatv.parallel.mesh import Mesh, initialize_distributed
+from megatv.parallel.mesh import Mesh, grid, initialize_distributed
 from megatv.profiler import Profiler
 from megatv.saver import Saver
 from megatv.types import Batch
@@ -41,6 +42,8 @@ def train(config: Config, resume: str, device: torch.device) -> None:
 
     Raises ValueError (the same one on every rank) for anything that the user can put right.
     """
+    # before ranks connect: the first to leave for an impossible grid would break what the others still build
+    grid(int(os.environ["WORLD_SIZE"]), config.parallel)
     initialize_distributed(device)
     try:
         mesh = Mesh(config.parallel)

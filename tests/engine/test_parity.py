@@ -199,7 +199,8 @@ def test_gradients_equal_the_single_process(
     assert not wrong, f"gradients of {len(wrong)} parameters differ (relative to their largest): {wrong}"
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses, norms = ([r[key] for r in records] for key in ("loss", "grad_norm"))
-    assert losses == pytest.approx(alone.losses, rel=2e-6)
+    assert losses[:5] == pytest.approx(alone.losses[:5], rel=2e-6)
     assert norms[0] == pytest.approx(alone.norms[0], rel=2e-6)
-    # Adam blows the rounding of near-zero gradients up to whole updates, so later norms drift apart
-    assert norms[1:] == pytest.approx(alone.norms[1:], rel=1e-3)
+    # Adam blows the rounding of near-zero gradients up to whole updates: later losses and norms drift apart
+    assert losses == pytest.approx(alone.losses, rel=1e-5)
+    assert norms == pytest.approx(alone.norms, rel=1e-3)
