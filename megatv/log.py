@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from typing import Any, NoReturn, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
+
+SECONDS_TO_SPEAK = 10.0
+"""How long a rank with bad input waits for rank 0 to say what is wrong, before it ends."""
 
 
 def rank() -> int:
@@ -38,10 +42,14 @@ def main_guard(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main()
     except ValueError as error:
-        # launchers end the other ranks when the first has gone; theirs too must be the exit code of bad input
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # launchers end the other ranks when the first has gone: rank 0, which may be late, must have said why
+        # by then, and the code of bad input must be theirs, too
+        ended = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
         if rank() == 0 or isinstance(error, AloneError):
             print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            ended.wait(SECONDS_TO_SPEAK)
         code = 2
     except KeyboardInterrupt:
         code = 130

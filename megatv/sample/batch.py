@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatv.config import SampleConfig
+from megatv.log import AloneError
 from megatv.sample.inputs import Asked
 from megatv.sample.outputs import write_results
 from megatv.sample.ranks import Ranks
@@ -39,9 +40,8 @@ def make_all(
         for name in todo[at : at + rows]:
             try:
                 requests[name] = asked[name].request(sampler)
-                sampler.draft(
-                    requests[name], settings
-                )  # a request that does not fit must not end its neighbours
+                # a request that does not fit must not end its neighbours
+                sampler.draft(requests[name], settings)
             except ValueError as error:
                 requests.pop(name, None)
                 failed.append(f"{name}: {error}")
@@ -53,7 +53,10 @@ def make_all(
                 failed.append(f"{name}: {sentence}")
                 continue
             if ranks.speaks:
-                write_results(out / name, request, {name: result}, describe(asked[name], settings))
+                try:
+                    write_results(out / name, request, {name: result}, describe(asked[name], settings))
+                except ValueError as error:  # a full disk here is nothing that rank 0 would tell of
+                    raise AloneError(str(error)) from None
         if ranks.speaks:
             print(f"[{ranks.team}] {min(at + rows, len(todo))} of {len(todo)} videos", flush=True)
     return failed

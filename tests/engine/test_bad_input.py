@@ -14,6 +14,17 @@ import pytest
 pytestmark = pytest.mark.slow
 TRAIN = Path(__file__).parents[2] / "launch/train.py"
 
+LATE = """
+import os, time
+from megatv.log import main_guard
+
+def main():
+    time.sleep(1 if os.environ["RANK"] == "0" else 0)
+    raise ValueError("nobody can do this")
+
+main_guard(main)
+"""
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, on_ranks: Callable, config_file: Path) -> Path:
@@ -42,6 +53,15 @@ def test_refused_at_start_on_two_processes(
 ) -> None:
     assert words in refused(2, tmp_path / "run", *arguments)
     assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_others_wait_until_rank_0_has_spoken(forge: Callable, tmp_path: Path) -> None:
+    """Launchers end all ranks with the first: one that is quicker than rank 0 must not silence it."""
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
+    run = forge(tmp_path, [script], world=2)
+    assert run.end()[0] == 2, run.log
+    assert run.errors() == ["error: nobody can do this"]
 
 
 def test_refused_under_a_launcher(config_file: Path, tmp_path: Path) -> None:
