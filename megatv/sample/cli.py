@@ -106,7 +106,9 @@ def _batch(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _ranks(args: argparse.Namespace) -> tuple[torch.device, Ranks]:
     """This process's device, and its place among the others."""
-    device = prepare() if args.device is None else usable_device(args.device)
+    device = prepare()
+    if args.device not in (None, device.type):
+        device = usable_device(args.device)
     return device, Ranks(args.tp, device)
 
 
