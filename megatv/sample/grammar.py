@@ -72,7 +72,6 @@ class Walk:
     lines     how many there may be
     room      tokens that they may take: a line begins, and goes on, only in ways that let it end within them
     may_end   EOS may stand in place of the first line; BOF never does, since every frame has its line
-    narrowed  whether the room has ruled anything out
     """
 
     def __init__(self, grammar: ActionGrammar, lines: float, room: int, *, may_end: bool) -> None:
@@ -80,13 +79,11 @@ class Walk:
         self._grammar, self._lines, self._room = grammar, lines, room
         self._node = grammar.more if lines > 1 else grammar.last
         self._start = self._node if may_end else None
-        self.narrowed = False
 
     def choices(self) -> list[int]:
         """The tokens that may come next: one if it is certain, none if no line fits."""
         following = self._node.following
         found = [token for token, node in following.items() if node.rest <= self._room]
-        self.narrowed |= len(found) < len(following)
         return [*found, self._grammar.eos] if found and self._node is self._start else found
 
     def follow(self, token: int) -> None:

@@ -17,7 +17,7 @@ class Speech:
     walk      the grammar that it keeps to, or None
 
     said      the words so far                           open   whether the model is to pick the next token
-    pending   the tokens that it has not seen yet        cut    whether the room ended or narrowed its words
+    pending   the tokens that it has not seen yet        cut    whether the room has ended the words
     """
 
     def __init__(self, head: Sequence[int], words: Ids, room: int, walk: Walk | None = None) -> None:
@@ -37,7 +37,6 @@ class Speech:
         """Note the token that the model picked, with all that it makes certain; whether it was a word."""
         if token in (tokenizer.bof, tokenizer.eos):
             self.open = False
-            self.cut = self._walk is not None and self._walk.narrowed
             return False
         self._say(token)
         if self._walk is None:
@@ -73,4 +72,4 @@ class Speech:
             walk.follow(choices[0])
         self.choices = choices
         self.open = len(choices) > 1
-        self.cut = not self.open and walk.narrowed
+        self.cut = not choices
