@@ -43,27 +43,14 @@ from megatv.sample.sampler import usable_device
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--checkpoint", help="a checkpoint directory, or a run")
-    parser.add_argument("--config", help="YAML of a model to be measured with random weights")
+    add_model(parser)
     parser.add_argument("--prompt", default="", help="of the video")
     parser.add_argument("--steps", type=int, help="solver steps a chunk (default: sample.steps)")
     parser.add_argument("--precision", choices=CHOICES, default="auto", help="auto: bf16 on a GPU, else fp32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of --config")
     args = parser.parse_intermixed_args()
-    if (args.checkpoint is None) == (args.config is None):
-        raise ValueError("give either --checkpoint or --config")
     if args.steps is not None and args.steps < 1:
         raise ValueError(f"--steps {args.steps}: must be at least 1")
-    device = usable_device(args.device)
-    sampler = (
-        Sampler.from_checkpoint(args.checkpoint, device, precision=args.precision)
-        if args.checkpoint
-        else random_sampler(
-            load_config(args.config, args.overrides), device, choose_precision(args.precision, device)
-        )
-    )
+    sampler = named_model(args, args.precision)
     steps = args.steps or sampler.config.sample.steps
     figures = {
         **passes(sampler.model, sampler.config, sampler.precision),
@@ -72,6 +59,27 @@ def main() -> None:
     print(json.dumps(figures, indent=1))
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Options that name a trained model or a random one, its device, and a file for the figures."""
+    parser.add_argument("--checkpoint", help="a checkpoint directory, or a run")
+    parser.add_argument("--config", help="YAML of a model to be measured with random weights")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of --config")
+
+
+def named_model(args: argparse.Namespace, precision: str) -> Sampler:
+    """The sampler that `add_model`'s options name. ValueError when they name none, or two."""
+    if (args.checkpoint is None) == (args.config is None):
+        raise ValueError("give either --checkpoint or --config")
+    device = usable_device(args.device)
+    if args.checkpoint:
+        return Sampler.from_checkpoint(args.checkpoint, device, precision=precision)
+    return random_sampler(
+        load_config(args.config, args.overrides), device, choose_precision(precision, device)
+    )
 
 
 def random_model(config: Config, device: torch.device, precision: Precision | None = None) -> MoT:

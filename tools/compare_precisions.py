@@ -16,22 +16,20 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from bench_sample import random_sampler, sizes  # the tool beside this one
+from bench_sample import add_model, named_model, sizes  # the tool beside this one
 from torch import Tensor
 
-from megatv.config import Config, load_config
+from megatv.config import Config
 from megatv.data.sequence import fit
 from megatv.log import main_guard
-from megatv.model.precision import PRECISIONS, choose_precision
+from megatv.model.precision import PRECISIONS
 from megatv.sample import Sampler
 from megatv.sample.context import Context
 from megatv.sample.inputs import held_out
-from megatv.sample.sampler import usable_device
 
 TIMES = (0.1, 0.5, 0.9)
 """Of the noisy chunks; at 0 they are noise."""
@@ -48,28 +46,17 @@ class Replayed:
 def main() -> None:
     """Replay, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--checkpoint", help="a checkpoint directory, or a run")
-    parser.add_argument("--config", help="YAML of a model to be compared with random weights")
+    add_model(parser)
     parser.add_argument("--examples", type=int, default=8, help="sequences, side by side")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of --config")
     args = parser.parse_intermixed_args()
-    if (args.checkpoint is None) == (args.config is None):
-        raise ValueError("give either --checkpoint or --config")
     if args.examples < 1:
         raise ValueError(f"--examples {args.examples}: must be at least 1")
-    device = usable_device(args.device)
-    config = load_config(args.config, args.overrides) if args.config else None
     found: dict[str, dict[str, Any]] = {}
     exact: tuple[Tensor, Tensor] | None = None
     for name in PRECISIONS:
-        if config is None:
-            sampler = Sampler.from_checkpoint(args.checkpoint, device, precision=name)
-        else:
-            sampler = random_sampler(config, device, choose_precision(name, device))
+        sampler = named_model(args, name)
         if exact is None:
-            examples = drawn(sampler, args.examples) if config else held(sampler, args.examples)
+            examples = (drawn if args.config else held)(sampler, args.examples)
         found[name], tokens, velocities = replay(sampler, examples)
         exact = exact or (tokens, velocities)
         found[name]["velocity_error"] = float((velocities - exact[1]).norm() / exact[1].norm())
