@@ -24,6 +24,7 @@ class BackgroundDecoder:
         self._decoder = Decoder(codec)
         self._thread = ThreadPoolExecutor(1, "decode")
         self._pending: deque[tuple[int, Future[np.ndarray]]] = deque()
+        self._side: torch.cuda.Stream | None = None
 
     def push(self, chunk: int, latents: Tensor) -> None:
         """Begin to decode the next raw latent of each video, [B, C, h, w]; `chunk` is its name."""
@@ -48,8 +49,7 @@ class BackgroundDecoder:
     def _decode(self, latents: Tensor, drawn: torch.cuda.Event | None) -> np.ndarray:
         if drawn is None:
             return self._decoder.push(latents).numpy()
-        side = torch.cuda.Stream(latents.device)
-        with torch.cuda.stream(side):
-            side.wait_event(drawn)
-            latents.record_stream(side)
-            return self._decoder.push(latents).cpu().numpy()
+        self._side = self._side or torch.cuda.Stream(latents.device)
+        with torch.cuda.stream(self._side):
+            self._side.wait_event(drawn)
+            return self._decoder.push(latents).cpu().numpy()  # done when it returns: latents may be freed
