@@ -173,7 +173,7 @@ def _record(
     args: argparse.Namespace, sampler: Sampler, asked: Asked, settings: SampleConfig
 ) -> dict[str, Any]:
     """What it takes to make the video again, for its transcript."""
-    keys = ("image", "video", "example", "seconds", "seed")
+    keys = ("image", "image_words", "video", "example", "seconds", "seed")
     return {
         "megatv": megatv.__version__,
         **{key: getattr(args, key) for key in ("checkpoint", "weights", "tp")},
