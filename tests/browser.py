@@ -97,15 +97,27 @@ class Browser:
         _until(lambda: self.evaluate(f"Boolean({script})"), seconds, script)
 
     def click(self, selector: str) -> None:
-        """Press the left mouse button in the middle of the first element that fits a CSS selector."""
-        found = json.dumps(selector)
+        """Press the left mouse button in the middle of the first element that fits a CSS selector.
+
+        As a person does: bring it into view, go there, and press once it rests under the pointer.
+        """
+        found, place = json.dumps(selector), None
         self.wait_for(f"document.querySelector({found})")
-        box = self.evaluate(
-            f"(() => {{ const e = document.querySelector({found}); e.scrollIntoView({{block: 'nearest'}});"
-            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
-        )
+        end = time.monotonic() + 30
+        while True:
+            x, y, hit = self.evaluate(
+                f"(() => {{ const e = document.querySelector({found}); if (!e) return [0, 0, false];"
+                "e.scrollIntoView({block: 'nearest'}); const b = e.getBoundingClientRect();"
+                "const x = b.x + b.width / 2, y = b.y + b.height / 2;"
+                "return [x, y, e.contains(document.elementFromPoint(x, y))]; })()"
+            )
+            if hit and place == (x, y):
+                break
+            assert time.monotonic() < end, f"{selector} is hidden or never rests"
+            place = (x, y)
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def type(self, text: str) -> None:
         """Type into the element that has the focus."""

@@ -55,6 +55,8 @@ def test_a_newcomer_makes_steers_branches_and_plays(address, browser, tmp_path):
     page.wait_for(f"{count('.cell.made')} >= 3")
     page.click("#hold")
     page.wait_for("document.querySelector('.pill.paused')")
+    page.click(".cell:nth-child(2) .look")
+    page.wait_for("document.querySelector('.still .cell.now:nth-child(2)')")
     page.click("#lines li:last-child .line")
     page.evaluate("document.querySelector('.editor textarea').value = ''")
     page.type(JUMP)
@@ -64,6 +66,7 @@ def test_a_newcomer_makes_steers_branches_and_plays(address, browser, tmp_path):
     page.wait_for("document.querySelector('.pill.finished')", 120)
     assert page.evaluate("document.querySelector('#lines li:last-child').className").startswith("made forced")
     assert page.evaluate(count(".cell.made")) == page.evaluate(count("#lines li")) == 13
+    assert page.evaluate(count(".still .cell.now:nth-child(2)")) == 1  # what was looked at stays marked
 
     page.click(".cell:nth-child(6) .look")
     page.click(".still .cell.now:nth-child(6) .branch")

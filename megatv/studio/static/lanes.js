@@ -61,7 +61,8 @@ function update(take, index) {
   const { root, canvas, words } = lanes.get(take.number).cells[index];
   const chunk = take.chunks[index];
   const shared = take.parent !== null && index < take.at;
-  root.className = `cell ${chunk.stage} ${chunk.source}${shared ? " shared" : ""}${take.parent !== null && index === take.at ? " fork" : ""}`;
+  const now = root.classList.contains("now");
+  root.className = `cell ${chunk.stage} ${chunk.source}${shared ? " shared" : ""}${take.parent !== null && index === take.at ? " fork" : ""}${now ? " now" : ""}`;
   words.textContent = gloss(chunk.text || chunk.live || chunk.planned || STAGES[chunk.stage]);
   words.title = chunk.text;
   const picture = chunk.frames[Math.min(1, chunk.frames.length - 1)];
@@ -72,7 +73,7 @@ function mark(chunk) {
   for (const [number, { cells, strip }] of lanes) {
     cells.forEach(({ root }, index) => root.classList.toggle("now", number === state.active && index === chunk));
     const { root } = cells[chunk] ?? {};
-    if (number === state.active && root) {
+    if (number === state.active && root && !strip.matches(":hover")) { // never under somebody's pointer
       const left = root.offsetLeft - strip.offsetLeft;
       if (left < strip.scrollLeft || left + root.offsetWidth > strip.scrollLeft + strip.clientWidth) strip.scrollLeft = left - strip.clientWidth / 3;
     }
