@@ -22,6 +22,10 @@ from megatv.studio.cli import main
 from megatv.studio.session import Model
 
 JUMP = "(space). 0, 0, 0, 0."
+WATCH_WRITING = """new MutationObserver((changes) => {
+    if (changes.some(({ oldValue }) => oldValue?.startsWith('writing'))) window.written = true;
+}).observe(document.querySelector('#lines'), { subtree: true, attributeFilter: ['class'], attributeOldValue: true })"""
+"""Sets window.written once a line was shown while it was being said, however short that was."""
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +53,10 @@ def test_a_newcomer_makes_steers_branches_and_plays(address, browser, tmp_path):
     page.wait_for(f"location.href != '{address}/'")
     session = page.evaluate("location.pathname").rpartition("/")[2]
 
-    page.evaluate("document.querySelector('#steps').value = 12")  # slow enough to be held on its way
+    page.evaluate("document.querySelector('#steps').value = 30")  # slow enough to be held on its way
+    page.evaluate(WATCH_WRITING)
     page.click("#make")
-    page.wait_for("document.querySelector('li.writing .words')?.textContent")  # words as they are said
+    page.wait_for("window.written")  # words as they are said
     page.wait_for(f"{count('.cell.made')} >= 3")
     page.click("#hold")
     page.wait_for("document.querySelector('.pill.paused')")
