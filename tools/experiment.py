@@ -1,7 +1,7 @@
 """The paper's controlled experiment on the toy world: TV2TV, T2V and Think2V from one data set (section 3).
 
-    python tools/experiment.py --config configs/toy_world.yaml --out runs/experiment
-        [--steps N] [--seeds 0] [--starts 64] [--seconds 30]
+    python tools/experiment.py --config configs/toy_experiment.yaml --out runs/experiment
+        [--steps N] [--seeds 0] [--starts 64] [--seconds 30] [--episodes 3000]
 
 Makes the codec and the shards that the config names where they are missing, trains the three arms, which
 differ in `sequence.mode` alone, lets each continue the same starts, scores the pictures with the world's own
@@ -44,7 +44,7 @@ from megatv.sample.render import Strip, contact_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("tv2tv", "t2v", "think2v")
-CODEC_EPISODES, TRAIN_EPISODES, VAL_EPISODES = 1500, 3000, 128
+CODEC_EPISODES, VAL_EPISODES = 1500, 128
 EYE_EPISODES = 600
 STEERED = "left_click"
 """The intervention that the contact sheet shows."""
@@ -60,15 +60,16 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=64, help="held-out starts, continued by every run")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the long videos")
     parser.add_argument("--batch", type=int, default=64, help="videos sampled at a time")
+    parser.add_argument("--episodes", type=int, default=3000, help="of the training shards, if missing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    for key, least in (("starts", 2), ("seconds", 4), ("batch", 1)):
+    for key, least in (("starts", 2), ("seconds", 4), ("batch", 1), ("episodes", 1)):
         if getattr(args, key) < least:
             raise ValueError(f"--{key} {getattr(args, key)}: must be at least {least}")
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: give every seed once")
     args.out.mkdir(parents=True, exist_ok=True)
-    prepare(args.config, load_config(args.config))
+    prepare(args.config, load_config(args.config), args.episodes)
     runs = {
         mode: [train(args.config, args.out, mode, seed, args.steps) for seed in args.seeds] for mode in ARMS
     }
@@ -80,14 +81,14 @@ def main() -> None:
     say(f"\n{args.out / 'report.html'}")
 
 
-def prepare(config_file: str, config: Config) -> None:
+def prepare(config_file: str, config: Config, episodes: int) -> None:
     """Make the codec and the shards, as launch/demo.sh does, where they are missing."""
     codec, data = config.codec, config.data
     if codec.path and not Path(codec.path).exists():
         tool("train_codec.py", "--toy", str(CODEC_EPISODES), "--out", codec.path)
     shards = ("--config", config_file, "--toy")
     if not Path(data.train).exists():
-        tool("make_shards.py", *shards, str(TRAIN_EPISODES), "--split", "train", "--out", data.train)
+        tool("make_shards.py", *shards, str(episodes), "--split", "train", "--out", data.train)
     if data.val and not Path(data.val).exists():
         held_out = ("--split", "val", "--stats", data.train, "--out", data.val)
         tool("make_shards.py", *shards, str(VAL_EPISODES), *held_out)

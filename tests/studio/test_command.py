@@ -24,7 +24,8 @@ from megatv.studio.session import Model
 JUMP = "(space). 0, 0, 0, 0."
 WATCH_WRITING = """new MutationObserver((changes) => {
     if (changes.some(({ oldValue }) => oldValue?.startsWith('writing'))) window.written = true;
-}).observe(document.querySelector('#lines'), { subtree: true, attributeFilter: ['class'], attributeOldValue: true })"""
+}).observe(document.querySelector('#lines'),
+    { subtree: true, attributeFilter: ['class'], attributeOldValue: true })"""
 """Sets window.written once a line was shown while it was being said, however short that was."""
 
 

@@ -117,7 +117,6 @@ def test_what_cannot_be_done_is_refused_at_once(tool, tmp_path, monkeypatch, arg
 @pytest.mark.slow
 def test_an_arm_is_made_from_nothing_and_kept(tool, tmp_path, monkeypatch, capfd):
     """Shards, then one tiny Think2V run through the launcher; a second call starts no process."""
-    monkeypatch.setattr(tool, "TRAIN_EPISODES", 8)
     monkeypatch.setattr(tool, "VAL_EPISODES", 2)
     text = (ROOT / "configs/toy_world.yaml").read_text()
     for old, new in {
@@ -134,7 +133,7 @@ def test_an_arm_is_made_from_nothing_and_kept(tool, tmp_path, monkeypatch, capfd
         text = text.replace(old, new)
     config_file = tmp_path / "tiny.yaml"
     config_file.write_text(text)
-    tool.prepare(str(config_file), tool.load_config(config_file))
+    tool.prepare(str(config_file), tool.load_config(config_file), episodes=8)
     run = tool.train(str(config_file), tmp_path, "think2v", 3, 2)
     checkpoint, _ = latest(run)
     meta = tool.read_meta(checkpoint)
@@ -142,7 +141,7 @@ def test_an_arm_is_made_from_nothing_and_kept(tool, tmp_path, monkeypatch, capfd
     assert meta["config"]["sequence"]["mode"] == "think2v"
     assert "leaves out" not in capfd.readouterr().out
     monkeypatch.setattr(tool, "command_line", lambda *words: pytest.fail(" ".join(words)))
-    tool.prepare(str(config_file), tool.load_config(config_file))
+    tool.prepare(str(config_file), tool.load_config(config_file), episodes=8)
     assert tool.train(str(config_file), tmp_path, "think2v", 3, 2) == run
     with pytest.raises(ValueError, match="another `run` section"):
         tool.train(str(config_file), tmp_path, "think2v", 3, 1)
