@@ -90,6 +90,7 @@ class SequenceConfig:
 
     context_tokens    S, rows of one packed row, both copies of every chunk counted (Max Context Length)
     examples_per_row  examples of full length that one row has room for; short ones share it
+    think2v           the plan: a line of actions for every chunk, or every frame, or the detailed caption
     text_dropout      p_txt-drop: each segment alone, and the whole sample's text, are dropped with it
     clean_flip        p_clean-vid-flip: a clean chunk is replaced by its noisy sample
     timestep_mean, timestep_std   t = sigmoid(n), n ~ N(mean, std^2); the table's 1.96 is the variance 1.4^2
@@ -100,7 +101,7 @@ class SequenceConfig:
     mode: Literal["tv2tv", "t2v", "think2v"]
     context_tokens: int
     examples_per_row: int = 1
-    think2v: Literal["actions", "detailed_caption"] = "actions"
+    think2v: Literal["actions", "frame_actions", "detailed_caption"] = "actions"
     text_dropout: float = 0.0
     clean_flip: float = 0.0
     timestep_mean: float = 0.0

@@ -41,6 +41,11 @@ def chunk_start_seconds(chunk: int) -> float:
     return (group * GROUP_FRAMES + max(0, (inside - 1) * TEMPORAL_FACTOR + 1)) / FPS
 
 
+def plan_lines(chunk: int, config: SequenceConfig) -> int:
+    """Lines that a Think2V plan of actions has for a chunk: one, or one for each of its frames."""
+    return TEMPORAL_FACTOR if config.think2v == "frame_actions" and chunk % GROUP_LATENTS else 1
+
+
 def chunk_of_text(seconds: float) -> int:
     """The chunk that text of this time stands before: the first that starts at or after it.
 
@@ -136,9 +141,9 @@ def interleave(example: Example, tokenizer: Tokenizer, config: SequenceConfig) -
     """Put the example's words in their places, by `config.mode` (TV2TV figure 3).
 
     tv2tv    the meta-caption, then every caption right before the first chunk at or after its time
-    think2v  the meta-caption, then all captions (`actions`) or the detailed one, before any chunk
+    think2v  the meta-caption, then all captions or the detailed one (`config.think2v`), before any chunk
     t2v      the meta-caption only
-    Raises ValueError when the detailed caption is wanted but absent.
+    Raises ValueError when the detailed caption is wanted but absent, or a frame has no line or several.
 
     Chunks that only repeat the last frame (`valid_latents`) are left out: what bears no loss and conditions
     nothing needs no place.
@@ -147,7 +152,9 @@ def interleave(example: Example, tokenizer: Tokenizer, config: SequenceConfig) -
     prompt, before = [prompt_ids(tokenizer, example.meta_caption)], [Ids()] * len(texts)
     if config.mode == "tv2tv":
         before = [text_ids(tokenizer, group) for group in texts]
-    elif config.mode == "think2v" and config.think2v == "actions":
+    elif config.mode == "think2v" and config.think2v != "detailed_caption":
+        if config.think2v == "frame_actions":
+            _check_frame_lines(example, texts, config)
         prompt.append(text_ids(tokenizer, [text for group in texts for text in group]))
     elif config.mode == "think2v":
         if not example.detailed_caption:
@@ -157,6 +164,16 @@ def interleave(example: Example, tokenizer: Tokenizer, config: SequenceConfig) -
             )
         prompt.append(text_ids(tokenizer, [example.detailed_caption]))
     return Plan(tuple(prompt), tuple(before), example.ends_clip)
+
+
+def _check_frame_lines(example: Example, texts: list[list[str]], config: SequenceConfig) -> None:
+    for chunk, group in enumerate(texts):
+        found, wanted = len("\n".join(group).split("\n")) if group else 0, plan_lines(chunk, config)
+        if found != wanted:
+            raise ValueError(
+                f"sample {example.id} has {found} lines of words for its chunk {chunk}, but `think2v: "
+                f"frame_actions` is a line a frame, {wanted}: mend the captions, or set it to actions"
+            )
 
 
 def fit(example: Example, tokenizer: Tokenizer, config: SequenceConfig, text_rows: int) -> Plan:

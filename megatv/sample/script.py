@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from megatv.config import FPS, Config, SampleConfig
-from megatv.data.sequence import Ids, Plan, prompt_ids, text_ids
+from megatv.data.sequence import Ids, Plan, plan_lines, prompt_ids, text_ids
 from megatv.data.tokenizer import Tokenizer
 from megatv.sample.grammar import LINES, Walk, action_grammar
 from megatv.sample.request import ChunkWords, Request
@@ -20,6 +20,8 @@ from megatv.sample.timeline import Window, chunk_starts, chunks_within, plan_win
 class Script:
     """chunks: length of the video; given: chunks that the request brings.
 
+    places             place in its window of every chunk
+    lines, all_lines   what a plan of actions says of each chunk, in this window and in all so far
     transcript, said   the words of the chunks so far, and their tokens; they grow chunk by chunk
     recalled           the same of a video that this one repeats, up to some chunk
     live               somebody listens while the video is made, and may put words in (`go_live`)
@@ -33,7 +35,8 @@ class Script:
         self.mode = request.mode or config.sequence.mode
         self.given, self.tokenizer = given, tokenizer
         self.size, self.budget = config.latents, config.text_rows_per_example
-        self.lines_are_chunks = config.sequence.think2v == "actions"
+        self.sequence = config.sequence
+        self.lines_are_chunks = config.sequence.think2v != "detailed_caption"
         held = settings.grammar == "actions" and self.mode != "t2v"  # which has no words to be held
         if held and self.mode == "think2v" and not self.lines_are_chunks:
             raise ValueError(
@@ -47,6 +50,7 @@ class Script:
         self.chunks = self.size if request.seconds is None else chunks_within(request.seconds, groups)
         self.chunks = max(self.chunks, given)
         windows = plan_windows(self.chunks, groups)
+        self.places = [place for window in windows for place in range(window.kept, window.end)]
         self.keep_prompt = settings.keep_prompt
         self.prompt = prompt_ids(tokenizer, request.prompt)
         if len(request.given_words) > given:
@@ -88,7 +92,7 @@ class Script:
                     f"interventions '{forced[chunk]}' and '{intervention.text}' both fall on the chunk at "
                     f"{starts[chunk]:g} s; give them times at least a chunk apart"
                 )
-            forced[chunk] = intervention.text
+            forced[chunk] = self._for_frames(chunk, intervention.text)
         return forced
 
     def _check_room(self, windows: list[Window]) -> None:
@@ -122,10 +126,13 @@ class Script:
     def open(self, window: Window) -> None:
         """Start a window. Its kept chunks keep their words; a plan keeps its lines from there on."""
         self.window = window
-        # a frame coded anew keeps the words that it was drawn under
-        self.words = self.words[-1:] if window.recoded else self.words[len(self.words) - window.kept :]
+        self.words = self.words[len(self.words) - window.kept :]
         if self.lines_are_chunks:
             self.lines = self.lines[self.size - window.kept : self.size]
+        if window.recoded and self.sequence.think2v == "frame_actions":
+            # a frame coded anew keeps the words that it was drawn under: the last line of its chunk
+            self.words = [self._last_line(ids) for ids in self.words]
+            self.lines = [text.rpartition("\n")[2] for text in self.lines]
         self._spare = self.budget if self.live else 0
 
     def head(self) -> list[int]:
@@ -202,6 +209,7 @@ class Script:
             raise ValueError(f"{where}: they are too late, it is drawn already; branch from it instead")
         if self.mode == "think2v" and self.words:
             raise ValueError(f"{where}: the whole plan is said already; branch, and it is said anew")
+        text = self._for_frames(chunk, text)
         tokens = len(text_ids(self.tokenizer, [text])) + 1
         if tokens > self._spare:
             raise ValueError(
@@ -261,14 +269,40 @@ class Script:
     def _plan(self, ids: Ids) -> Ids:
         """Split a plan into lines, put the user's in and return its tokens."""
         first, anchor = self.index(0), self._anchor_lines()
-        self.lines = self.tokenizer.decode(list(ids)).split("\n")[len(anchor) :] if ids else []
+        lines = self.tokenizer.decode(list(ids)).split("\n") if ids else []
+        self.lines = self._by_chunk(lines[len(anchor) :])
         edits = {
             k - first: text for k, text in self.forced.items() if self.window.first <= k < first + self.size
         }
         for line, text in sorted(edits.items()):
             self.lines[line : line + 1] = [text]
-        self.all_lines[first:] = self.lines
+        old = int(self.window.recoded)  # a frame coded anew is no new chunk
+        self.all_lines[first + old :] = self.lines[old:]
         return text_ids(self.tokenizer, anchor + self.lines) if edits else ids
+
+    def _by_chunk(self, lines: list[str]) -> list[str]:
+        """A plan's lines, those of one chunk joined."""
+        texts: list[str] = []
+        while lines:
+            count = plan_lines(len(texts), self.sequence)
+            texts.append("\n".join(lines[:count]))
+            lines = lines[count:]
+        return texts
+
+    def _for_frames(self, chunk: int, text: str) -> str:
+        """The user's words as a plan of frames needs them: as many lines as the chunk has, or one for all."""
+        wanted, lines = plan_lines(self.places[chunk], self.sequence), text.split("\n")
+        if self.mode != "think2v" or not self.lines_are_chunks or len(lines) == wanted:
+            return text
+        if len(lines) > 1:
+            raise ValueError(
+                f"words for chunk {chunk}: {len(lines)} lines, but this model plans {wanted} for it: give "
+                f"{'one' if wanted == 1 else f'one line, which then stands for all, or {wanted}'}"
+            )
+        return "\n".join(lines * wanted)
+
+    def _last_line(self, ids: Ids) -> Ids:
+        return text_ids(self.tokenizer, [self.tokenizer.decode(list(ids)).rpartition("\n")[2]])
 
     def _entry(self, chunk: int, ids: Ids, cut: bool) -> ChunkWords:
         index, start = self.index(chunk), self.window.starts()[chunk]

@@ -135,7 +135,7 @@ def describe(model: Model) -> dict[str, Any]:
         "seconds": config.video.groups * GROUP_FRAMES / FPS,
         "max_seconds": limits.MAX_SECONDS,
         "mode": config.sequence.mode,
-        "plan_lines": config.sequence.think2v == "actions",
+        "plan_lines": {"actions": "chunk", "frame_actions": "frame"}.get(config.sequence.think2v),
         "steps": config.sample.steps,
         "max_steps": limits.MAX_STEPS,
         "temperature": config.sample.temperature,

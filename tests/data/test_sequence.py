@@ -75,6 +75,17 @@ class TestLayout:
         with pytest.raises(ValueError, match=r"sample clip has no detailed caption.*think2v to actions"):
             build(make_example(), letters, config)
 
+    def test_a_plan_of_frames_has_a_line_for_every_frame(self, make_example, make_config, letters):
+        config = make_config(sequence__mode="think2v", sequence__think2v="frame_actions")
+        captions = {start: "a" if chunk == 0 else "a\n\nb\nc" for chunk, start in enumerate(STARTS[:13])}
+        plan = "\n".join(captions.values())
+        assert words(build(make_example(captions), letters, config)) == f"^M\n{plan}" + "[]" * 13 + "$"
+        short = make_example({**captions, STARTS[3]: "a\nb"})
+        with pytest.raises(ValueError, match=r"sample clip has 2 lines of words for its chunk 3, "):
+            build(short, letters, config)
+        with pytest.raises(ValueError, match=r"0 lines of words for its chunk 5"):
+            build(make_example({s: t for s, t in captions.items() if s != STARTS[5]}), letters, config)
+
     def test_no_words_at_all(self, make_example, make_config, letters):
         assert words(build(make_example(meta=""), letters, make_config())) == "^" + "[]" * 13 + "$"
 

@@ -1,6 +1,7 @@
 """What the sampler promises a caller: independence of the batch, forced words, given chunks, long videos."""
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -122,6 +123,28 @@ def test_think2v_keeps_its_lines_in_the_next_window(make_sampler):
         "jj",
         "jjj",
     ]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_plan_of_frames_has_as_many_lines_for_a_chunk_as_it_has_frames(make_sampler, groups):
+    """Chunks 2 and 30: in the first window, and in a later one."""
+    sampler = make_sampler(
+        "think2v", groups, text_rows=700, bof_bias=-20.0, newline_bias=2.5, think2v="frame_actions"
+    )
+    request = Request("abc", seconds=8.0, seed=1)
+    (own,) = sampler.generate([request])
+    starts = [round(words.start_seconds * 16) for words in own.transcript]
+    chosen = (Intervention(starts[2] / 16, "jj"), Intervention(starts[30] / 16, "a\nb\nc\nd"))
+    (changed,) = sampler.generate([dataclasses.replace(request, interventions=chosen)])
+    frames = [*starts, starts[-1] + 4]
+    for result in (own, changed):
+        lines = result.plan.split("\n")
+        assert said(result) == ["\n".join(lines[start:end]) for start, end in pairwise(frames)]
+    assert said(changed)[:2] == said(own)[:2]
+    assert said(changed)[2] == "jj\njj\njj\njj" and said(changed)[30] == "a\nb\nc\nd"
+    two = dataclasses.replace(request, interventions=(Intervention(starts[2] / 16, "a\nb"),))
+    with pytest.raises(ValueError, match="chunk 2: 2 lines, but this model plans 4"):
+        sampler.generate([two])
 
 
 def test_text_budget_ends_a_model_that_never_stops(make_sampler):

@@ -39,7 +39,8 @@ export function chunkAt(take, frame) {
 
 /** What a plan that was said before all chunks says of one of them. */
 export function lineOfPlan(take, chunk) {
-  return (state.info.plan_lines && take.plan.split("\n")[chunk]) || "";
+  const [first, end] = { chunk: [chunk, chunk + 1], frame: [take.firsts[chunk], take.ends[chunk]] }[state.info.plan_lines] ?? [0, 0];
+  return take.plan.split("\n").slice(first, end).join("\n");
 }
 
 /** The picture of one frame, or the last one before it. */
