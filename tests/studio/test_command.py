@@ -104,6 +104,13 @@ def test_a_newcomer_makes_steers_branches_and_plays(address, browser, tmp_path):
     lines = page.evaluate(f"import('/static/game.js').then(game => {hands}.map(game.lineOf))")
     assert lines == [words(action) for action in ACTIONS]
 
+    # a plan has a line for every chunk, or for every frame
+    take = {"plan": "a\nb\nc\nd\ne\nf", "firsts": [0, 1, 5], "ends": [1, 5, 9]}
+    for kind, line in (("chunk", "b"), ("frame", "b\nc\nd\ne")):
+        asked = f"(store.state.info.plan_lines = '{kind}', store.lineOfPlan({json.dumps(take)}, 1))"
+        said = page.evaluate(f"import('/static/store.js').then(store => {asked})")
+        assert said == line
+
     with connect(f"{address.replace('http', 'ws')}/ws/{session}") as other:  # a second viewer
         assert json.loads(other.recv(timeout=10))[0]["type"] in ("viewers", "hello")
         page.wait_for("document.querySelector('#viewers').textContent == '2 watching'")
