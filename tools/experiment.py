@@ -1,7 +1,7 @@
 """The paper's controlled experiment on the toy world: TV2TV, T2V and Think2V from one data set (section 3).
 
     python tools/experiment.py --config configs/toy_experiment.yaml --out runs/experiment
-        [--steps N] [--seeds 0] [--starts 64] [--seconds 30] [--episodes 3000]
+        [section.key=value ...] [--steps N] [--seeds 0] [--starts 64] [--seconds 30] [--episodes 3000]
 
 Makes the codec and the shards that the config names where they are missing, trains the three arms, which
 differ in `sequence.mode` alone, lets each continue the same starts, scores the pictures with the world's own
@@ -30,7 +30,7 @@ import torch
 from experiment_report import write_report  # the tool beside this one
 
 from megatv.checkpoint.store import latest, read_meta
-from megatv.config import Config, config_from_dict, load_config
+from megatv.config import config_from_dict, load_config
 from megatv.data.sequence import chunk_start_seconds
 from megatv.data.toy_world import chunk_starts, simulate
 from megatv.eval.inverse_dynamics import Eye, clips_of, labels_of, train_eye
@@ -53,6 +53,7 @@ STEERED = "left_click"
 def main() -> None:
     """Prepare, train, measure, compare, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the config")
     parser.add_argument("--config", required=True, help="the toy world's YAML")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the report")
     parser.add_argument("--steps", type=int, help="optimizer steps of each run (default: run.steps)")
@@ -69,9 +70,12 @@ def main() -> None:
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: give every seed once")
     args.out.mkdir(parents=True, exist_ok=True)
-    prepare(args.config, load_config(args.config), args.episodes)
+    if args.steps is not None:
+        args.overrides.append(f"run.steps={args.steps}")
+    prepare(args.config, args.overrides, args.episodes)
     runs = {
-        mode: [train(args.config, args.out, mode, seed, args.steps) for seed in args.seeds] for mode in ARMS
+        mode: [train(args.config, args.overrides, args.out, mode, seed) for seed in args.seeds]
+        for mode in ARMS
     }
     arms, truth = measure(runs, args)
     say("\n== comparing")
@@ -81,12 +85,13 @@ def main() -> None:
     say(f"\n{args.out / 'report.html'}")
 
 
-def prepare(config_file: str, config: Config, episodes: int) -> None:
+def prepare(config_file: str, overrides: list[str], episodes: int) -> None:
     """Make the codec and the shards, as launch/demo.sh does, where they are missing."""
+    config = load_config(config_file, overrides)
     codec, data = config.codec, config.data
     if codec.path and not Path(codec.path).exists():
         tool("train_codec.py", "--toy", str(CODEC_EPISODES), "--out", codec.path)
-    shards = ("--config", config_file, "--toy")
+    shards = (*overrides, "--config", config_file, "--toy")
     if not Path(data.train).exists():
         tool("make_shards.py", *shards, str(episodes), "--split", "train", "--out", data.train)
     if data.val and not Path(data.val).exists():
@@ -94,20 +99,18 @@ def prepare(config_file: str, config: Config, episodes: int) -> None:
         tool("make_shards.py", *shards, str(VAL_EPISODES), *held_out)
 
 
-def train(config_file: str, out: Path, mode: str, seed: int, steps: int | None) -> Path:
+def train(config_file: str, overrides: list[str], out: Path, mode: str, seed: int) -> Path:
     """The run of one arm, trained to its end by the launcher; a finished one is kept."""
     run = out / f"{mode}-{seed}"
-    overrides = [f"run.dir={run}", f"run.seed={seed}", f"sequence.mode={mode}"]
     # Think2V's plan has TV2TV's words and a newline after each chunk's: room for them, in all arms alike
-    base = load_config(config_file)
+    base = load_config(config_file, overrides)
+    overrides = [*overrides, f"run.dir={run}", f"run.seed={seed}", f"sequence.mode={mode}"]
     rows = base.sequence.context_tokens + base.sequence.examples_per_row * base.latents
     overrides.append(f"sequence.context_tokens={rows}")
     # T2V's words are the prompt alone: once they are learned its text loss is about 0, and Adam, whose second
     # moments have shrunk with it, may then take a step that undoes that. Clipped gradients mend it in some
     # steps; skipping them, as health would, leaves it as it is
     overrides.append("health.spike_factor=0")
-    if steps is not None:
-        overrides.append(f"run.steps={steps}")
     config = load_config(config_file, overrides)
     newest, _ = latest(run)
     if newest is not None:
@@ -210,7 +213,7 @@ def facts(
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": machine(args.device),
-        "config": args.config,
+        "config": " ".join([args.config, *args.overrides]),
         "steps": config.run.steps,
         "examples_a_step": config.batch.examples,
         "seeds": args.seeds,

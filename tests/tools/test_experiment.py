@@ -45,7 +45,7 @@ def test_the_report_on_players_whose_scores_are_known(tool, tmp_path, monkeypatc
     def load(path, device):
         return players[Path(path).name.split("-")[0]]
 
-    def trained(config, out, mode, seed, steps):
+    def trained(config, overrides, out, mode, seed):
         run = out / f"{mode}-{seed}"
         run.mkdir(exist_ok=True)
         record = {
@@ -133,15 +133,15 @@ def test_an_arm_is_made_from_nothing_and_kept(tool, tmp_path, monkeypatch, capfd
         text = text.replace(old, new)
     config_file = tmp_path / "tiny.yaml"
     config_file.write_text(text)
-    tool.prepare(str(config_file), tool.load_config(config_file), episodes=8)
-    run = tool.train(str(config_file), tmp_path, "think2v", 3, 2)
+    tool.prepare(str(config_file), [], episodes=8)
+    run = tool.train(str(config_file), ["run.steps=2"], tmp_path, "think2v", 3)
     checkpoint, _ = latest(run)
     meta = tool.read_meta(checkpoint)
     assert meta["step"] == 2 and meta["config"]["run"]["seed"] == 3
     assert meta["config"]["sequence"]["mode"] == "think2v"
     assert "leaves out" not in capfd.readouterr().out
     monkeypatch.setattr(tool, "command_line", lambda *words: pytest.fail(" ".join(words)))
-    tool.prepare(str(config_file), tool.load_config(config_file), episodes=8)
-    assert tool.train(str(config_file), tmp_path, "think2v", 3, 2) == run
+    tool.prepare(str(config_file), [], episodes=8)
+    assert tool.train(str(config_file), ["run.steps=2"], tmp_path, "think2v", 3) == run
     with pytest.raises(ValueError, match="another `run` section"):
-        tool.train(str(config_file), tmp_path, "think2v", 3, 1)
+        tool.train(str(config_file), ["run.steps=1"], tmp_path, "think2v", 3)
