@@ -92,7 +92,7 @@ class Browser:
         assert "exceptionDetails" not in result, f"{script}: {result['exceptionDetails']}"
         return result["result"].get("value")
 
-    def wait_for(self, script: str, seconds: float = 30) -> None:
+    def wait_for(self, script: str, seconds: float = 60) -> None:
         """Wait until a JavaScript expression is true."""
         _until(lambda: self.evaluate(f"Boolean({script})"), seconds, script)
 
@@ -103,7 +103,7 @@ class Browser:
         """
         found, place = json.dumps(selector), None
         self.wait_for(f"document.querySelector({found})")
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while True:
             x, y, hit = self.evaluate(
                 f"(() => {{ const e = document.querySelector({found}); if (!e) return [0, 0, false];"
