@@ -46,6 +46,11 @@ ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("tv2tv", "t2v", "think2v")
 CODEC_EPISODES, VAL_EPISODES = 1500, 128
 EYE_EPISODES = 600
+COMPARED = (
+    *("run", "video", "codec", "tokenizer", "data", "sequence"),
+    *("model", "batch", "objective", "optim", "precision"),
+)
+"""Sections of a config that make a run another one."""
 STEERED = "left_click"
 """The intervention that the contact sheet shows."""
 
@@ -115,7 +120,7 @@ def train(config_file: str, overrides: list[str], out: Path, mode: str, seed: in
     newest, _ = latest(run)
     if newest is not None:
         made_with = config_from_dict(read_meta(newest)["config"])
-        for section in ("run", "data", "sequence", "model", "batch", "optim", "objective"):
+        for section in COMPARED:
             if getattr(made_with, section) != getattr(config, section):
                 raise ValueError(f"{run}: was made with another `{section}` section; choose another --out")
     if newest is None or read_meta(newest)["step"] < config.run.steps:
