@@ -143,7 +143,8 @@ def interleave(example: Example, tokenizer: Tokenizer, config: SequenceConfig) -
     tv2tv    the meta-caption, then every caption right before the first chunk at or after its time
     think2v  the meta-caption, then all captions or the detailed one (`config.think2v`), before any chunk
     t2v      the meta-caption only
-    Raises ValueError when the detailed caption is wanted but absent, or a frame has no line or several.
+    Raises ValueError when the detailed caption is wanted but absent, or when lines are wanted by frame
+    (`frame_actions`) and a chunk has more or fewer of them than frames.
 
     Chunks that only repeat the last frame (`valid_latents`) are left out: what bears no loss and conditions
     nothing needs no place.
@@ -168,11 +169,11 @@ def interleave(example: Example, tokenizer: Tokenizer, config: SequenceConfig) -
 
 def _check_frame_lines(example: Example, texts: list[list[str]], config: SequenceConfig) -> None:
     for chunk, group in enumerate(texts):
-        found, wanted = len("\n".join(group).split("\n")) if group else 0, plan_lines(chunk, config)
+        found, wanted = sum(text.count("\n") + 1 for text in group), plan_lines(chunk, config)
         if found != wanted:
             raise ValueError(
                 f"sample {example.id} has {found} lines of words for its chunk {chunk}, but `think2v: "
-                f"frame_actions` is a line a frame, {wanted}: mend the captions, or set it to actions"
+                f"frame_actions` is a line a frame, {wanted}: mend the captions, or set think2v to actions"
             )
 
 

@@ -36,9 +36,9 @@ class Script:
         self.given, self.tokenizer = given, tokenizer
         self.size, self.budget = config.latents, config.text_rows_per_example
         self.sequence = config.sequence
-        self.lines_are_chunks = config.sequence.think2v != "detailed_caption"
+        self.plans_actions = config.sequence.think2v != "detailed_caption"
         held = settings.grammar == "actions" and self.mode != "t2v"  # which has no words to be held
-        if held and self.mode == "think2v" and not self.lines_are_chunks:
+        if held and self.mode == "think2v" and not self.plans_actions:
             raise ValueError(
                 "sample.grammar actions is for action lines, and this model plans in a detailed caption: set "
                 "it to none"
@@ -127,7 +127,7 @@ class Script:
         """Start a window. Its kept chunks keep their words; a plan keeps its lines from there on."""
         self.window = window
         self.words = self.words[len(self.words) - window.kept :]
-        if self.lines_are_chunks:
+        if self.plans_actions:
             self.lines = self.lines[self.size - window.kept : self.size]
         if window.recoded and self.sequence.think2v == "frame_actions":
             # a frame coded anew keeps the words that it was drawn under: the last line of its chunk
@@ -155,7 +155,7 @@ class Script:
 
     def _anchor_lines(self) -> list[str]:
         """The same as a plan's line, in front of the window's own lines."""
-        return self.all_lines[:1] if self.window.anchored and self.lines_are_chunks else []
+        return self.all_lines[:1] if self.window.anchored and self.plans_actions else []
 
     def turn(self, chunk: int) -> tuple[Ids, int]:
         """Words that surely stand before this chunk of the window, and how many tokens the model may add."""
@@ -163,7 +163,7 @@ class Script:
         if self.mode == "think2v":
             if chunk != self.window.chunks.start or self.ended:
                 return (), 0
-            if not self.lines_are_chunks:
+            if not self.plans_actions:
                 return text_ids(self.tokenizer, self.lines), 0 if self.lines else self._room(0)
             lines = self._anchor_lines() + self.lines
             kept = text_ids(self.tokenizer, [*lines, ""] if lines else [])
@@ -292,7 +292,7 @@ class Script:
     def _for_frames(self, chunk: int, text: str) -> str:
         """The user's words as a plan of frames needs them: as many lines as the chunk has, or one for all."""
         wanted, lines = plan_lines(self.places[chunk], self.sequence), text.split("\n")
-        if self.mode != "think2v" or not self.lines_are_chunks or len(lines) == wanted:
+        if self.mode != "think2v" or not self.plans_actions or len(lines) == wanted:
             return text
         if len(lines) > 1:
             raise ValueError(
@@ -309,7 +309,7 @@ class Script:
         if index in self.forced:
             return ChunkWords(start, self.forced[index], "forced")
         if self.mode == "think2v":
-            text = self.lines[chunk] if self.lines_are_chunks and chunk < len(self.lines) else ""
+            text = self.lines[chunk] if self.plans_actions and chunk < len(self.lines) else ""
         else:
             text = self.tokenizer.decode(list(ids))
         return ChunkWords(start, text, "given" if index < self.given else "own", cut)
