@@ -101,23 +101,27 @@ class Browser:
 
         As a person does: bring it into view, go there, and press once it rests under the pointer.
         """
-        found, place = json.dumps(selector), None
-        self.wait_for(f"document.querySelector({found})")
-        end = time.monotonic() + 60
-        while True:
-            x, y, hit = self.evaluate(
-                f"(() => {{ const e = document.querySelector({found}); if (!e) return [0, 0, false];"
-                "e.scrollIntoView({block: 'nearest'}); const b = e.getBoundingClientRect();"
-                "const x = b.x + b.width / 2, y = b.y + b.height / 2;"
-                "return [x, y, e.contains(document.elementFromPoint(x, y))]; })()"
-            )
-            if hit and place == (x, y):
-                break
-            assert time.monotonic() < end, f"{selector} is hidden or never rests"
-            place = (x, y)
-            self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        aim = None
+        script = (
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); if (!e) return null;"
+            "e.scrollIntoView({block: 'nearest'}); const b = e.getBoundingClientRect();"
+            "const x = b.x + b.width / 2, y = b.y + b.height / 2;"
+            "return {x, y, hit: e.contains(document.elementFromPoint(x, y))}; })()"
+        )
+
+        def rests() -> bool:
+            nonlocal aim
+            before, aim = aim, self.evaluate(script)
+            if aim:
+                self.call("Input.dispatchMouseEvent", type="mouseMoved", x=aim["x"], y=aim["y"])
+            return aim is not None and aim["hit"] and aim == before
+
+        _until(rests, 60, f"{selector} to be in view and at rest")
+        assert aim is not None
         for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+            self.call(
+                "Input.dispatchMouseEvent", type=kind, x=aim["x"], y=aim["y"], button="left", clickCount=1
+            )
 
     def type(self, text: str) -> None:
         """Type into the element that has the focus."""
