@@ -24,6 +24,7 @@ LAYERS = [
             "megatv.schema",
             "megatv.checks",
             "megatv.types",
+            "megatv.untrusted",
             "megatv.log",
             "megatv_kernels",
         ],
