@@ -58,8 +58,8 @@ def main() -> None:
         pairs = match(videos, find_videos(args.references, "--references"))
     metrics = {metric: PLAIN[metric] for metric in chosen if metric in PLAIN}
     if "lpips" in chosen:
-        metrics["lpips"] = load_lpips(args.lpips, args.device)
-    features = load_i3d(args.i3d, args.device) if "fvd" in chosen else None
+        metrics["lpips"] = load_lpips(args.lpips, args.device, trust=args.trust_weights)
+    features = load_i3d(args.i3d, args.device, trust=args.trust_weights) if "fvd" in chosen else None
     if features is not None and len(pairs) < 2:
         raise ValueError("fvd compares sets: give at least 2 videos, better hundreds")
     settings = _endpoint(args) if "vlm" in chosen else None
@@ -190,6 +190,7 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="check all inputs, say what would be asked, send and write nothing",
     )
+    add("--trust-weights", action="store_true", help="run any TorchScript given; it can run any code")
     add("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     if args.frames < 1:
