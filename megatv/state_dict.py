@@ -4,7 +4,7 @@ The file is a zip: `data.pkl` tells names, shapes and places, `data/0`, `data/1`
 pickle is a small machine whose programs may call anything. `torch.load(weights_only=True)` calls little, but
 a few hundred bytes still make it allocate any memory (`bytearray(n)`, dicts copied again and again) or
 overflow the stack. This reader knows only the operations that dicts of tensors need, each of them in
-constant memory, and entries that are stored, so it takes no more memory than the file has bytes.
+constant memory, and entries that are stored, so it takes the memory of the file and at most some 100 MB.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_PICKLE_BYTES = 4 << 20
-"""Of `data.pkl`: enough for some twenty thousand tensors."""
+MAX_PICKLE_BYTES = 1 << 20
+"""Of `data.pkl`: enough for some eight thousand tensors."""
+MAX_ENTRIES = 100_000
+"""Of the zip: Python keeps half a kilobyte of each."""
 DTYPES = {
     "Double": torch.float64,
     "Float": torch.float32,
@@ -40,6 +42,8 @@ def read_state_dict(data: bytes) -> Any:
 
     Raises ValueError with the reason for everything that such a file does not hold.
     """
+    if data.count(b"PK\1\2") > MAX_ENTRIES:  # the signature of an entry in the zip's directory
+        raise ValueError(f"a zip of more than {MAX_ENTRIES:,} entries")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _read(archive, len(data))

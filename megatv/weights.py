@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
+from safetensors.torch import load_file
 from torch import Tensor
 
 from megatv.state_dict import read_state_dict
@@ -39,9 +38,10 @@ def read_tensors(file: Path) -> Any:
 
     Raises ValueError when the file is missing, too large or something else, such as TorchScript.
     """
-    data = _read(file)
+    zipped = _starts_as_zip(file)
+    data = _read(file) if zipped else b""
     try:
-        return read_state_dict(data) if data.startswith(b"PK\3\4") else load_safetensors(data)
+        return read_state_dict(data) if zipped else load_file(file)
     except SafetensorError as error:
         reason = f"neither safetensors ({error}) nor a zip of torch.save"
     except ValueError as error:
@@ -73,12 +73,8 @@ def take(state: Any, like: Mapping[str, Tensor], file: Path) -> dict[str, Tensor
 
 
 def is_torchscript(file: Path) -> bool:
-    """Whether a file is a zip with a program in it, as `torch.jit.save` writes."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False
+    """Whether a file is a zip with the entry `constants.pkl`, as `torch.jit.save` writes beside the code."""
+    return _starts_as_zip(file) and b"/constants.pkl" in _read(file)
 
 
 def load_torchscript(
@@ -109,6 +105,13 @@ def load_torchscript(
         return torch.jit.load(io.BytesIO(data), map_location=device).eval()
     except RuntimeError as error:
         raise ValueError(f"{file}: not a TorchScript file ({str(error).splitlines()[0]})") from None
+
+
+def _starts_as_zip(file: Path) -> bool:
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
+    with file.open("rb") as stream:
+        return stream.read(4) == b"PK\3\4"
 
 
 def _read(file: Path) -> bytes:
