@@ -1,8 +1,8 @@
-"""The doors for files of weights, which may come from a stranger: tensors as data, TorchScript when pinned.
+"""Reads files of weights, which may come from a stranger: tensors as data, TorchScript by its hash.
 
 Tensors come from safetensors or from `torch.save`; neither runs code here. TorchScript is a program and can
 write any file as soon as it is loaded or called: only bytes of a published SHA-256 are loaded, or those
-that the user trusts in so many words on the command line.
+that the user trusts by an option of the command line.
 """
 
 from __future__ import annotations

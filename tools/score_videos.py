@@ -176,7 +176,7 @@ def _arguments() -> argparse.Namespace:
     add("--references", type=Path, help="folder of what they should look like, by the same names")
     add("--metrics", nargs="+", choices=METRICS, default=["psnr", "ssim"])
     add("--out", type=Path, required=True, help="JSON file of all scores")
-    add("--lpips", type=Path, metavar="FILE", help="TorchScript, or the state dict of the AlexNet variant")
+    add("--lpips", type=Path, metavar="FILE", help="state dict of the AlexNet or VGG variant, or TorchScript")
     add("--i3d", type=Path, metavar="FILE", help="TorchScript of an I3D")
     add("--vbench", type=Path, metavar="FILE", help="*_eval_results.json of VBench on the same videos")
     add("--endpoint", metavar="URL", help="OpenAI-compatible server, up to and with /v1")
