@@ -18,6 +18,9 @@ def main() -> None:
     parser.add_argument(
         "--resume", default="auto", help="auto (default): newest whole checkpoint; none; or a checkpoint"
     )
+    parser.add_argument(
+        "--trust-codec", action="store_true", help="load a TorchScript codec, which can run any code"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # injected by the launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_intermixed_args()
@@ -34,7 +37,7 @@ def main() -> None:
     config = load_config(args.config, args.overrides)
     from megatv.train import train  # imports DeepSpeed, which must find its environment complete
 
-    train(config, args.resume, device)
+    train(config, args.resume, device, trust_codec=args.trust_codec)
 
 
 if __name__ == "__main__":

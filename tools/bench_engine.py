@@ -28,6 +28,9 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--steps", type=int, default=10, help="steps of a block")
     parser.add_argument("--rounds", type=int, default=4, help="blocks of each kind")
+    parser.add_argument(
+        "--trust-codec", action="store_true", help="load a TorchScript codec, which can run any code"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_intermixed_args()
 
@@ -57,7 +60,11 @@ def main() -> None:
     if mesh.tp > 1 or mesh.pp > 1:
         raise ValueError("the plain loop holds the whole model: set parallel.tp and parallel.pp to 1")
     tokenizer = load_tokenizer(config.tokenizer.path)
-    shards = Shards(config.data.train, lambda: clip_encoder(load_codec(config.codec, device)), device=device)
+    shards = Shards(
+        config.data.train,
+        lambda: clip_encoder(load_codec(config.codec, device, trust=args.trust_codec)),
+        device=device,
+    )
     batches = Loader(shards, tokenizer, config, dp_rank=mesh.dp_rank, dp_size=mesh.dp).iterate(0)
     engine = Engine(config, mesh, device, None)
     plain = MoT(config).to(device)

@@ -67,6 +67,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="YAML of a model to be measured with random weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
+    parser.add_argument("--trust-codec", action="store_true", help="load a TorchScript codec of --config")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of --config")
 
 
@@ -77,9 +78,8 @@ def named_model(args: argparse.Namespace, precision: str) -> Sampler:
     device = usable_device(args.device)
     if args.checkpoint:
         return Sampler.from_checkpoint(args.checkpoint, device, precision=precision)
-    return random_sampler(
-        load_config(args.config, args.overrides), device, choose_precision(precision, device)
-    )
+    config = load_config(args.config, args.overrides)
+    return random_sampler(config, device, choose_precision(precision, device), args.trust_codec)
 
 
 def random_model(config: Config, device: torch.device, precision: Precision | None = None) -> MoT:
@@ -95,11 +95,14 @@ def random_model(config: Config, device: torch.device, precision: Precision | No
     return model
 
 
-def random_sampler(config: Config, device: torch.device, precision: Precision) -> Sampler:
+def random_sampler(
+    config: Config, device: torch.device, precision: Precision, trust_codec: bool = False
+) -> Sampler:
     """A sampler of random weights, which never ends a video by itself."""
     model = random_model(config, device, precision).eval().requires_grad_(False)
     plain = {row: {"mean": [0.0] * 16, "std": [1.0] * 16} for row in ("first", "rest")}
-    tokenizer, codec = load_tokenizer(config.tokenizer.path), load_codec(config.codec, device)
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    codec = load_codec(config.codec, device, trust=trust_codec)
     sampler = Sampler(model, config, tokenizer, codec, LatentStats.from_dict(plain), precision)
     sampler.unsayable[tokenizer.eos] = True
     return sampler

@@ -87,6 +87,9 @@ def main() -> None:
     parser.add_argument(
         "--codec", type=codec_config, action="append", metavar="KIND[=PATH]", help="default: dct"
     )
+    parser.add_argument(
+        "--trust-codec", action="store_true", help="load a TorchScript codec, which can run any code"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     if not options.videos and not options.toy:
@@ -95,7 +98,7 @@ def main() -> None:
     rows = []
     print(f"{'codec':<9}{'video':<28}{'frames':>7}{'PSNR':>7}{'first':>7}{'rest':>7}  dB")
     for config in options.codec or [CodecConfig("dct")]:
-        codec = load_codec(config)
+        codec = load_codec(config, trust=options.trust_codec)
         found = [
             report_video(codec, path, *options.size) for path in progress(options.videos, desc=config.kind)
         ]

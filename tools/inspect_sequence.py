@@ -153,6 +153,9 @@ def main() -> None:
     parser.add_argument("--index", type=int, default=0, help="of the sample in the training shards")
     parser.add_argument("--epoch", type=int, default=0, help="decides noise, times, dropout and flips")
     parser.add_argument("--out", type=Path, default=Path("sequence.png"), help="the drawing")
+    parser.add_argument(
+        "--trust-codec", action="store_true", help="load a TorchScript codec, which can run any code"
+    )
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
@@ -160,7 +163,8 @@ def main() -> None:
     if args.demo:
         example = demo_example(config)
     else:
-        shards = Shards(config.data.train, lambda: clip_encoder(load_codec(config.codec)))
+        trust = args.trust_codec
+        shards = Shards(config.data.train, lambda: clip_encoder(load_codec(config.codec, trust=trust)))
         check_shards(shards, config)
         if not 0 <= args.index < len(shards):
             raise ValueError(f"--index {args.index}: {shards.path} holds samples 0 to {len(shards) - 1}")

@@ -94,7 +94,7 @@ def main() -> None:
         videos = checked_videos(args.videos, args.captions, budget)
         total = sum(math.ceil(seconds * FPS / clip_frames(config)) for _, seconds in videos)
         clips = (clip for video, _ in videos for clip in video_clips(args.videos, video, config))
-    codec = load_codec(config.codec, args.device)
+    codec = load_codec(config.codec, args.device, trust=args.trust_codec)
     with ShardWriter(args.out, info) as writer:
         bar = progress(clips, total=total, desc="clips")
         found, frames = encode(bar, writer, budget, config, codec)
@@ -292,6 +292,9 @@ def _arguments() -> argparse.Namespace:
         "--action-lag", type=int, default=0, metavar="N", help="CS:GO's frame f shows action f - N (0)"
     )
     parser.add_argument("--device", default="cpu", help="where the codec runs (cpu)")
+    parser.add_argument(
+        "--trust-codec", action="store_true", help="load a TorchScript codec, which can run any code"
+    )
     args = parser.parse_args()
     if args.videos and not args.captions:
         parser.error("--videos needs --captions")

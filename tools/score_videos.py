@@ -58,8 +58,8 @@ def main() -> None:
         pairs = match(videos, find_videos(args.references, "--references"))
     metrics = {metric: PLAIN[metric] for metric in chosen if metric in PLAIN}
     if "lpips" in chosen:
-        metrics["lpips"] = load_lpips(args.lpips, args.device)
-    features = load_i3d(args.i3d, args.device) if "fvd" in chosen else None
+        metrics["lpips"] = load_lpips(args.lpips, args.device, trust=args.trust_weights)
+    features = load_i3d(args.i3d, args.device, trust=args.trust_weights) if "fvd" in chosen else None
     if features is not None and len(pairs) < 2:
         raise ValueError("fvd compares sets: give at least 2 videos, better hundreds")
     settings = _endpoint(args) if "vlm" in chosen else None
@@ -176,7 +176,7 @@ def _arguments() -> argparse.Namespace:
     add("--references", type=Path, help="folder of what they should look like, by the same names")
     add("--metrics", nargs="+", choices=METRICS, default=["psnr", "ssim"])
     add("--out", type=Path, required=True, help="JSON file of all scores")
-    add("--lpips", type=Path, metavar="FILE", help="TorchScript, or the state dict of the AlexNet variant")
+    add("--lpips", type=Path, metavar="FILE", help="state dict of the AlexNet or VGG variant, or TorchScript")
     add("--i3d", type=Path, metavar="FILE", help="TorchScript of an I3D")
     add("--vbench", type=Path, metavar="FILE", help="*_eval_results.json of VBench on the same videos")
     add("--endpoint", metavar="URL", help="OpenAI-compatible server, up to and with /v1")
@@ -190,6 +190,7 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="check all inputs, say what would be asked, send and write nothing",
     )
+    add("--trust-weights", action="store_true", help="run any TorchScript given; it can run any code")
     add("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     if args.frames < 1:

@@ -58,11 +58,11 @@ def main() -> int:
     config = load_config(args.config, args.overrides) if args.config else None
     if args.verb == "inspect":
         assert config is not None
-        inspect(args.directory, config, args.index, args.out)
+        inspect(args.directory, config, args.index, args.out, args.trust_codec)
     elif args.like:
         restore(args.directory, args.like)
     elif args.recompute:
-        recompute(args.directory, config, args.device)
+        recompute(args.directory, config, args.device, args.trust_codec)
     else:
         show_stats(args.directory, config, args.out)
     return 0
@@ -92,9 +92,9 @@ def verify_all(path: Path) -> int:
     return 2 if faults else 0
 
 
-def inspect(path: Path, config: Config, index: int, out: Path) -> None:
+def inspect(path: Path, config: Config, index: int, out: Path, trust: bool) -> None:
     """Print one example as it is stored and as it is trained on, and save its contact sheet."""
-    codec = load_codec(config.codec)
+    codec = load_codec(config.codec, trust=trust)
     shards = Shards(path, lambda: clip_encoder(codec))
     check_shards(shards, config)
     if not 0 <= index < len(shards):
@@ -143,12 +143,13 @@ def show_stats(path: Path, config: Config | None, out: Path) -> None:
             print(budget.report())
 
 
-def recompute(path: Path, config: Config | None, device: str) -> None:
+def recompute(path: Path, config: Config | None, device: str, trust: bool) -> None:
     """Compute the latent statistics over all valid latents and store them with the codec's fingerprint."""
     info = Shards(path).info
     if info.stores == "clips" and config is None:
         raise ValueError(f"{path}: holds clips; give --config, whose codec makes latents of them")
-    codec = load_codec(config.codec, device) if config and info.stores == "clips" else None
+    clips = info.stores == "clips"
+    codec = load_codec(config.codec, device, trust=trust) if config and clips else None
     shards = Shards(path, (lambda: clip_encoder(codec)) if codec else None)
     found = StatsAccumulator()
     for index in progress(range(len(shards)), total=len(shards), desc="examples"):
@@ -206,6 +207,9 @@ def _arguments() -> argparse.Namespace:
     for name in ("inspect", "stats"):
         parsers[name].add_argument("--config", type=Path, required=name == "inspect", metavar="YAML")
         parsers[name].add_argument("--out", type=Path, default=Path(f"{name}.png"), help="the picture")
+        parsers[name].add_argument(
+            "--trust-codec", action="store_true", help="load a TorchScript codec, which can run any code"
+        )
         parsers[name].add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parsers["inspect"].add_argument("--index", type=int, default=0, help="of the example (0)")
     change = parsers["stats"].add_mutually_exclusive_group()

@@ -2,8 +2,9 @@
 
 TV2TV uses the Perception Encoder; any image model in a local directory will do here. transformers opens its
 own and, where timm is installed, timm's (the Perception Encoder is one of them: vit_pe_core_*); open_clip, if
-installed, opens its own. Nothing is downloaded. The default embedder needs no weights and is named for what
-it is: it sees colours and edges, not meaning.
+installed, opens its own. Nothing is downloaded, and no code or pickle of the directory is run: weights are
+safetensors, settings are checked first (`megatv.curate.model_folder`). The default embedder needs no weights
+and is named for what it is: it sees colours and edges, not meaning.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from megatv.curate.model_folder import check_open_clip_folder, check_transformers_folder
 from megatv.curate.settings import EmbedSettings, Span
 from megatv.data.video import iterate_video
 
@@ -89,20 +91,13 @@ class ModelEmbedder:
                 f"embed.model '{directory}' is no directory: name a local model directory, or {HISTOGRAM}"
             )
         _refuse_timm_without_timm(Path(directory))
-        from transformers import AutoImageProcessor, AutoModel
-
         try:
-            self.processor = AutoImageProcessor.from_pretrained(
-                directory, local_files_only=True, use_fast=False
-            )
-            model, report = AutoModel.from_pretrained(
-                directory, local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError, ImportError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            check_transformers_folder(Path(directory))
+            self.processor, model, report = _open_with_transformers(directory)
+        except Exception as error:  # transformers raises whatever wrong settings make of its code
             raise ValueError(
-                f"embed.model '{directory}' does not load ({reason}): it needs config.json, "
-                "preprocessor_config.json and the weights of an image model"
+                f"embed.model '{directory}' does not load ({_first_line(error)}): it needs config.json, "
+                "preprocessor_config.json and the weights of an image model as safetensors"
             ) from error
         # A classifier's checkpoint has no pooler: transformers makes one up at random, differently each time.
         missing = set(report["missing_keys"])
@@ -131,17 +126,18 @@ class OpenClipEmbedder:
 
     def __init__(self, directory: str, device: str = "cpu") -> None:
         try:
+            check_open_clip_folder(Path(directory))
             import open_clip
 
             model, self.preprocess = open_clip.create_model_from_pretrained(
-                f"local-dir:{directory}", device=device
+                f"local-dir:{directory}", device=device, weights_only=True
             )
-        except (ImportError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        except Exception as error:  # open_clip raises whatever wrong settings make of its code
             raise ValueError(
-                f"embed.model '{directory}' is in open_clip's format and does not load ({reason}): `pip "
-                "install --no-deps open_clip_torch timm ftfy wcwidth torchvision`, in versions that fit "
-                "torch; or convert it with transformers' convert_clip_original_pytorch_to_hf.py"
+                f"embed.model '{directory}' is in open_clip's format and does not load "
+                f"({_first_line(error)}): `pip install --no-deps open_clip_torch timm ftfy wcwidth "
+                "torchvision`, in versions that fit torch; or convert it with transformers' "
+                "convert_clip_original_pytorch_to_hf.py"
             ) from error
         self.model: Any = model.eval()
         self.device = device
@@ -153,10 +149,34 @@ class OpenClipEmbedder:
         return self.model.encode_image(pixels, normalize=True).float().cpu().numpy()
 
 
+def _open_with_transformers(directory: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Preprocessor, model and what its file lacked, of the folder's settings and safetensors alone."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+    own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    processor = AutoImageProcessor.from_pretrained(directory, use_fast=False, **own)
+    config = AutoConfig.from_pretrained(directory, **own)
+    if config.model_type != "timm_wrapper":  # whose architecture has a name, and its size with it
+        with torch.device("meta"):
+            size = sum(weight.numel() for weight in AutoModel.from_config(config).parameters())
+        stored = sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
+        if size > stored:
+            raise ValueError(f"config.json describes {size:,} weights, the safetensors are {stored:,} bytes")
+    model, report = AutoModel.from_pretrained(
+        directory, config=config, use_safetensors=True, output_loading_info=True, **own
+    )
+    return processor, model, report
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def _refuse_timm_without_timm(directory: Path) -> None:
     """ValueError with the way out for a folder of timm's, of which transformers says little without it."""
     config = directory / "config.json"
-    if config.is_file() and '"pretrained_cfg"' in config.read_text(encoding="utf-8"):
+    if config.is_file() and b'"pretrained_cfg"' in config.read_bytes():
         lacking = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
         if lacking:
             raise ValueError(

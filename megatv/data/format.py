@@ -42,7 +42,7 @@ COLUMN = {"latents": "latents", "clips": "clip"}
 ADDED = {"stores": "latents", "codec_fingerprint": None, "stats_fingerprint": None}
 """What version 2 added to dataset.json, and what these mean for shards of version 1."""
 REMEDY = "copy the directory again or make the shards anew (tools/shards.py verify DIR checks them all)"
-WEIGHTS = (".jit", ".safetensors", ".bin", ".json")
+WEIGHTS = (".jit", ".safetensors", ".pt", ".bin", ".json")
 """Files of a codec's folder that decide what it computes."""
 
 

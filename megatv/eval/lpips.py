@@ -1,43 +1,85 @@
 """LPIPS (Zhang et al. 2018): how far apart two pictures are in the features of a trained network.
 
-The network is a file of the user's: a TorchScript that takes two batches of pictures, or the state dict of
-the authors' AlexNet variant, trunk and linear layers (with their package:
-`torch.save(lpips.LPIPS(net="alex").state_dict(), FILE)`).
+The network is a file of the user's: the state dict of the authors' AlexNet or VGG variant, trunk and linear
+layers (with their package: `torch.save(lpips.LPIPS(net="alex").state_dict(), FILE)`), or a TorchScript that
+takes two batches of pictures, which can run any code and so needs the user's trust.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatv.eval.local_weights import REFUSALS, last_line, load_state, load_torchscript
+from megatv.eval.local_weights import REFUSALS, TRUST, last_line
+from megatv.weights import Published, is_torchscript, load_torchscript, read_tensors, take
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(frames, truth), uint8 [F, H, W, 3] each, to float64 [F]; 0 for equal pictures."""
 BATCH = 16
-LAYERS = (("slice1.0", 4, 2), ("slice2.3", 1, 2), ("slice3.6", 1, 1), ("slice4.8", 1, 1), ("slice5.10", 1, 1))
-"""AlexNet's convolutions: name in the state dict, stride, padding; pools of 3 by 2 before 2nd and 3rd."""
-CHANNELS = (64, 192, 384, 256, 256)
-KERNELS = (11, 5, 3, 3, 3)
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """ImageNet's mean and deviation of pictures in [-1, 1]."""
 
 
-def load_lpips(file: Path | None, device: str = "cpu") -> Distance:
-    """The distance that a file of weights defines. ValueError when it is absent or of another kind."""
+class Conv(NamedTuple):
+    """A convolution of the trunk, with a ReLU behind it; `name` is its number in the state dict."""
+
+    name: int
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+
+
+class Trunk(NamedTuple):
+    """Five slices, each of which gives features; a pool of `pool` by 2 stands before those in `pooled`."""
+
+    slices: tuple[tuple[Conv, ...], ...]
+    pool: int
+    pooled: tuple[int, ...]
+
+
+ALEX = Trunk(
+    ((Conv(0, 64, 11, 4, 2),), (Conv(3, 192, 5, 1, 2),), (Conv(6, 384),), (Conv(8, 256),), (Conv(10, 256),)),
+    pool=3,
+    pooled=(1, 2),
+)
+VGG = Trunk(
+    (
+        (Conv(0, 64), Conv(2, 64)),
+        (Conv(5, 128), Conv(7, 128)),
+        (Conv(10, 256), Conv(12, 256), Conv(14, 256)),
+        (Conv(17, 512), Conv(19, 512), Conv(21, 512)),
+        (Conv(24, 512), Conv(26, 512), Conv(28, 512)),
+    ),
+    pool=2,
+    pooled=(1, 2, 3, 4),
+)
+
+
+def load_lpips(file: Path | None, device: str = "cpu", *, trust: bool = False) -> Distance:
+    """The distance that a file of weights defines. ValueError when it is absent or of another kind.
+
+    trust  the user's word that a TorchScript may run
+    """
     if file is None:
         raise ValueError(
-            "lpips needs weights and nothing is downloaded: give --lpips FILE, a TorchScript of two batches "
-            "of pictures, or what torch.save(lpips.LPIPS(net='alex').state_dict(), FILE) wrote elsewhere"
+            "lpips needs weights and nothing is downloaded: give --lpips FILE, what "
+            "torch.save(lpips.LPIPS(net='alex').state_dict(), FILE) wrote elsewhere, or a TorchScript of two "
+            "batches of pictures"
         )
-    network: Callable[[Tensor, Tensor], Tensor] | None = load_torchscript(file, "--lpips", device)
-    if network is None:
-        network = _alexnet(file, device)
+    if not file.is_file():
+        raise ValueError(f"--lpips {file}: is no file; nothing is downloaded, so give a local one")
+    network: Callable[[Tensor, Tensor], Tensor]
+    if is_torchscript(file):
+        network = load_torchscript(file, device, Published(), trust=trust, option=TRUST)
+    else:
+        network = _network(file, device)
 
     @torch.inference_mode()
     def distance(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -63,43 +105,42 @@ def pictures(frames: np.ndarray, device: str) -> Tensor:
     return torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _alexnet(file: Path, device: str) -> Callable[[Tensor, Tensor], Tensor]:
+def _network(file: Path, device: str) -> Callable[[Tensor, Tensor], Tensor]:
     """LPIPS of the state dict in `file`: squared differences of unit features, weighted by channel."""
-    state = load_state(file)
-    if state is None:
-        raise ValueError(
-            f"--lpips {file}: is neither a TorchScript nor a state dict; give a file of torch.jit.save or of "
-            "torch.save(module.state_dict(), FILE)"
-        )
-    trunk, heads = [], []
-    inputs = (3, *CHANNELS)
-    for k, (name, _, _) in enumerate(LAYERS):
-        shape = (CHANNELS[k], inputs[k], KERNELS[k], KERNELS[k])
-        weight, bias = (_take(state, f"net.{name}.weight", shape, file), f"net.{name}.bias")
-        trunk.append((weight.to(device), _take(state, bias, shape[:1], file).to(device)))
-        heads.append(_take(state, f"lin{k}.model.1.weight", (1, CHANNELS[k], 1, 1), file).to(device))
+    state = read_tensors(file)
+    trunk = VGG if isinstance(state, dict) and "net.slice1.2.weight" in state else ALEX
+    found = take(state, _shapes(trunk), file)
+    weights = {name: value.float().to(device) for name, value in found.items()}
     shift, scale = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (SHIFT, SCALE))
 
     def features(x: Tensor) -> list[Tensor]:
         x, found = (x - shift) / scale, []
-        for k, ((weight, bias), (_, stride, padding)) in enumerate(zip(trunk, LAYERS, strict=True)):
-            x = F.max_pool2d(x, 3, 2) if k in (1, 2) else x
-            x = F.relu(F.conv2d(x, weight, bias, stride, padding))
+        for k, convolutions in enumerate(trunk.slices):
+            x = F.max_pool2d(x, trunk.pool, 2) if k in trunk.pooled else x
+            for conv in convolutions:
+                name = f"net.slice{k + 1}.{conv.name}"
+                weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+                x = F.relu(F.conv2d(x, weight, bias, conv.stride, conv.padding))
             found.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
         return found
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
+        heads = [weights[f"lin{k}.model.1.weight"] for k in range(len(trunk.slices))]
         apart = zip(features(a), features(b), heads, strict=True)
         return torch.stack([F.conv2d((x - y).square(), head).mean((1, 2, 3)) for x, y, head in apart]).sum(0)
 
     return distance
 
 
-def _take(state: dict[str, Tensor], name: str, shape: tuple[int, ...], file: Path) -> Tensor:
-    if name not in state or tuple(state[name].shape) != shape:
-        found = f"is {tuple(state[name].shape)}" if name in state else "is missing"
-        raise ValueError(
-            f"--lpips {file}: '{name}' {found} instead of {shape}; give the whole state dict of the authors' "
-            "AlexNet variant, trunk and linear layers, or a TorchScript"
-        )
-    return state[name].float()
+def _shapes(trunk: Trunk) -> dict[str, Tensor]:
+    """The tensors of a trunk and its linear layers, without memory."""
+    found: dict[str, tuple[int, ...]] = {}
+    inputs = 3
+    for k, convolutions in enumerate(trunk.slices):
+        for conv in convolutions:
+            name = f"net.slice{k + 1}.{conv.name}"
+            found[f"{name}.weight"] = (conv.channels, inputs, conv.kernel, conv.kernel)
+            found[f"{name}.bias"] = (conv.channels,)
+            inputs = conv.channels
+        found[f"lin{k}.model.1.weight"] = (1, inputs, 1, 1)
+    return {name: torch.empty(shape, device="meta") for name, shape in found.items()}

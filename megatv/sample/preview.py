@@ -30,12 +30,16 @@ def preview(
     examples: Shards | Sequence[Example],
     out: Path,
     step: int,
+    *,
+    trust_codec: bool = False,
 ) -> None:
     """Continue the first frames of the first three examples and save a contact sheet as PNG `out`.
 
     The same starts and seeds at every step, so that pictures of different steps can be compared.
+    `trust_codec` is the user's word that a TorchScript codec may run.
     """
-    sampler = Sampler(model, config, tokenizer, _codec(config.codec, str(model.embed.position.device)), stats)
+    codec = _codec(config.codec, str(model.embed.position.device), trust_codec)
+    sampler = Sampler(model, config, tokenizer, codec, stats)
     chosen = [examples[i] for i in range(min(STARTS, len(examples)))]
     requests = [
         Request(
@@ -57,5 +61,5 @@ def preview(
 
 
 @cache
-def _codec(config: CodecConfig, device: str) -> Codec:
-    return load_codec(config, device)
+def _codec(config: CodecConfig, device: str, trust: bool) -> Codec:
+    return load_codec(config, device, trust=trust)

@@ -109,6 +109,8 @@ def test_the_folder_of_another_library_is_refused_with_the_way_out(tmp_path):
 
 def test_a_folder_of_open_clips_is_embedded(tmp_path):
     open_clip = pytest.importorskip("open_clip", reason="open_clip and torchvision are not installed")
+    from safetensors.torch import save_model
+
     vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16}
     text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     model = open_clip.CLIP(16, vision, text).eval()
@@ -117,7 +119,7 @@ def test_a_folder_of_open_clips_is_embedded(tmp_path):
     (tmp_path / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": described, "preprocess_cfg": preprocess})
     )
-    torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    save_model(model, str(tmp_path / "open_clip_model.safetensors"))
     frames = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
     vectors = embed.load_embedder(EmbedSettings(model=str(tmp_path)))(frames)
     pixels = (torch.from_numpy(frames).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25

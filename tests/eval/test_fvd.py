@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 
 from megatv.eval.fvd import fvd, load_i3d
+from megatv.eval.local_weights import sha256
+from megatv.weights import Published
 
 
 def test_features_are_those_of_the_scaled_video(networks):
     frames = np.zeros((6, 30, 40, 3), np.uint8)
     frames[..., 0], frames[3:, ..., 1] = 255, 255
-    assert load_i3d(networks["i3d"])(frames) == pytest.approx([1, 0, -1], abs=1e-5)
+    assert load_i3d(networks["i3d"], trust=True)(frames) == pytest.approx([1, 0, -1], abs=1e-5)
 
 
 def test_distance_of_sets_has_the_gaussians_closed_form():
@@ -35,7 +37,17 @@ def test_wrong_files_are_told_what_is_right(networks, tmp_path):
     ):
         load_i3d(networks["state"])
     with pytest.raises(ValueError, match=r"lpips.pt: cannot read a video \(1, 3, 6, 224, 224\)"):
-        load_i3d(networks["lpips"])(np.zeros((6, 30, 40, 3), np.uint8))
+        load_i3d(networks["lpips"], trust=True)(np.zeros((6, 30, 40, 3), np.uint8))
     with pytest.raises(ValueError, match=r"i3d.pt: cannot read a video .* or longer videos") as error:
-        load_i3d(networks["i3d"])(np.zeros((2, 30, 40, 3), np.uint8))
+        load_i3d(networks["i3d"], trust=True)(np.zeros((2, 30, 40, 3), np.uint8))
     assert "\n" not in str(error.value)
+
+
+def test_only_the_published_torchscript_runs_without_trust(networks, monkeypatch):
+    with pytest.raises(
+        ValueError,
+        match=r"i3d.pt: TorchScript can run any code, and its SHA-256 is not .* or --trust-weights if",
+    ):
+        load_i3d(networks["i3d"])
+    monkeypatch.setattr("megatv.eval.fvd.I3D", Published(sha256=sha256(networks["i3d"])))
+    assert load_i3d(networks["i3d"])(np.zeros((6, 30, 40, 3), np.uint8)).shape == (3,)

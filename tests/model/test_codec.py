@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from megatv.config import CodecConfig
 from megatv.model.codec import Codec, frames_to_latents, latents_to_frames, load_codec
 from megatv.model.codec.dct import CHUNK_BASIS, PICTURE_BASIS, DCTCodec
-from megatv.model.codec.learned import ChunkAutoencoder, LearnedCodec
+from megatv.model.codec.learned import FORMAT, ChunkAutoencoder, LearnedCodec
 
 CLIPS = Path(__file__).parents[2] / "../shared/clips"
 CODECS: dict[str, Callable[[], Codec]] = {
@@ -179,6 +179,50 @@ def test_files_that_are_no_learned_codec_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="not a megatv-learned-codec"):
         load_codec(CodecConfig("learned", str(path)))
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        '{"width": 9}',
+        '{"width": 1000000000000}',
+        '{"width": -8}',
+        '{"width": 8.0}',
+        '{"width": true}',
+        '{"width": "8"}',
+        '{"width": null}',
+        '{"breadth": 8}',
+        "[8]",
+        "8",
+        "{",
+        "[" * 100_000,
+        "1" * 5_000,
+        None,
+    ],
+)
+def test_a_learned_codec_allocates_nothing_by_its_own_claims(tmp_path: Path, claim: str | None) -> None:
+    path = tmp_path / "codec.safetensors"
+    metadata = {"format": FORMAT} | ({"hyper_parameters": claim} if claim is not None else {})
+    save_file(ChunkAutoencoder(8).state_dict(), path, metadata)
+    with pytest.raises(ValueError, match=r"'hyper_parameters' of its metadata must be") as error:
+        load_codec(CodecConfig("learned", str(path)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_learned_codec_has_all_its_tensors_in_their_shapes(tmp_path: Path) -> None:
+    path, state = tmp_path / "codec.safetensors", ChunkAutoencoder(8).state_dict()
+    metadata = {"format": FORMAT, "hyper_parameters": '{"width": 8}'}
+
+    def refused(changed: dict[str, torch.Tensor], reason: str) -> None:
+        save_file(changed, path, metadata)
+        with pytest.raises(ValueError, match=reason):
+            load_codec(CodecConfig("learned", str(path)))
+
+    name = "decoder.2.weight"
+    refused({k: v for k, v in state.items() if k != name}, f"'{name}' is missing instead of")
+    refused({**state, name: torch.zeros(8, 8)}, rf"'{name}' is torch\.float32 \[8, 8\] instead of floats")
+    refused({k: v for k, v in state.items() if k != "encoder.1.weight"}, "must be")
+    refused({**state, "encoder.6.num_batches_tracked": torch.zeros(())}, "instead of integers")
 
 
 def test_a_codec_that_needs_a_path_says_so() -> None:

@@ -75,6 +75,7 @@ def test_everything_that_compares(score, folder, tmp_path, capsys):
     entries = [{"video_path": path, "video_results": s} for path, s in results.items()]
     (tmp_path / "bench.json").write_text(json.dumps({"motion_smoothness": [0.5, entries]}))
     files = ["--lpips", folder / "lpips.pt", "--i3d", folder / "i3d.pt", "--vbench", tmp_path / "bench.json"]
+    files.append("--trust-weights")
     record = score("--metrics", "psnr", "ssim", "lpips", "fvd", "vbench", *files)
     a, b = record["per_video"]["a"], record["per_video"]["b"]
     assert a["psnr"]["mean"] > 30 > b["psnr"]["mean"] > 20 and len(b["ssim"]["frames"]) == 8
@@ -146,6 +147,8 @@ def test_a_dry_run_says_what_would_be_asked(score, capsys):
         (["--metrics", "lpips"], {}, "lpips needs weights and nothing is downloaded: give --lpips FILE"),
         (["--metrics", "fvd"], {}, "fvd needs weights and nothing is downloaded: give --i3d FILE"),
         (["--metrics", "fvd", "--i3d", ROOT / "LICENSE"], {}, "LICENSE: is no TorchScript"),
+        (["--metrics", "fvd", "--i3d", "FOLDER/i3d.pt"], {}, "its SHA-256 is not the published bec6519f"),
+        (["--metrics", "lpips", "--lpips", "FOLDER/lpips.pt"], {}, "or --trust-weights if you know"),
         (["--metrics", "vbench"], {}, "vbench's scores come from its own package"),
         (["--metrics", "vlm"], {}, "give --endpoint URL and --model NAME"),
         ([*VLM[:3], "x", *VLM[4:]], {}, "endpoint.url is 'x'"),
@@ -156,9 +159,9 @@ def test_a_dry_run_says_what_would_be_asked(score, capsys):
         (["--frames", "0"], {}, "--frames 0: must be at least 1"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_sentence(score, tmp_path, more, changed, fault):
+def test_bad_input_is_one_sentence(score, folder, tmp_path, more, changed, fault):
     with pytest.raises(ValueError) as error:
-        score(*more, **changed)
+        score(*(str(word).replace("FOLDER", str(folder)) for word in more), **changed)
     assert fault in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -169,7 +172,7 @@ def test_a_set_of_one_has_no_fvd(score, folder, tmp_path):
     (tmp_path / "references/video.mp4").symlink_to(folder / "references/a.mp4")
     more = {"videos": one, "references": tmp_path / "references"}
     with pytest.raises(ValueError, match="fvd compares sets: give at least 2 videos"):
-        score("--metrics", "fvd", "--i3d", folder / "i3d.pt", **more)
+        score("--metrics", "fvd", "--i3d", folder / "i3d.pt", "--trust-weights", **more)
     assert score("--metrics", "ssim", **more)["metrics"]["ssim"]["low"] is None
 
 

@@ -18,9 +18,11 @@ from megatv.model.codec.wan import WanCodec
 __all__ = ["Codec", "Decoder", "clip_encoder", "frames_to_latents", "latents_to_frames", "load_codec"]
 
 
-def load_codec(config: CodecConfig, device: torch.device | str = "cpu") -> Codec:
+def load_codec(config: CodecConfig, device: torch.device | str = "cpu", *, trust: bool = False) -> Codec:
     """The codec that the config names, its weights on `device`.
 
+    trust  load TorchScript, which can run any code: the user's word for this start (`--trust-codec`), never
+           that of a file
     Raises ValueError when its files are missing or are not what the kind needs.
     """
     if config.kind == "dct":
@@ -31,7 +33,9 @@ def load_codec(config: CodecConfig, device: torch.device | str = "cpu") -> Codec
         )
     if config.kind == "learned":
         return LearnedCodec.load(config.path, device)
-    return (CosmosCodec if config.kind == "cosmos" else WanCodec)(config.path, device)
+    if config.kind == "cosmos":
+        return CosmosCodec(config.path, device, trust=trust)
+    return WanCodec(config.path, device)
 
 
 def clip_encoder(codec: Codec) -> Callable[[torch.Tensor], np.ndarray]:

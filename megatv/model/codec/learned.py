@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from megatv.config import LATENT_CHANNELS, SPATIAL_FACTOR, TEMPORAL_FACTOR
 from megatv.model.codec.base import Codec
+from megatv.untrusted import parse_json
+from megatv.weights import take
 
 FORMAT = "megatv-learned-codec-1"
 CHUNK_CHANNELS = 3 * TEMPORAL_FACTOR
@@ -104,9 +106,25 @@ class LearnedCodec(Codec):
             ) from None
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path}: not a {FORMAT} file; train one with tools/train_codec.py")
-        network = ChunkAutoencoder(**json.loads(metadata["hyper_parameters"]))
-        network.load_state_dict(state)
+        with torch.device("meta"):
+            network = ChunkAutoencoder(_width(metadata, state, Path(path)))
+        network.load_state_dict(take(state, network.state_dict(), Path(path)), assign=True)
         return LearnedCodec(network, device)
+
+
+def _width(metadata: dict[str, str], state: dict[str, Tensor], path: Path) -> int:
+    """The width that the metadata name, when the weights have it too: a claim alone allocates nothing."""
+    try:
+        width = parse_json(metadata.get("hyper_parameters", ""))["width"]
+    except (ValueError, TypeError, KeyError):
+        width = None
+    first = state.get("encoder.1.weight")
+    if type(width) is not int or first is None or first.ndim == 0 or first.shape[0] != width or width < 1:
+        raise ValueError(
+            f"{path}: 'hyper_parameters' of its metadata must be {{\"width\": N}}, N the number of rows of "
+            "'encoder.1.weight'; train the codec again"
+        )
+    return width
 
 
 def video_to_chunks(video: Tensor) -> Tensor:

@@ -3,18 +3,31 @@
 Same geometry: 4 x 8 x 8, 16 channels, causal, first frame alone. Wan itself codes a video without restarts;
 here every 49-frame group is coded by itself, as by the other codecs, and the posterior's mode is taken, so
 coding is deterministic. Latents stay raw: megatv normalises with its own statistics, not with Wan's
-`latents_mean`.
+`latents_mean`. diffusers gives the network only: settings and weights are read here, as data.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatv.config import LATENT_CHANNELS, SPATIAL_FACTOR, TEMPORAL_FACTOR
 from megatv.model.codec.base import Codec
+from megatv.untrusted import parse_json
+from megatv.weights import read_tensors, take
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SIZES: dict[str, tuple[int | None, int]] = {
+    "base_dim": (96, 1024),
+    "decoder_base_dim": (None, 1024),
+    "num_res_blocks": (2, 8),
+}
+"""Settings that may differ: default of diffusers, and the most that is built."""
+HALVINGS: dict[str, list[Any]] = {"dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
+"""Widths of the levels, and which of the three halvings of rows and columns halve time too."""
 
 
 class WanCodec(Codec):
@@ -29,27 +42,47 @@ class WanCodec(Codec):
             from diffusers import AutoencoderKLWan
         except ImportError:
             raise ValueError("codec.kind wan needs diffusers: pip install 'diffusers>=0.35'") from None
-        if not (Path(path) / "config.json").is_file():
-            raise ValueError(f"{path}: no config.json; give a diffusers folder of AutoencoderKLWan")
+        settings = _settings(Path(path))
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-        try:
-            vae = AutoencoderKLWan.from_pretrained(
-                path, torch_dtype=self.dtype, local_files_only=True, low_cpu_mem_usage=False
-            )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: not a diffusers AutoencoderKLWan ({str(error).splitlines()[0]})"
-            ) from None
-        self.vae = vae.to(self.device).eval()
-        channels, needed = vae.config.z_dim, (TEMPORAL_FACTOR, SPATIAL_FACTOR, LATENT_CHANNELS)
-        time, space = (2 ** sum(vae.config.temperal_downsample), 2 ** (len(vae.config.dim_mult) - 1))
-        if (time, space, channels) != needed:
-            raise ValueError(
-                f"{path}: codes (frames, pixels, channels) = {(time, space, channels)}, megatv needs {needed}"
-            )
+        with torch.device("meta"):
+            vae = AutoencoderKLWan(**settings)
+        file = Path(path) / WEIGHTS
+        vae.load_state_dict(take(read_tensors(file), vae.state_dict(), file), assign=True)
+        self.vae = vae.to(self.device, self.dtype).eval().requires_grad_(False)
 
     def encode_group(self, video: Tensor) -> Tensor:
         return self.vae.encode(video.to(self.dtype)).latent_dist.mode()
 
     def decode_group(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents.to(self.dtype)).sample
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The settings of the network in `config.json`. Raises ValueError when they are those of another."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder}: no config.json; give a diffusers folder of AutoencoderKLWan")
+    try:
+        config = parse_json(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{file}: is no JSON ({error}); give a diffusers folder of AutoencoderKLWan"
+        ) from None
+    if not isinstance(config, dict) or config.get("_class_name", "AutoencoderKLWan") != "AutoencoderKLWan":
+        raise ValueError(f"{file}: is not of AutoencoderKLWan; give a diffusers folder of it")
+    settings: dict[str, Any] = {name: config.get(name, default) for name, (default, _) in SIZES.items()}
+    for name, value in settings.items():
+        most = SIZES[name][1]
+        if value != SIZES[name][0] and not (type(value) is int and 1 <= value <= most):
+            raise ValueError(f"{file}: {name} is {repr(value)[:80]}; it must be a number from 1 to {most}")
+    for name, default in HALVINGS.items():
+        value = settings[name] = config.get(name, default)
+        numbers = value if isinstance(value, list) else []
+        if len(numbers) != len(default) or not all(type(n) in (int, bool) and 0 <= n <= 16 for n in numbers):
+            raise ValueError(f"{file}: {name} is {repr(value)[:80]}; it must be a list like {default}")
+    channels, needed = config.get("z_dim", 16), (TEMPORAL_FACTOR, SPATIAL_FACTOR, LATENT_CHANNELS)
+    time, space = (2 ** sum(settings["temperal_downsample"]), 2 ** (len(settings["dim_mult"]) - 1))
+    if (time, space, channels) != needed:
+        found = repr((time, space, channels))[:80]
+        raise ValueError(f"{file}: codes (frames, pixels, channels) = {found}, megatv needs {needed}")
+    return settings

@@ -1,0 +1,167 @@
+"""What the folder of an image model may ask of the library that opens it, checked before it does.
+
+Such folders are shared. Their JSON may name Python files to run (`auto_map`), pickles, other folders and
+repositories to load, kernels to download, and sizes that take any memory. Libraries follow much of that by
+default, or ask on the terminal. Here a folder is data: safetensors, and settings of a known kind of model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megatv.untrusted import inside, parse_json
+
+MODEL_TYPES = {
+    *("aimv2", "aimv2_vision_model", "align", "altclip", "beit", "bit", "chinese_clip", "clip"),
+    *("clip_vision_model", "convnext", "convnextv2", "cvt", "data2vec-vision", "deit", "dinov2"),
+    *("dinov2_with_registers", "dinov3_convnext", "dinov3_vit", "efficientnet", "focalnet", "hiera", "ijepa"),
+    *("levit", "metaclip_2", "mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt"),
+    *("pvt_v2", "regnet", "resnet", "siglip", "siglip2", "siglip2_vision_model", "siglip_vision_model"),
+    *("swiftformer", "swin", "swinv2", "timm_wrapper", "vit", "vit_mae", "vit_msn"),
+}
+"""Kinds of transformers' that build themselves from numbers alone; others load a backbone that is named."""
+REFUSED = {
+    *("quantization_config", "transformers_weights", "attn_implementation", "_attn_implementation"),
+    *("hf_model_name", "timm_model_pretrained", "checkpoint_path"),
+}
+"""Settings by which transformers, timm or open_clip load more than this folder's weights."""
+HARMLESS = (None, False, "eager", "sdpa")
+"""Values of them that do not."""
+SIDES = {
+    *("size", "crop_size", "pad_size", "height", "shortest_edge", "longest_edge"),
+    *("image_size", "img_size", "input_size"),
+}
+"""Settings in pixels."""
+MAX_SIDE, MAX_LAYERS, MAX_NUMBER = 2048, 512, 1 << 19
+"""Of sides of pictures, of layers, and of everything else, such as widths and vocabularies."""
+LEAST_CROP = 0.1
+"""Of `crop_pct`, by which timm divides the side of a picture."""
+NAME = re.compile(r"[A-Za-z0-9_.]+")
+"""Of an architecture of timm's; `hf-hub:...` and `local-dir:...` lead elsewhere."""
+
+
+def check_transformers_folder(directory: Path) -> dict[str, Any]:
+    """The settings in `config.json`, when it and its neighbours ask for nothing but their own safetensors.
+
+    Raises ValueError with a sentence that names the file and the setting.
+    """
+    config = read_settings(directory / "config.json")
+    timm = "pretrained_cfg" in config
+    kind = "timm_wrapper" if timm else config.get("model_type")
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
+        code = ", and it asks to run code of its own (auto_map)" if "auto_map" in config else ""
+        raise ValueError(
+            f"{directory / 'config.json'}: model_type {_short(kind)} is none of the image models that are "
+            f"loaded{code}; known: {', '.join(sorted(MODEL_TYPES))}"
+        )
+    _check_architecture(config if timm else {}, "architecture", directory / "config.json")
+    if (directory / "preprocessor_config.json").is_file():
+        _check_preprocessor(directory / "preprocessor_config.json")
+    if (directory / "adapter_config.json").exists():
+        raise ValueError(
+            f"{directory / 'adapter_config.json'}: adapters are not loaded; merge it into a model"
+        )
+    _check_safetensors(directory)
+    return config
+
+
+def check_open_clip_folder(directory: Path) -> None:
+    """The same for a folder of open_clip's, whose settings lie in `open_clip_config.json`."""
+    file = directory / "open_clip_config.json"
+    model = read_settings(file).get("model_cfg")
+    vision = model.get("vision_cfg") if isinstance(model, dict) else None
+    if not isinstance(vision, dict):
+        raise ValueError(f"{file}: needs model_cfg with vision_cfg; copy the folder again")
+    _check_architecture(vision, "timm_model_name", file)
+    if not any(directory.glob("*.safetensors")):
+        raise ValueError(
+            f"{directory}: no *.safetensors; pickled weights (.bin, .pth) are not loaded, since they can run "
+            "code: take the model's safetensors, or convert them where you trust them"
+        )
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The JSON object of a file, without settings that load more than the folder holds or take any memory."""
+    settings = _read_object(file)
+    for key, value in _walk(settings):
+        if key in REFUSED and value not in HARMLESS:
+            raise ValueError(f"{file}: '{key}' loads more than this folder's weights; remove it")
+        if isinstance(value, int | float) and not key.endswith("token_id"):
+            least, most = LEAST_CROP if key == "crop_pct" else -_limit(key), _limit(key)
+            if not least <= value <= most:
+                raise ValueError(
+                    f"{file}: '{key}' is {_short(value)}; it must lie between {least} and {most}"
+                )
+    return settings
+
+
+def _limit(key: str) -> int:
+    if key in SIDES:
+        return MAX_SIDE
+    return MAX_LAYERS if any(word in key for word in ("layers", "depth", "blocks")) else MAX_NUMBER
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"{file}: not found")
+    try:
+        settings = parse_json(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: is no JSON ({error}); copy the folder again") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: must hold a JSON object; copy the folder again")
+    return settings
+
+
+def _check_preprocessor(file: Path) -> None:
+    settings = read_settings(file)
+    kind = settings.get("image_processor_type")
+    if kind is not None and not (
+        isinstance(kind, str) and kind.removesuffix("Fast").endswith("ImageProcessor")
+    ):
+        raise ValueError(f"{file}: image_processor_type {_short(kind)} names no image processor")
+
+
+def _check_architecture(settings: dict[str, Any], key: str, file: Path) -> None:
+    name = settings.get(key, "")
+    if not isinstance(name, str) or (name and not NAME.fullmatch(name)):
+        raise ValueError(f"{file}: {key} {_short(name)} is no name of a timm architecture, such as vit_base")
+
+
+def _check_safetensors(directory: Path) -> None:
+    """Weights in one safetensors file, or in those that an index names within the folder."""
+    if (directory / "model.safetensors").is_file():
+        return
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        raise ValueError(
+            f"{directory}: no model.safetensors; pickled weights (pytorch_model.bin) are not loaded, since "
+            "they can run code: take the model's safetensors, or convert them where you trust them"
+        )
+    names: Any = _read_object(index).get("weight_map")
+    for name in names.values() if isinstance(names, dict) else [names]:
+        try:
+            inside(directory, name, links=True)
+        except ValueError as error:
+            raise ValueError(f"{index}: {error}") from None
+        if not name.endswith(".safetensors"):
+            raise ValueError(f"{index}: {_short(name)} is no safetensors file, and no other is loaded")
+
+
+def _walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every (key, value) below a JSON value; entries of a list have the list's key."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            yield name, below
+            yield from _walk(below, name)
+    elif isinstance(value, list):
+        for below in value:
+            yield key, below
+            yield from _walk(below, key)
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:80]

@@ -1,0 +1,168 @@
+"""Reads what `torch.save` wrote of tensors in dicts, without unpickling: a stranger's file is only data here.
+
+The file is a zip: `data.pkl` tells names, shapes and places, `data/0`, `data/1` ... hold the bytes. Python's
+pickle is a small machine whose programs may call anything. `torch.load(weights_only=True)` calls little, but
+a few hundred bytes still make it allocate any memory (`bytearray(n)`, dicts copied again and again) or
+overflow the stack. This reader knows only the operations that dicts of tensors need, each of them in
+constant memory, and entries that are stored, so it takes the memory of the file and at most some 100 MB.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_PICKLE_BYTES = 1 << 20
+"""Of `data.pkl`: enough for some eight thousand tensors."""
+MAX_ENTRIES = 100_000
+"""Of the zip: Python keeps half a kilobyte of each."""
+DTYPES = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+}
+"""By the name of their storage, as in `torch FloatStorage`."""
+
+
+def read_state_dict(data: bytes) -> Any:
+    """The dicts, lists, numbers, texts and tensors in the bytes of a file of `torch.save`.
+
+    Raises ValueError with the reason for everything that such a file does not hold.
+    """
+    if data.count(b"PK\1\2") > MAX_ENTRIES:  # the signature of an entry in the zip's directory
+        raise ValueError(f"a zip of more than {MAX_ENTRIES:,} entries")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return _read(archive, len(data))
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"a damaged zip ({error})") from None
+    except ValueError:
+        raise
+    except Exception as error:  # whatever wrong operands, sizes and names make of Python, zipfile and PyTorch
+        raise ValueError(f"damaged ({type(error).__name__}: {str(error).strip()[:200]})") from None
+
+
+def _read(archive: zipfile.ZipFile, size: int) -> Any:
+    entries = archive.infolist()
+    names = {entry.filename for entry in entries}
+    if any(name.endswith(("/constants.pkl", "/model.json")) for name in names):
+        raise ValueError("TorchScript, which is a program")
+    if sum(entry.file_size for entry in entries) > size:
+        raise ValueError("its entries claim more bytes than the file has")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("its entries are compressed, which torch.save never does")
+    pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+    if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
+        raise ValueError(f"a zip without a data.pkl of at most {MAX_PICKLE_BYTES >> 20} MiB")
+    root = pickles[0].filename.removesuffix("data.pkl")
+    if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+        raise ValueError("its numbers are not little-endian")
+    buffers: dict[str, Tensor] = {}
+
+    def storage(saved: Any) -> Tensor:
+        """All numbers of the storage that `saved`, ("storage", type, key, device, count), names."""
+        _, dtype, key, _, _ = saved
+        if key not in buffers:
+            content = bytearray(archive.read(f"{root}data/{key}"))
+            buffers[key] = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0).byte()
+        return buffers[key].view(dtype)
+
+    return _build(archive.read(pickles[0]), storage)
+
+
+def _build(program: bytes, storage: Callable[[Any], Tensor]) -> Any:
+    """The object that a pickle describes; `storage` turns its persistent ids into tensors."""
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def pop(count: int) -> list[Any]:
+        items = stack[len(stack) - count :]
+        del stack[len(stack) - count :]
+        return items
+
+    value: Any
+    for operation, value, _ in pickletools.genops(program):
+        match operation.name:
+            case "PROTO":
+                pass
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[operation.name])
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
+                stack.append(value)
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                stack.append({"EMPTY_DICT": {}, "EMPTY_LIST": [], "EMPTY_TUPLE": ()}[operation.name])
+            case "GLOBAL":
+                stack.append(_known(value))
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(pop(len(stack) - marks.pop())))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(pop(int(operation.name[-1]))))
+            case "APPEND" | "APPENDS":
+                items = pop(1 if operation.name == "APPEND" else len(stack) - marks.pop())
+                stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = pop(2 if operation.name == "SETITEM" else len(stack) - marks.pop())
+                for key, item in zip(items[::2], items[1::2], strict=True):
+                    if not isinstance(key, str | int):
+                        raise ValueError("a dict in it has keys that are neither texts nor integers")
+                    stack[-1][key] = item
+            case "BINPUT" | "LONG_BINPUT":
+                memo[value] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[value])
+            case "BINPERSID":
+                stack.append(storage(stack.pop()))
+            case "REDUCE":
+                function, arguments = pop(2)
+                stack.append(function(*arguments))
+            case "BUILD":
+                stack.pop()  # the versions of modules, which a state dict carries as an attribute
+            case "STOP":
+                return stack.pop()
+            case name:
+                raise ValueError(f"its pickle holds the operation {name}, which no state dict needs")
+    raise AssertionError("pickletools reads to STOP or raises")
+
+
+def _known(name: str) -> Any:
+    """What a pickle may name, as `module name`: a type of numbers, or one of three functions of ours."""
+    if name.startswith("torch ") and (kind := name[6:].removesuffix("Storage")) in DTYPES:
+        return DTYPES[kind]
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
+    raise ValueError(f"its pickle names {name[:80]}, which no state dict needs")
+
+
+def _dict() -> dict[Any, Any]:
+    return {}
+
+
+def _tensor(numbers: Tensor, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
+    return numbers.as_strided(shape, strides, offset)  # PyTorch refuses what reaches beyond the numbers
+
+
+def _parameter(tensor: Tensor, *_: Any) -> Tensor:
+    return tensor
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "collections OrderedDict": _dict,
+    "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._utils _rebuild_parameter": _parameter,
+}

@@ -1,0 +1,124 @@
+"""Reads files of weights, which may come from a stranger: tensors as data, TorchScript by its hash.
+
+Tensors come from safetensors or from `torch.save`; neither runs code here. TorchScript is a program and can
+write any file as soon as it is loaded or called: only bytes of a published SHA-256 are loaded, or those
+that the user trusts by an option of the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from megatv.state_dict import read_state_dict
+
+MAX_BYTES = 8 << 30
+"""Of one file: a network's weights and a training state beside them."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the makers of a TorchScript file published of it; MD5 can be forged, so it opens nothing."""
+
+    sha256: str | None = None
+    md5: str | None = None
+
+
+def read_tensors(file: Path) -> Any:
+    """What a file of safetensors or of `torch.save` holds, tensors on the CPU.
+
+    Raises ValueError when the file is missing, too large or something else, such as TorchScript.
+    """
+    zipped = _starts_as_zip(file)
+    data = _read(file) if zipped else b""
+    try:
+        return read_state_dict(data) if zipped else load_file(file)
+    except SafetensorError as error:
+        reason = f"neither safetensors ({error}) nor a zip of torch.save"
+    except ValueError as error:
+        reason = str(error)
+    raise ValueError(f"{file}: {reason}; give tensors by name, as safetensors or torch.save write them")
+
+
+def take(state: Any, like: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The tensors of `state` with the names and shapes of `like`: floats for floats, each number in the file.
+
+    like  may lie on the meta device. Raises ValueError on the first that does not fit; allocates nothing.
+    """
+    found = {}
+    for name, wanted in like.items():
+        value, shape = state.get(name) if isinstance(state, dict) else None, list(wanted.shape)
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{file}: '{name}' is missing instead of {shape}; give all weights of the network"
+            )
+        same_kind = value.is_floating_point() == wanted.is_floating_point()
+        if list(value.shape) != shape or not same_kind or not value.is_contiguous():
+            kind = "floats" if wanted.is_floating_point() else "integers"
+            raise ValueError(
+                f"{file}: '{name}' is {value.dtype} {list(value.shape)} instead of {kind} {shape}; give the "
+                "weights of this network"
+            )
+        found[name] = value
+    return found
+
+
+def is_torchscript(file: Path) -> bool:
+    """Whether a file is a zip with the entry `constants.pkl`, as `torch.jit.save` writes beside the code."""
+    return _starts_as_zip(file) and b"/constants.pkl" in _read(file)
+
+
+def load_torchscript(
+    file: Path, device: torch.device | str, published: Published, *, trust: bool, option: str
+) -> torch.jit.ScriptModule:
+    """The TorchScript module in a file whose bytes have the published SHA-256, or that the user trusts.
+
+    option  of the command line by which the user says so, for the message
+    The hash is that of the very bytes that are loaded. Raises ValueError when they are refused, or are no
+    TorchScript.
+    """
+    data = _read(file)
+    if not trust and hashlib.sha256(data).hexdigest() != published.sha256:
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if published.sha256:
+            known = f"its SHA-256 is not the published {published.sha256}"
+        elif published.md5:
+            known = (
+                f"no SHA-256 is published (its MD5 is {'' if md5 == published.md5 else 'not '}the published)"
+            )
+        else:
+            known = "no SHA-256 is known of such a file"
+        raise ValueError(
+            f"{file}: TorchScript can run any code, and {known}; give weights without code, or {option} if "
+            "you know who made the file"
+        )
+    try:
+        return torch.jit.load(io.BytesIO(data), map_location=device).eval()
+    except RuntimeError as error:
+        raise ValueError(f"{file}: not a TorchScript file ({str(error).splitlines()[0]})") from None
+
+
+def _starts_as_zip(file: Path) -> bool:
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
+    with file.open("rb") as stream:
+        return stream.read(4) == b"PK\3\4"
+
+
+def _read(file: Path) -> bytes:
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
+    with file.open("rb") as stream:
+        data = stream.read(MAX_BYTES + 1) if file.stat().st_size <= MAX_BYTES else None
+    if data is None or len(data) > MAX_BYTES:
+        raise ValueError(f"{file}: is larger than {MAX_BYTES >> 30} GiB; give a file of weights")
+    return data

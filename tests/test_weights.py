@@ -1,0 +1,150 @@
+"""Weights are data; TorchScript runs only when its bytes are the published ones or the user trusts them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from megatv.weights import Published, is_torchscript, load_torchscript, read_tensors, take
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+
+class Writes(nn.Module):
+    """Writes a file when it is loaded, and one when it is called."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path, self.training = state[0], state[1]
+        torch.save(torch.zeros(1), self.path + ".loaded")
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.save(x, self.path + ".called")
+        return x
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A TorchScript file that leaves `marker.loaded` and `marker.called` beside it."""
+    file = tmp_path / "program.pt"
+    torch.jit.script(Writes(str(tmp_path / "marker"))).save(str(file))
+    for marker in tmp_path.glob("marker*"):
+        marker.unlink()
+    return file
+
+
+def load(file: Path, published: Published, trust: bool = False) -> torch.jit.ScriptModule:
+    return load_torchscript(file, "cpu", published, trust=trust, option="--trust-it")
+
+
+def test_torchscript_is_not_even_loaded_without_its_hash_or_trust(program: Path) -> None:
+    data = program.read_bytes()
+    md5 = hashlib.md5(data).hexdigest()
+    for published, reason in [
+        (Published(), "no SHA-256 is known of such a file"),
+        (Published(sha256="0" * 64), "its SHA-256 is not the published 0000"),
+        (Published(md5=md5), r"no SHA-256 is published \(its MD5 is the published\)"),
+        (Published(md5="0" * 32), r"no SHA-256 is published \(its MD5 is not the published\)"),
+    ]:
+        with pytest.raises(
+            ValueError, match=rf"program\.pt: TorchScript can run any code.*{reason}.*--trust-it"
+        ):
+            load(program, published)
+    with pytest.raises(ValueError, match="TorchScript, which is a program"):
+        read_tensors(program)
+    assert not list(program.parent.glob("marker*"))
+
+
+def test_torchscript_of_the_published_hash_or_trusted_is_run(program: Path) -> None:
+    load(program, Published(), trust=True)
+    (program.parent / "marker.loaded").unlink()  # so it does write when it is loaded
+    module = load(program, Published(sha256=hashlib.sha256(program.read_bytes()).hexdigest()))
+    module(torch.zeros(1))
+    assert {file.suffix for file in program.parent.glob("marker*")} == {".loaded", ".called"}
+
+
+def test_the_hash_is_of_the_bytes_that_are_loaded(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is swapped right after it was hashed is not the one that runs."""
+    good = tmp_path / "good.pt"
+    torch.jit.script(nn.ReLU()).save(str(good))
+    published = Published(sha256=hashlib.sha256(good.read_bytes()).hexdigest())
+    real = hashlib.sha256
+
+    def swap(data: bytes) -> object:
+        good.write_bytes(program.read_bytes())
+        return real(data)
+
+    monkeypatch.setattr("megatv.weights.hashlib.sha256", swap)
+    assert load(good, published)(torch.tensor([-1.0])) == 0
+    assert not list(tmp_path.glob("marker*"))
+
+
+def test_what_is_no_torchscript(tmp_path: Path) -> None:
+    noise = tmp_path / "noise.pt"
+    noise.write_bytes(b"PK\3\4 noise")
+    assert not is_torchscript(noise)
+    with pytest.raises(ValueError, match=r"noise\.pt: not a TorchScript file"):
+        load(noise, Published(), trust=True)
+    with pytest.raises(ValueError, match=r"gone\.pt: no such file"):
+        load(tmp_path / "gone.pt", Published(), trust=True)
+
+
+def test_tensors_of_both_formats(tmp_path: Path) -> None:
+    state = {"a": torch.arange(3.0), "b": torch.ones(2, 2, dtype=torch.bfloat16)}
+    torch.save(state, tmp_path / "a.pt")
+    save_file(state, tmp_path / "a.safetensors")
+    for name in ("a.pt", "a.safetensors"):
+        found = read_tensors(tmp_path / name)
+        assert found.keys() == state.keys() and all(torch.equal(found[k], v) for k, v in state.items())
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"noise", b"PK\3\4 noise", b"\xff" * 64, b"\x08" + bytes(7) + b"[[[[[[[["]
+)
+def test_noise_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "w.pt").write_bytes(data)
+    with pytest.raises(ValueError, match=r"w\.pt: .*; give tensors by name") as error:
+        read_tensors(tmp_path / "w.pt")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "sparse.pt").open("wb") as file:
+        file.write(b"PK\3\4")
+        file.truncate(9 << 30)
+    with pytest.raises(ValueError, match="is larger than 8 GiB"):
+        read_tensors(tmp_path / "sparse.pt")
+
+
+def test_taken_tensors_have_the_names_shapes_and_numbers(tmp_path: Path) -> None:
+    like = {"a": torch.empty(3, 2, device="meta"), "n": torch.empty((), dtype=torch.int64, device="meta")}
+    good = {"a": torch.ones(3, 2).half(), "n": torch.tensor(1), "more": torch.ones(9)}
+    found = take(good, like, tmp_path)
+    assert found.keys() == like.keys()
+    for bad, reason in [
+        ([], "'a' is missing instead of [3, 2]"),
+        ({"n": torch.tensor(1)}, "'a' is missing"),
+        ({**good, "a": [[1, 2]]}, "'a' is missing"),
+        ({**good, "a": torch.ones(2, 3)}, "'a' is torch.float32 [2, 3] instead of floats [3, 2]"),
+        ({**good, "a": torch.ones(3, 2).int()}, "'a' is torch.int32 [3, 2] instead of floats"),
+        ({**good, "n": torch.tensor(1.0)}, "'n' is torch.float32 [] instead of integers []"),
+        ({**good, "a": torch.ones(1).expand(3, 2)}, "'a' is torch.float32 [3, 2] instead"),
+    ]:
+        with pytest.raises(ValueError) as error:
+            take(bad, like, tmp_path)
+        assert reason in str(error.value)
