@@ -29,8 +29,9 @@ import numpy as np
 import torch
 from experiment_report import write_report  # the tool beside this one
 
-from megatv.checkpoint.store import latest, read_meta
-from megatv.config import config_from_dict, load_config
+from megatv.checkpoint.meta import config_of, read_meta
+from megatv.checkpoint.store import latest
+from megatv.config import load_config
 from megatv.data.sequence import chunk_start_seconds
 from megatv.data.toy_world import chunk_starts, simulate
 from megatv.eval.inverse_dynamics import Eye, clips_of, labels_of, train_eye
@@ -119,7 +120,7 @@ def train(config_file: str, overrides: list[str], out: Path, mode: str, seed: in
     config = load_config(config_file, overrides)
     newest, _ = latest(run)
     if newest is not None:
-        made_with = config_from_dict(read_meta(newest)["config"])
+        made_with = config_of(read_meta(newest), newest)
         for section in COMPARED:
             if getattr(made_with, section) != getattr(config, section):
                 raise ValueError(f"{run}: was made with another `{section}` section; choose another --out")
@@ -241,7 +242,9 @@ def facts(
 
 def contact_sheets(runs: dict[str, list[Path]], args: argparse.Namespace) -> dict[str, Any]:
     """The first start in the hands of each arm: left alone, and where it can be, told to shoot."""
-    samplers = {mode: Sampler.from_checkpoint(paths[0], args.device) for mode, paths in runs.items()}
+    samplers = {
+        mode: Sampler.from_checkpoint(paths[0], args.device) for mode, paths in runs.items()
+    }
     sampler = samplers[OURS]
     episodes = [simulate(FIRST_EPISODE + i, sampler.config.video.groups) for i in range(args.starts)]
     _, latents = codec_pass(sampler, episodes, args.batch)

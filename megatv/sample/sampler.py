@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatv.checkpoint.load import load_model
+from megatv.checkpoint.load import find_checkpoint, load_model
 from megatv.checkpoint.origin import require_codec
 from megatv.config import LATENT_CHANNELS, Config, SampleConfig
 from megatv.data.stats import LatentStats
@@ -97,8 +97,9 @@ class Sampler:
         """
         device = usable_device(device)
         chosen = choose_precision(precision, device)
-        model, config, meta = load_model(path, weights, device, chosen, mesh)
-        stats = LatentStats.from_dict(meta["latent_stats"], f"{path}: latent_stats")
+        checkpoint, meta, config = find_checkpoint(path)
+        stats = LatentStats.from_dict(meta["latent_stats"], f"{checkpoint}: latent_stats")
+        model, config = load_model(checkpoint, meta, config, weights, device, chosen, mesh)
         codec = load_codec(config.codec, device)
         require_codec(meta, config.codec, path)
         sampler = cls(model, config, load_tokenizer(config.tokenizer.path), codec, stats, chosen)
