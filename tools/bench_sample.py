@@ -27,6 +27,7 @@ from bench_attention import matmul_tflops, milliseconds  # the tool beside this 
 from megatv_kernels import FP8, quantize_rows
 from megatv_kernels.fp8 import scaled_product
 
+from megatv.checkpoint.trust import Trust
 from megatv.config import FPS, Config, load_config
 from megatv.data.stats import LatentStats
 from megatv.data.tokenizer import load_tokenizer
@@ -68,6 +69,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of --config")
+    Trust.add_options(parser)
 
 
 def named_model(args: argparse.Namespace, precision: str) -> Sampler:
@@ -76,7 +78,7 @@ def named_model(args: argparse.Namespace, precision: str) -> Sampler:
         raise ValueError("give either --checkpoint or --config")
     device = usable_device(args.device)
     if args.checkpoint:
-        return Sampler.from_checkpoint(args.checkpoint, device, precision=precision)
+        return Sampler.from_checkpoint(args.checkpoint, device, precision=precision, trust=Trust.given(args))
     return random_sampler(
         load_config(args.config, args.overrides), device, choose_precision(precision, device)
     )

@@ -9,7 +9,7 @@ same path: known words are prefilled in one pass, known chunks skip the solver.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from megatv.checkpoint.load import find_checkpoint, load_model
 from megatv.checkpoint.origin import require_codec
+from megatv.checkpoint.trust import STRANGER, Trust, admit
 from megatv.config import LATENT_CHANNELS, Config, SampleConfig
 from megatv.data.stats import LatentStats
 from megatv.data.tokenizer import Tokenizer, load_tokenizer
@@ -51,6 +52,7 @@ class Sampler:
     """Makes videos with a model.
 
     step        of the checkpoint that it came from, if it did
+    refused     why shards that this checkpoint's config names must not be opened, by key
     precision   what the model is in, and what keys and values are kept in: the model's dtype if not given
     unsayable   bool [V]: tokens that are never the model's to say
 
@@ -58,6 +60,7 @@ class Sampler:
     """
 
     step: int | None = None
+    refused: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -86,24 +89,28 @@ class Sampler:
         weights: Literal["ema", "model", "auto"] = "auto",
         precision: str = "auto",
         mesh: Mesh | None = None,
+        trust: Trust = STRANGER,
     ) -> Sampler:
         """A sampler from a checkpoint, or from a run's newest.
 
         precision  fp32, bf16, fp8 (see `megatv.model.precision`) or `auto`: bf16 on a GPU, fp32 on a CPU
         mesh       of tensor-parallel siblings that hold the model together (`megatv.sample.ranks`): all of
                    them then make the same calls and get the same results
+        trust      what the user says of the checkpoint, which is a stranger's by default
         Raises ValueError when anything is missing, the device cannot be used or does not have the precision,
-        or the codec's weights are not those of the training.
+        the config names a codec or a tokenizer that must not be followed, or the codec's weights are not
+        those of the training.
         """
         device = usable_device(device)
         chosen = choose_precision(precision, device)
         checkpoint, meta, config = find_checkpoint(path)
+        config, refused = admit(config, path, trust)
         stats = LatentStats.from_dict(meta["latent_stats"], f"{checkpoint}: latent_stats")
         model, config = load_model(checkpoint, meta, config, weights, device, chosen, mesh)
-        codec = load_codec(config.codec, device)
+        codec = load_codec(config.codec, device, trust=trust.codec)
         require_codec(meta, config.codec, path)
         sampler = cls(model, config, load_tokenizer(config.tokenizer.path), codec, stats, chosen)
-        sampler.step = meta["step"]
+        sampler.step, sampler.refused = meta["step"], refused
         return sampler
 
     @torch.inference_mode()

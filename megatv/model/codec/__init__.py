@@ -18,7 +18,7 @@ from megatv.model.codec.wan import WanCodec
 __all__ = ["Codec", "Decoder", "clip_encoder", "frames_to_latents", "latents_to_frames", "load_codec"]
 
 
-def load_codec(config: CodecConfig, device: torch.device | str = "cpu") -> Codec:
+def load_codec(config: CodecConfig, device: torch.device | str = "cpu", *, trust: bool = False) -> Codec:
     """The codec that the config names, its weights on `device`.
 
     Raises ValueError when its files are missing or are not what the kind needs.
