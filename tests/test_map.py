@@ -25,6 +25,7 @@ LAYERS = [
             "megatv.checks",
             "megatv.types",
             "megatv.untrusted",
+            "megatv.regular_file",
             "megatv.log",
             "megatv_kernels",
         ],

@@ -24,6 +24,7 @@ from megatv.log import progress
 from megatv.model.cost import meta_model
 from megatv.model.init import initial_weight
 from megatv.model.llama import LlamaDirectory, llama_config, llama_names
+from megatv.schema import short
 
 Weights = Literal["auto", "ema", "model"]
 Record = dict[str, int | str]
@@ -185,8 +186,8 @@ def write_parts(
 
     Returns each file's `bytes` and `sha256`. Raises ValueError for a value beyond the range of `dtype`.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"weights cannot be written as {dtype}; choose --dtype {', '.join(DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"weights cannot be written as {short(dtype)}; choose --dtype {', '.join(DTYPES)}")
     target = DTYPES[dtype]
 
     def converted(name: str) -> Tensor:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatv.checkpoint.meta import META, open_regular, read_meta
+from megatv.checkpoint.meta import META, read_meta
 from megatv.checkpoint.store import CHECKPOINTS, latest
+from megatv.regular_file import open_regular
 from megatv.untrusted import parse_json
 
 MAX_HEADER_BYTES = 100_000_000

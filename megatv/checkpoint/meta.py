@@ -10,24 +10,19 @@ not safe to open: what was hashed is read again when the tensors are loaded.
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import re
-import stat
 from collections.abc import Callable
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from megatv.config import Config, config_from_dict
+from megatv.regular_file import read_small
 from megatv.schema import short
 from megatv.untrusted import parse_json, plain_name
 
 FORMAT = 1
 META = "meta.json"
-MAX_JSON_BYTES = 1 << 24
-"""Of meta.json and of an index: thirty times what the largest models need."""
 ABSENT = {"updates": None, "skipped": 0, "latent_stats": None}
 """What a record means that lacks these: every step was an update, no latents were seen."""
 
@@ -75,36 +70,12 @@ def config_of(meta: dict[str, Any], path: Path) -> Config:
 
 
 def read_json(file: Path) -> Any:
-    """Plain data of a JSON file of a checkpoint. OSError; ValueError for what is too large or no JSON."""
-    with open_regular(file) as stream:
-        text = stream.read(MAX_JSON_BYTES + 1)
-    if len(text) > MAX_JSON_BYTES:
-        raise ValueError(f"{file}: has more than {MAX_JSON_BYTES} bytes; use an earlier checkpoint")
+    """Plain data of a JSON file of a checkpoint. OSError; ValueError for a link, too much, or no JSON."""
+    text = read_small(file)
     try:
         return parse_json(text)
     except ValueError as error:
         raise ValueError(f"{file}: cannot be read ({error}); use an earlier checkpoint") from None
-
-
-def open_regular(file: Path, *, links: bool = False) -> BufferedReader:
-    """`file` open for reading, when it is a regular file. OSError; ValueError for a link, a pipe or a device.
-
-    links  whether `file` may be a link, as in the cache of Hugging Face
-    """
-    # O_NONBLOCK: a pipe that nobody writes to does not hold the reader up
-    follow = 0 if links else os.O_NOFOLLOW
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | follow)
-    except OSError as error:
-        if error.errno == errno.ELOOP and file.is_symlink():
-            raise ValueError(
-                f"{file}: is a link, and a checkpoint holds its files themselves; copy it with cp -rL"
-            ) from None
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError(f"{file}: is not a regular file")
-    return open(descriptor, "rb")
 
 
 def _count(value: Any) -> bool:

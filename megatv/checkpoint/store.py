@@ -26,7 +26,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatv.checkpoint.meta import FORMAT, META, OtherFormat, open_regular, read_json, read_meta
+from megatv.checkpoint.meta import FORMAT, META, OtherFormat, read_json, read_meta
+from megatv.regular_file import open_regular
 
 CHECKPOINTS = "checkpoints"
 TEMPORARY = ".tmp"

@@ -24,9 +24,10 @@ from megatv.checkpoint.compare import diff, faults
 from megatv.checkpoint.convert import average, export, to_llama
 from megatv.checkpoint.describe import describe, read_header
 from megatv.checkpoint.load import find_checkpoint, load_model
-from megatv.checkpoint.meta import MAX_JSON_BYTES, read_meta
+from megatv.checkpoint.meta import read_meta
 from megatv.checks import AT_MOST
 from megatv.config import Config, load_config
+from megatv.regular_file import MAX_SMALL_BYTES
 
 TOY = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml")
 INDEX = "model.safetensors.index.json"
@@ -141,7 +142,7 @@ def test_what_is_no_record_is_one_sentence(checkpoint: Path, tmp_path: Path, tex
 def test_a_huge_record_is_not_read_whole(checkpoint: Path) -> None:
     with (checkpoint / "meta.json").open("r+b") as file:
         file.truncate(1 << 40)
-    with pytest.raises(ValueError, match=f"has more than {MAX_JSON_BYTES} bytes"):
+    with pytest.raises(ValueError, match=f"has more than {MAX_SMALL_BYTES} bytes"):
         read_meta(checkpoint)
 
 
