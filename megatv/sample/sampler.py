@@ -24,7 +24,7 @@ from megatv.config import LATENT_CHANNELS, Config, SampleConfig
 from megatv.data.stats import LatentStats
 from megatv.data.tokenizer import Tokenizer, load_tokenizer
 from megatv.log import progress
-from megatv.model.codec import Codec, load_codec
+from megatv.model.codec import Codec, latents_to_frames, load_codec
 from megatv.model.mot import MoT
 from megatv.model.precision import Precision, choose_precision
 from megatv.parallel.mesh import Mesh
@@ -184,7 +184,8 @@ class Sampler:
             draft.open(window, None if recoded is None else recoded[row])
         slots = max(draft.script.slots() for draft in drafts)
         slots += len(window.chunks) * self.config.tokens_per_chunk
-        context = Context.empty(self.model, rows * copies, slots, self.precision.stored)
+        frames = 0 if live else rows * latents_to_frames(len(window.chunks))
+        context = Context.empty(self.model, rows * copies, slots, self.precision.stored, frames)
         tokens = self.tokenizer
         heads = [draft.script.head() for draft in drafts]
         # Guidance: every sequence has a text-free twin with BOS, BOF and EOF only, at positions of its own.
