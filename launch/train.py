@@ -28,13 +28,17 @@ def main() -> None:
     from megatv.parallel.slurm import give_way_to_srun
 
     give_way_to_srun()
+    from megatv.checkpoint.trust import remember
     from megatv.config import load_config
+    from megatv.log import rank
     from megatv.parallel.environment import prepare
     from megatv.parallel.orphan import stop_without_launcher
 
     stop_without_launcher()
     device = prepare()  # first, so that of all ranks only rank 0 tells of a bad config
     config = load_config(args.config, args.overrides)
+    if rank() == 0:
+        remember(config)  # its checkpoints may name what their user has named
     from megatv.train import train  # imports DeepSpeed, which must find its environment complete
 
     train(config, args.resume, device, trust_codec=args.trust_codec)

@@ -23,6 +23,20 @@ AT_LEAST_ZERO = (
     "optim.weight_decay optim.text_lr_scale log.val_every log.preview_every sample.temperature sample.cfg "
     "profile.steps health.watchdog_seconds health.spike_factor data.max_bad_samples data.shuffle_shards"
 )
+AT_MOST = {
+    "video.width": 1 << 14,
+    "video.height": 1 << 14,
+    "video.groups": 1 << 12,
+    "sequence.context_tokens": 1 << 24,
+    "sequence.examples_per_row": 1 << 12,
+    "model.layers": 1000,
+    "model.width": 1 << 17,
+    "model.ffn": 1 << 20,
+    "model.vocab": 1 << 22,
+    "sample.steps": 10_000,
+}
+"""Far above what anybody trains. A checkpoint's config must not take its reader's memory before its weights
+are compared with it; products of these sizes still count as 64-bit numbers."""
 ABOVE_ZERO = "model.norm_eps model.rope_theta sequence.timestep_std optim.lr optim.eps optim.clip"
 PROBABILITIES = "sequence.text_dropout sequence.clean_flip sample.top_p"
 
@@ -46,6 +60,8 @@ def _get(config: Config, key: str) -> Any:
 def _ranges(config: Config) -> Findings:
     for key in AT_LEAST_ONE.split():
         yield _get(config, key) >= 1, f"{key} is {_get(config, key)}: it must be at least 1"
+    for key, most in AT_MOST.items():
+        yield _get(config, key) <= most, f"{key} is {_get(config, key)}: it must be at most {most}"
     for key in AT_LEAST_ZERO.split():
         yield _get(config, key) >= 0, f"{key} is {_get(config, key)}: it must not be negative"
     for key in ABOVE_ZERO.split():
@@ -73,8 +89,8 @@ def _model(config: Config) -> Findings:
         f"model.heads {model.heads} must be a multiple of model.kv_heads {model.kv_heads}",
     )
     yield (
-        min(model.unet_channels) >= 1,
-        f"model.unet_channels is {list(model.unet_channels)}: both must be at least 1",
+        1 <= min(model.unet_channels) <= max(model.unet_channels) <= 1 << 16,
+        f"model.unet_channels is {list(model.unet_channels)}: both must be at least 1 and at most {1 << 16}",
     )
     if rule := model.rope_scaling:
         yield (

@@ -316,6 +316,7 @@ class Engine:
         """
         for kind in kinds:
             tensors = Tensors(checkpoint, kind)
+            tensors.require(self.shapes)
             for name, parameter in self.parameters.items():
                 value = tp_slice(tensors[name], name, self.mesh.tp, self.mesh.tp_rank).to(self.device)
                 self._set(parameter, kind, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,10 @@ from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from typing import Any, Literal
 
 _WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, 100, 100, 60
+_LIMIT = 2**63
+"""No number reaches it: larger ones fit neither a float nor a tensor's size."""
 
 
 def build(cls: Any, tree: Any) -> Any:
@@ -18,7 +23,7 @@ def build(cls: Any, tree: Any) -> Any:
 
     Fields may be int, float, bool, str, Literal, tuples of these, dataclasses, and any of them
     `| None`. Ints pass as floats and lists as tuples; nothing else is converted.
-    Raises ValueError with the dotted key and the remedy.
+    Raises ValueError with the dotted key and the remedy, short whatever the tree holds.
     """
     return _section(cls, tree, "", _paths(cls))
 
@@ -32,16 +37,23 @@ def plain(value: Any) -> Any:
     return [plain(inner) for inner in value] if isinstance(value, (tuple, list)) else value
 
 
+def short(value: Any) -> str:
+    """A value for a message, cut: a tree may hold itself, or a list so often that nothing could print it."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python prints no number of more than 4,300 digits
+        return "a number with too many digits"
+
+
 def _section(cls: Any, tree: Any, where: str, paths: list[str]) -> Any:
     if not isinstance(tree, Mapping):
-        raise ValueError(f"{where or 'the config'} must be a section with keys, got {tree!r}")
+        raise ValueError(f"{where or 'the config'} must be a section with keys, got {short(tree)}")
     prefix = f"{where}." if where else ""
     known = {f.name: f for f in fields(cls)}
     for key in tree:
         if key not in known:
-            raise ValueError(
-                f"unknown key '{prefix}{key}'{_suggestion(str(key), prefix, list(known), paths)}"
-            )
+            name = key[:100] if isinstance(key, str) else short(key)
+            raise ValueError(f"unknown key '{prefix}{name}'{_suggestion(name, prefix, list(known), paths)}")
     hints = typing.get_type_hints(cls)
     for name, f in known.items():
         if name not in tree and _required(f):
@@ -59,24 +71,26 @@ def _value(hint: Any, value: Any, where: str, paths: list[str]) -> Any:
         return _value(hint, value, where, paths)
     if origin is Literal:
         if not any(type(value) is type(a) and value == a for a in args):
-            raise ValueError(f"{where} is {value!r}: choose one of {', '.join(map(str, args))}")
+            raise ValueError(f"{where} is {short(value)}: choose one of {', '.join(map(str, args))}")
         return value
     if origin is tuple and args[-1] is ...:
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{where} must be a list, got {value!r}")
+            raise ValueError(f"{where} must be a list, got {short(value)}")
         return tuple(_value(args[0], v, f"{where}[{i}]", paths) for i, v in enumerate(value))
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(args):
-            raise ValueError(f"{where} must be a list of {len(args)} values, got {value!r}")
+            raise ValueError(f"{where} must be a list of {len(args)} values, got {short(value)}")
         pairs = enumerate(zip(args, value, strict=True))
         return tuple(_value(a, v, f"{where}[{i}]", paths) for i, (a, v) in pairs)
     if is_dataclass(hint):
         return _section(hint, value, where, paths)
+    if type(value) is int and not -_LIMIT < value < _LIMIT:
+        raise ValueError(f"{where} is {short(value)}: it must be below 2^63")
     if hint is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if hint is not float and type(value) is hint:
         return value
-    raise ValueError(f"{where} must be {_WORDS[hint]}, got {value!r}")
+    raise ValueError(f"{where} must be {_WORDS[hint]}, got {short(value)}")
 
 
 def _required(f: Field) -> bool:

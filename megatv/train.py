@@ -15,6 +15,7 @@ import torch.distributed as dist
 import megatv
 from megatv.checkpoint import store
 from megatv.checkpoint.load import check_shapes
+from megatv.checkpoint.meta import read_meta
 from megatv.checkpoint.origin import origin, require_origin
 from megatv.checkpoint.rundir import open_run
 from megatv.clock import Clock
@@ -147,8 +148,8 @@ class Trainer:
         if chosen[0] is None:
             return None, {"step": 0, "skipped": 0, "updates": 0}
         with self.mesh.agreement():
-            check_shapes(store.Tensors(chosen[0], MODEL), meta_model(self.config), chosen[0])
-            meta = store.read_meta(chosen[0])
+            check_shapes(store.Tensors(chosen[0], MODEL), meta_model(self.config))
+            meta = read_meta(chosen[0])
             require_origin(meta, self.origin, self.config.data.train, chosen[0])
         return chosen[0], meta
 

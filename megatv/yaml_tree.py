@@ -9,15 +9,22 @@ from typing import Any
 
 import yaml
 
+MAX_CHARACTERS = 1 << 20
+
 
 def parse(text: str, where: str) -> Any:
-    """Plain data of a YAML text; ValueError with `where` and the line."""
+    """Plain data of a YAML text; ValueError with `where` and, mostly, the line."""
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{where}: has more than {MAX_CHARACTERS} characters; a config is a page")
     try:
         return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError(f"{where}: not valid YAML: nested too deeply") from None
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ValueError(f"{where}: not valid YAML: {line}{error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:  # such as control characters, or the date 2026-99-99
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # such as control characters, the date 2026-99-99, or a tag that its value does not fit: !!int ""
         raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -29,7 +36,8 @@ def dump(tree: Any) -> str:
 def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """A YAML file's sections as plain data, with overrides; ValueError names the file."""
     try:
-        tree = parse(Path(path).read_text(encoding="utf-8"), str(path))
+        with Path(path).open(encoding="utf-8") as file:
+            tree = parse(file.read(MAX_CHARACTERS + 1), str(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give --config a YAML file") from None
     except UnicodeDecodeError:
@@ -42,12 +50,20 @@ def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with two of its traps closed: a key given twice is an error, and 3e-4 is a number."""
+    """YAML with three of its traps closed: a key given twice is an error, 3e-4 is a number, `<<` is nothing.
+
+    Merging (`<<`) copies, and a few lines that merge each other would fill the memory.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
+                if key.tag == "tag:yaml.org,2002:merge":
+                    raise yaml.constructor.ConstructorError(
+                        problem="sections are not merged (<<); write the keys out",
+                        problem_mark=key.start_mark,
+                    )
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
                         problem=f"key '{key.value}' is given twice; keep one", problem_mark=key.start_mark

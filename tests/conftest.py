@@ -24,6 +24,18 @@ settings.register_profile("megatv", deadline=None)  # a busy machine is no failu
 settings.load_profile("megatv")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What commands remember of their user goes into a folder of the tests' own, those of children too."""
+    before = os.environ.get("XDG_STATE_HOME")
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    yield
+    if before is None:
+        del os.environ["XDG_STATE_HOME"]
+    else:
+        os.environ["XDG_STATE_HOME"] = before
+
+
 ROOT = Path(__file__).parents[1]
 SURVIVED = pytest.StashKey[list[tuple[str, str]]]()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatv.checkpoint import store
+from megatv.checkpoint.meta import read_meta
 
 ROOT = Path(__file__).parents[1]
 CLIPS = ROOT.parent / "shared/clips"
@@ -57,7 +57,7 @@ def test_the_toy_world_from_episodes_to_a_steered_video(
     assert found[30][0] < 0.7 * found[1][0]  # words of a small language are learned at once
     assert found[30][1] < 0.95 * found[1][1]
     newest = max((run_dir / "checkpoints").iterdir())
-    assert newest.name == "step_00000030" and store.read_meta(newest)["step"] == 30
+    assert newest.name == "step_00000030" and read_meta(newest)["step"] == 30
     assert list(run_dir.glob("**/*.png"))  # previews and loss curves
 
     out = tmp_path / "sample"

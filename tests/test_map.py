@@ -27,6 +27,7 @@ LAYERS = [
             "megatv.untrusted",
             "megatv.state_dict",
             "megatv.weights",
+            "megatv.regular_file",
             "megatv.log",
             "megatv_kernels",
         ],

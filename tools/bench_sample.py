@@ -27,6 +27,7 @@ from bench_attention import matmul_tflops, milliseconds  # the tool beside this 
 from megatv_kernels import FP8, quantize_rows
 from megatv_kernels.fp8 import scaled_product
 
+from megatv.checkpoint.trust import Trust
 from megatv.config import FPS, Config, load_config
 from megatv.data.stats import LatentStats
 from megatv.data.tokenizer import load_tokenizer
@@ -67,8 +68,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="YAML of a model to be measured with random weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
-    parser.add_argument("--trust-codec", action="store_true", help="load a TorchScript codec of --config")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of --config")
+    Trust.add_options(parser)
 
 
 def named_model(args: argparse.Namespace, precision: str) -> Sampler:
@@ -77,7 +78,7 @@ def named_model(args: argparse.Namespace, precision: str) -> Sampler:
         raise ValueError("give either --checkpoint or --config")
     device = usable_device(args.device)
     if args.checkpoint:
-        return Sampler.from_checkpoint(args.checkpoint, device, precision=precision)
+        return Sampler.from_checkpoint(args.checkpoint, device, precision=precision, trust=Trust.given(args))
     config = load_config(args.config, args.overrides)
     return random_sampler(config, device, choose_precision(precision, device), args.trust_codec)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from megatv.checkpoint.trust import Trust
 from megatv.data.sequence import chunk_start_seconds, texts_by_chunk
 from megatv.log import main_guard, progress
 from megatv.sample import Intervention, Request, Sampler
@@ -36,11 +37,12 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=32, help="held-out examples")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
+    Trust.add_options(parser)
     args = parser.parse_args()
     if args.starts < 1:
         raise ValueError(f"--starts {args.starts}: must be at least 1")
     # in less than fp32 the rounding of the model would hide how near the solvers come
-    sampler = Sampler.from_checkpoint(args.checkpoint, args.device, precision="fp32")
+    sampler = Sampler.from_checkpoint(args.checkpoint, args.device, precision="fp32", trust=Trust.given(args))
     requests = starts(sampler, args.starts)
     exact = fifth_chunks(sampler, requests, "heun", EXACT_STEPS)
     runs = [(name, n) for name in SOLVERS for n in EVALUATIONS]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from codec_report import quality  # the tool beside this one
 
+from megatv.checkpoint.trust import Trust
 from megatv.config import FPS
 from megatv.data.loader import check_shards
 from megatv.data.remote import open_shards
@@ -39,15 +40,17 @@ def main() -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run's folder or one checkpoint")
-    parser.add_argument("--data", help="shards to take the example from; data.train of the run by default")
     parser.add_argument("--index", type=int, default=0, help="the example's number in the shards")
     parser.add_argument("--steps", type=int, default=20, help="Euler steps")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
+    Trust.add_options(parser)
     args = parser.parse_args()
-    sampler = Sampler.from_checkpoint(args.checkpoint)
+    sampler = Sampler.from_checkpoint(args.checkpoint, trust=Trust.given(args))
     config = sampler.config
-    shards = open_shards(args.data or config.data.train, config.data, lambda: clip_encoder(sampler.codec))
+    if "data.train" in sampler.refused:
+        raise ValueError(sampler.refused["data.train"])
+    shards = open_shards(config.data.train, config.data, lambda: clip_encoder(sampler.codec))
     check_shards(shards, config)
     if not 0 <= args.index < len(shards):
         raise ValueError(f"--index {args.index}: {shards.path} holds examples 0 to {len(shards) - 1}")

@@ -20,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from megatv.checkpoint.trust import Trust
 from megatv.log import main_guard, say
 
 ROOT = Path(__file__).parents[1]
@@ -36,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--chunk", type=int, default=5, help="where the branch begins")
     parser.add_argument("--seed", type=int, default=0)
+    Trust.add_options(parser)
     args = parser.parse_args(argv)
     command = [sys.executable, "-m", "megatv.studio", "--checkpoint", args.checkpoint, "--port", "0"]
+    command += Trust.given(args).options()
     studio = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert studio.stdout is not None

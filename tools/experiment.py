@@ -29,8 +29,10 @@ import numpy as np
 import torch
 from experiment_report import write_report  # the tool beside this one
 
-from megatv.checkpoint.store import latest, read_meta
-from megatv.config import config_from_dict, load_config
+from megatv.checkpoint.meta import config_of, read_meta
+from megatv.checkpoint.store import latest
+from megatv.checkpoint.trust import Trust
+from megatv.config import load_config
 from megatv.data.sequence import chunk_start_seconds
 from megatv.data.toy_world import chunk_starts, simulate
 from megatv.eval.inverse_dynamics import Eye, clips_of, labels_of, train_eye
@@ -51,6 +53,8 @@ COMPARED = (
     *("model", "batch", "objective", "optim", "precision"),
 )
 """Sections of a config that make a run another one."""
+OWN = Trust(checkpoint=True)
+"""The runs here have the places of --config, which `train` compares with theirs."""
 STEERED = "left_click"
 """The intervention that the contact sheet shows."""
 
@@ -119,7 +123,7 @@ def train(config_file: str, overrides: list[str], out: Path, mode: str, seed: in
     config = load_config(config_file, overrides)
     newest, _ = latest(run)
     if newest is not None:
-        made_with = config_from_dict(read_meta(newest)["config"])
+        made_with = config_of(read_meta(newest), newest)
         for section in COMPARED:
             if getattr(made_with, section) != getattr(config, section):
                 raise ValueError(f"{run}: was made with another `{section}` section; choose another --out")
@@ -154,7 +158,7 @@ def measure(
     runs: dict[str, list[Path]], args: argparse.Namespace
 ) -> tuple[dict[str, list[Measured]], Measured]:
     """Every run's measurements by mode, and the true episodes'; those of an earlier call are kept."""
-    sampler = Sampler.from_checkpoint(runs[OURS][0], args.device)
+    sampler = Sampler.from_checkpoint(runs[OURS][0], args.device, trust=OWN)
     stage = Stage.open(sampler, args.starts, open_eye(sampler, args.out / "eye.pt"), args.batch)
     length = {"seconds": args.seconds, "batch": args.batch}
     asked = {"starts": args.starts, "seconds": args.seconds, "codec": sampler.stats.fingerprint()}
@@ -162,7 +166,7 @@ def measure(
     arms: dict[str, list[Measured]] = {mode: [] for mode in runs}
     for mode, paths in runs.items():
         for seed, path in zip(args.seeds, paths, strict=True):
-            arm = Sampler.from_checkpoint(path, args.device)
+            arm = Sampler.from_checkpoint(path, args.device, trust=OWN)
             settings = {"step": arm.step, **dataclasses.asdict(arm.config.sample)}
             work = partial(measure_arm, arm, stage, seed=seed, settings=arm.config.sample, done=say, **length)
             arms[mode].append(kept(args.out / f"measured/{path.name}.npz", asked | settings, work))
@@ -212,7 +216,7 @@ def facts(
     runs: dict[str, list[Path]], arms: dict[str, list[Measured]], args: argparse.Namespace
 ) -> dict[str, Any]:
     """What the report must say of how its figures came about."""
-    sampler = Sampler.from_checkpoint(runs[OURS][0], args.device)
+    sampler = Sampler.from_checkpoint(runs[OURS][0], args.device, trust=OWN)
     config = sampler.config
     held_out = [simulate(FIRST_EPISODE + i, config.video.groups) for i in range(args.starts)]
     return {
@@ -241,7 +245,9 @@ def facts(
 
 def contact_sheets(runs: dict[str, list[Path]], args: argparse.Namespace) -> dict[str, Any]:
     """The first start in the hands of each arm: left alone, and where it can be, told to shoot."""
-    samplers = {mode: Sampler.from_checkpoint(paths[0], args.device) for mode, paths in runs.items()}
+    samplers = {
+        mode: Sampler.from_checkpoint(paths[0], args.device, trust=OWN) for mode, paths in runs.items()
+    }
     sampler = samplers[OURS]
     episodes = [simulate(FIRST_EPISODE + i, sampler.config.video.groups) for i in range(args.starts)]
     _, latents = codec_pass(sampler, episodes, args.batch)

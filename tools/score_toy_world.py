@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatv.checkpoint.trust import Trust
 from megatv.config import SampleConfig
 from megatv.data.sequence import chunk_start_seconds
 from megatv.data.toy_world import simulate
@@ -46,11 +47,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="Euler steps a chunk (default: sample.steps of the config)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling; the starts are always the same")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    Trust.add_options(parser)
     args = parser.parse_args()
     for key in ("starts", "batch"):
         if getattr(args, key) < 1:
             raise ValueError(f"--{key} {getattr(args, key)}: must be at least 1")
-    sampler = Sampler.from_checkpoint(args.checkpoint, args.device)
+    sampler = Sampler.from_checkpoint(args.checkpoint, args.device, trust=Trust.given(args))
     settings = sampler.config.sample
     if args.steps is not None:
         settings = dataclasses.replace(settings, steps=args.steps)

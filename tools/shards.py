@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from draw_shards import draw_stats
 
-from megatv.checkpoint.store import read_meta
+from megatv.checkpoint.meta import read_meta
 from megatv.config import Config, config_to_dict, load_config
 from megatv.data.budget import TextBudget
 from megatv.data.describe import describe, transcript

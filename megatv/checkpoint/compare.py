@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatv.checkpoint import store
 from megatv.checkpoint.convert import model_shapes
 from megatv.checkpoint.describe import Entry, read_header, tensor_files
-from megatv.config import config_from_dict
+from megatv.checkpoint.meta import config_of, read_meta
 from megatv.log import progress
 
 STATE = ("exp_avg", "exp_avg_sq")
@@ -42,8 +42,8 @@ def faults(path: Path) -> Iterator[str]:
 
 def _faults_of_one(path: Path) -> Iterator[str]:
     try:
-        meta = store.read_meta(path)
-        config = config_from_dict(meta["config"])
+        meta = read_meta(path)
+        config = config_of(meta, path)
     except ValueError as error:
         yield str(error)
         return
@@ -74,6 +74,8 @@ def _faults_of_one(path: Path) -> Iterator[str]:
         for name, entry in found.items():
             if name not in shapes:
                 yield f"{path / entry.file}: holds {name}, which the model does not have"
+            elif entry.dtype not in store.SAFETENSORS_NAME.values():
+                yield f"{path / entry.file}: {name} is {entry.dtype}, and weights are no such numbers"
             elif entry.shape != shapes[name]:
                 have, want = list(entry.shape), list(shapes[name])
                 yield f"{path / entry.file}: {name} is {have}, the model needs {want}"
@@ -151,5 +153,10 @@ def _looks(entry: Entry) -> str:
 
 
 def _read(file: Path, entry: Entry) -> Tensor:
-    with safe_open(file, framework="pt") as tensors:
-        return tensors.get_tensor(entry.name)
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return tensors.get_tensor(entry.name)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{file}: cannot read {entry.name!r} ({error}); write or download it again"
+        ) from None

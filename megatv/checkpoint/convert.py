@@ -18,12 +18,13 @@ from torch import Tensor
 
 import megatv
 from megatv.checkpoint import store
-from megatv.checkpoint.load import check_shapes, choose_weights, find_checkpoint
-from megatv.config import Config, config_from_dict, config_to_dict
+from megatv.checkpoint.load import choose_weights, find_checkpoint
+from megatv.config import Config, config_to_dict
 from megatv.log import progress
 from megatv.model.cost import meta_model
 from megatv.model.init import initial_weight
 from megatv.model.llama import LlamaDirectory, llama_config, llama_names
+from megatv.schema import short
 
 Weights = Literal["auto", "ema", "model"]
 Record = dict[str, int | str]
@@ -78,8 +79,8 @@ def to_llama(
     Raises ValueError when the checkpoint is damaged or `like` is another model.
     """
     with directory(out) as temporary:
-        path, meta = find_checkpoint(checkpoint)
-        model = config_from_dict(meta["config"]).model
+        path, meta, config = find_checkpoint(checkpoint)
+        model = config.model
         fields: dict[str, Any] = {
             "max_position_embeddings": 131072,
             "bos_token_id": None,
@@ -92,6 +93,7 @@ def to_llama(
         fields |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
         fields |= llama_config(model)
         tensors = store.Tensors(path, choose_weights(meta, weights))
+        tensors.require(model_shapes(config))
         ours = {theirs: name for name, theirs in llama_names(model).items()}
         shapes = {theirs: tensors.shape(name) for theirs, name in ours.items()}
         write_parts(temporary, shapes, lambda theirs: tensors[ours[theirs]], target, part_bytes)
@@ -105,9 +107,10 @@ def export(checkpoint: Path, out: Path, *, weights: Weights, dtype: str, part_by
     The result is a checkpoint without optimizer state: the sampler reads it, training does not go on from it.
     """
     with directory(out) as temporary:
-        path, meta = find_checkpoint(checkpoint)
+        path, meta, config = find_checkpoint(checkpoint)
         tensors = store.Tensors(path, choose_weights(meta, weights))
-        shapes = {name: tensors.shape(name) for name in model_shapes(config_from_dict(meta["config"]))}
+        shapes = model_shapes(config)
+        tensors.require(shapes)
         files = write_parts(temporary, shapes, tensors.__getitem__, dtype, part_bytes)
         (temporary / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
         kept = {key: value for key, value in meta.items() if key not in ("format", "files")}
@@ -125,18 +128,18 @@ def average(checkpoints: Sequence[Path], out: Path, *, weights: Literal["ema", "
         raise ValueError("one checkpoint has no mean with others: give two or more")
     with directory(out) as temporary:
         found = [find_checkpoint(path) for path in checkpoints]
-        (first, meta), shapes = found[0], model_shapes(config_from_dict(found[0][1]["config"]))
-        for path, other in found[1:]:
+        first, meta, config = found[0]
+        shapes = model_shapes(config)
+        for path, other, _ in found[1:]:
             _require_one_model(first, meta, path, other)
-        sources = [store.Tensors(path, weights) for path, _ in found]
-        model = meta_model(config_from_dict(meta["config"]))
-        for source, (path, _) in zip(sources, found, strict=True):
-            check_shapes(source, model, path)
+        sources = [store.Tensors(path, weights) for path, _, _ in found]
+        for source in sources:
+            source.require(shapes)
         means = (_mean(source[name] for source in sources) for name in shapes)
         file = store.part_name("model", 0, 1)
         kept = {key: value for key, value in meta.items() if key not in ("format", "files")}
         kept |= {"step": 0, "updates": 0, "skipped": 0, "skipped_in_a_row": 0, "grad_norms": []}
-        kept["average_of"] = [path.name for path, _ in found]
+        kept["average_of"] = [path.name for path, _, _ in found]
         bar = progress(means, total=len(shapes), desc="average")
         store.commit(temporary, out, kept, {file: store.write_tensors(temporary / file, shapes, bar)})
 
@@ -183,8 +186,8 @@ def write_parts(
 
     Returns each file's `bytes` and `sha256`. Raises ValueError for a value beyond the range of `dtype`.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"weights cannot be written as {dtype}; choose --dtype {', '.join(DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"weights cannot be written as {short(dtype)}; choose --dtype {', '.join(DTYPES)}")
     target = DTYPES[dtype]
 
     def converted(name: str) -> Tensor:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from megatv.checkpoint.store import CHECKPOINTS, META, latest
+from megatv.checkpoint.meta import META, read_meta
+from megatv.checkpoint.store import CHECKPOINTS, latest
+from megatv.regular_file import open_regular
+from megatv.untrusted import parse_json
+
+MAX_HEADER_BYTES = 100_000_000
+"""As the safetensors library has it."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +31,7 @@ class Entry:
     @property
     def values(self) -> int:
         """How many numbers it holds."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
 
 def describe(path: Path) -> str:
@@ -37,20 +41,26 @@ def describe(path: Path) -> str:
     Raises ValueError when there is nothing to read.
     """
     path, files = tensor_files(path)
-    lines = [str(path), *_meta(path / META)]
+    lines = [str(path), *_meta(path)]
     for file in files:
         lines += ["", *_table(list(read_header(file)))]
     return "\n".join(lines)
 
 
 def tensor_files(path: Path) -> tuple[Path, list[Path]]:
-    """What `path` stands for (of a run, its newest whole checkpoint) and the safetensors files there."""
+    """What `path` stands for (of a run, its newest whole checkpoint) and the safetensors files there.
+
+    Of a checkpoint, these are the files that its meta.json lists.
+    """
     if (path / CHECKPOINTS).is_dir():
         newest, _ = latest(path)
         if newest is None:
             raise ValueError(f"{path}: no whole checkpoint in {CHECKPOINTS}/; train first")
         path = newest
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if (path / META).exists():
+        listed = read_meta(path)["files"]
+        files = [file for file in files if file.name in listed]
     if not files:
         raise ValueError(f"{path}: no safetensors file there; give a run, a checkpoint or a model directory")
     return path, files
@@ -59,30 +69,31 @@ def tensor_files(path: Path) -> tuple[Path, list[Path]]:
 def read_header(file: Path) -> Iterator[Entry]:
     """The tensors of a safetensors file, in the order of their bytes; ValueError when it is damaged."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file, links=True) as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(size))
+            header = parse_json(stream.read(size) if size <= MAX_HEADER_BYTES else b"")
+            whole = stream.seek(0, 2)
         header.pop("__metadata__", None)
-        entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        end = max((info["data_offsets"][1] for _, info in entries), default=0)
-    except (
-        OSError,
-        OverflowError,
-        MemoryError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        struct.error,
-    ):
+        entries = sorted(
+            (_entry(file.name, name, info) for name, info in header.items()), key=lambda pair: pair[0]
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         raise ValueError(
             f"{file}: is not a safetensors file, or damaged; write or download it again"
         ) from None
-    if file.stat().st_size != 8 + size + end:
-        raise ValueError(f"{file}: {file.stat().st_size} bytes instead of {8 + size + end}; it is cut short")
-    for name, info in entries:
-        begin, stop = info["data_offsets"]
-        yield Entry(file.name, name, tuple(info["shape"]), info["dtype"], stop - begin)
+    end = 8 + size + max((stop for (_, stop), _ in entries), default=0)
+    if whole != end:
+        raise ValueError(f"{file}: {whole} bytes instead of {end}; it is cut short")
+    yield from (entry for _, entry in entries)
+
+
+def _entry(file: str, name: str, info: dict[str, Any]) -> tuple[tuple[int, int], Entry]:
+    """(begin, end) of a tensor's bytes, and what it is. KeyError, TypeError or ValueError for damage."""
+    (begin, end), shape, dtype = info["data_offsets"], info["shape"], info["dtype"]
+    numbers = [begin, end, *shape]
+    if not (all(type(n) is int and 0 <= n < 2**63 for n in numbers) and begin <= end and type(dtype) is str):
+        raise ValueError("a tensor is no such record")
+    return (begin, end), Entry(file, name, tuple(shape), dtype, end - begin)
 
 
 def human(count: int, unit: str = "") -> str:
@@ -95,7 +106,7 @@ def human(count: int, unit: str = "") -> str:
 
 def _table(entries: list[Entry]) -> list[str]:
     rows = [
-        (e.name, " x ".join(map(str, e.shape)), e.dtype, human(e.values), human(e.bytes, "B"))
+        (_shown(e.name), " x ".join(map(str, e.shape)), _shown(e.dtype), human(e.values), human(e.bytes, "B"))
         for e in entries
     ]
     values, size = sum(e.values for e in entries), sum(e.bytes for e in entries)
@@ -118,12 +129,14 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
     return f"{left}  {right}"
 
 
-def _meta(file: Path) -> list[str]:
-    if not file.is_file():
+def _meta(path: Path) -> list[str]:
+    if not (path / META).exists():
         return []
-    try:
-        meta = json.loads(file.read_text())
-    except ValueError:
-        raise ValueError(f"{file}: is not valid JSON; use an earlier checkpoint") from None
-    plain = {key: value for key, value in meta.items() if not isinstance(value, (dict, list))}
-    return [f"{key}: {value}" for key, value in plain.items()]
+    plain = {key: v for key, v in read_meta(path).items() if not isinstance(v, (dict, list))}
+    return [f"{_shown(key)}: {_shown(value)}" for key, value in plain.items()]
+
+
+def _shown(value: Any) -> str:
+    """A value or a name for a terminal, to which a stranger's control characters must not get."""
+    text = str(value)
+    return (text if text.isprintable() else repr(text))[:200]

@@ -8,16 +8,17 @@ from typing import Any, Literal
 
 import torch
 
-from megatv.checkpoint.store import CHECKPOINTS, Tensors, latest, verify
-from megatv.config import Config, config_from_dict
+from megatv.checkpoint.meta import config_of
+from megatv.checkpoint.store import CHECKPOINTS, Tensors, kind_of, latest, verify
+from megatv.config import Config
 from megatv.model.init import tp_slice
 from megatv.model.mot import MoT
 from megatv.model.precision import FP8, PRECISIONS, Precision, convert, set_weight
 from megatv.parallel.mesh import Mesh
 
 
-def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint directory and its meta record, from a checkpoint or from a run (its newest whole one).
+def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any], Config]:
+    """The directory, meta record and config of a checkpoint, or of a run's newest whole one.
 
     Raises ValueError when there is none or the one named is damaged.
     """
@@ -28,18 +29,22 @@ def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
             why = f" ({'; '.join(skipped)})" if skipped else ""
             raise ValueError(f"{path}: no whole checkpoint in {CHECKPOINTS}/{why}; train first")
         path = newest
-    return path, verify(path)
+    meta = verify(path)
+    return path, meta, config_of(meta, path)
 
 
 def load_model(
-    path: str | Path,
+    path: Path,
+    meta: dict[str, Any],
+    config: Config,
     weights: Literal["ema", "model", "auto"] = "auto",
     device: torch.device | str = "cpu",
     precision: Precision = PRECISIONS["fp32"],
     mesh: Mesh | None = None,
-) -> tuple[MoT, Config, dict[str, Any]]:
-    """Load a checkpoint (or a run's newest) as a MoT in eval mode, with its config and meta record.
+) -> tuple[MoT, Config]:
+    """Load a checkpoint, as `find_checkpoint` found it, as a MoT in eval mode, with the config that it has.
 
+    config     the checkpoint's, in which places may be others (`megatv.checkpoint.trust`)
     weights    `ema` for the averaged weights, `model` for the trained ones, `auto`: averaged if saved
     precision  what the weights become on their way to the device, one after the other: it never holds more
                than the model in this precision and one whole tensor
@@ -48,12 +53,10 @@ def load_model(
     Raises ValueError when the checkpoint is damaged, its tensors do not fit its config, or the precision or
     the grid does not fit the model.
     """
-    path, meta = find_checkpoint(path)
-    config = config_from_dict(meta["config"])
     tensors = Tensors(path, choose_weights(meta, weights))
     with torch.device("meta"):
         model = MoT(config)
-    check_shapes(tensors, model, path)
+    check_shapes(tensors, model)
     tp, tp_rank = 1, 0
     if mesh is not None:
         if precision.stored == FP8:
@@ -69,24 +72,16 @@ def load_model(
     model.tie_embeddings()
     for name, _ in model.named_parameters():
         set_weight(model, name, tp_slice(tensors[name], name, tp, tp_rank))
-    return model.eval(), config, meta
+    return model.eval(), config
 
 
 def choose_weights(meta: dict[str, Any], weights: Literal["ema", "model", "auto"]) -> str:
     """The kind of tensor to read: `auto` takes the averaged weights where a checkpoint has them."""
     if weights != "auto":
         return weights
-    return "ema" if any(name.startswith("ema") for name in meta["files"]) else "model"
+    return "ema" if "ema" in map(kind_of, meta["files"]) else "model"
 
 
-def check_shapes(tensors: Tensors, model: MoT, path: Path) -> None:
+def check_shapes(tensors: Tensors, model: MoT) -> None:
     """Refuse (ValueError) tensors that are not the whole `model`'s, which may be on the meta device."""
-    remedy = "the checkpoint is of another model: use the config beside it"
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    missing = sorted(shapes.keys() - tensors.names())
-    if missing:
-        raise ValueError(f"{path}: lacks {missing[0]} and {len(missing) - 1} more tensors; {remedy}")
-    for name, shape in shapes.items():
-        found = tensors.shape(name)
-        if found != shape:
-            raise ValueError(f"{path}: {name} is {list(found)}, the model needs {list(shape)}; {remedy}")
+    tensors.require({name: tuple(p.shape) for name, p in model.named_parameters()})

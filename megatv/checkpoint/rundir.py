@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from megatv.checkpoint.store import CHECKPOINTS, checkpoint_dir, latest, read_meta, verify
-from megatv.config import Config, config_from_dict, config_to_dict, load_config, save_config
+from megatv.checkpoint.meta import config_of, read_meta
+from megatv.checkpoint.store import CHECKPOINTS, checkpoint_dir, latest, verify
+from megatv.config import Config, config_to_dict, load_config, save_config
 
 FREE = (
     *("run.dir", "parallel", "checkpoint", "log", "profile", "health", "sample", "attention"),
@@ -47,10 +48,11 @@ class RunDir:
 def open_run(config: Config, resume: str) -> RunDir:
     """Create or reopen `run.dir` (rank 0 only). resume: `auto`, `none` or a checkpoint directory.
 
-    Raises ValueError when the directory cannot be written, is in use, holds a run that must not be touched,
-    or was made with a config that differs in something that matters.
+    Raises ValueError when the directory cannot be written, is in use, holds a run that must not be touched or
+    a link that leads out of it, or was made with a config that differs in something that matters.
     """
     path = Path(config.run.dir)
+    _refuse_links(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("a+")  # not "w", which would empty the file of the run that holds it
@@ -63,6 +65,23 @@ def open_run(config: Config, resume: str) -> RunDir:
         _require_same(record, config_to_dict(config), source)
     save_config(config, path / "config.yaml")
     return RunDir(path, checkpoint, notes, lock)
+
+
+def _refuse_links(run: Path) -> None:
+    """Refuse (ValueError) a run that holds a link to elsewhere: what training writes would be written there.
+
+    wandb's folder is left alone: it links its newest run by an absolute path, and is named by chance else.
+    """
+    home = os.path.realpath(run)
+    for folder, folders, files in os.walk(run):
+        if folder == str(run) and "wandb" in folders:
+            folders.remove("wandb")
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
+                raise ValueError(
+                    f"{path}: is a link that leads out of the run, and training would write there; remove "
+                    "it, or let run.dir itself be the link"
+                )
 
 
 def _take(lock: IO[str], path: Path) -> list[str]:
@@ -116,7 +135,7 @@ def _records(path: Path, checkpoint: Path | None) -> Iterator[tuple[Path, dict[s
         yield path / "config.yaml", config_to_dict(load_config(path / "config.yaml"))
     if checkpoint is not None:
         # through Config, so that a key which is younger than the checkpoint counts as its default
-        yield checkpoint, config_to_dict(config_from_dict(read_meta(checkpoint)["config"]))
+        yield checkpoint, config_to_dict(config_of(read_meta(checkpoint), checkpoint))
 
 
 def _require_same(before: dict[str, Any], now: dict[str, Any], source: Path) -> None:
@@ -125,8 +144,8 @@ def _require_same(before: dict[str, Any], now: dict[str, Any], source: Path) -> 
         free = any(key == f or key.startswith(f"{f}.") for f in FREE)
         if not free and old.get(key) != new.get(key):
             raise ValueError(
-                f"{source}: {key} is {old.get(key)} there and {new.get(key)} now; set it back to go on with "
-                "this run, or start another one in a new run.dir"
+                f"{source}: {key} is {str(old.get(key))[:200]} there and {new.get(key)} now; set it back to "
+                "go on with this run, or start another one in a new run.dir"
             )
 
 

@@ -23,18 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-FORMAT = 1
-META = "meta.json"
+from megatv.checkpoint.meta import FORMAT, META, OtherFormat, read_json, read_meta
+from megatv.regular_file import open_regular
+
 CHECKPOINTS = "checkpoints"
 TEMPORARY = ".tmp"
 SAFETENSORS_NAME = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-
-
-class OtherFormat(ValueError):
-    """A checkpoint that is not damaged, but not for this version: never passed over for an older one."""
 
 
 def checkpoint_dir(run_dir: Path, step: int) -> Path:
@@ -43,9 +40,14 @@ def checkpoint_dir(run_dir: Path, step: int) -> Path:
 
 
 def begin(final: Path) -> Path:
-    """Make the temporary sibling that will be renamed to `final`, clearing what a killed save left behind."""
+    """Make the temporary sibling that will be renamed to `final`, clearing what a killed save left behind.
+
+    Raises ValueError where a link leads to another folder, in which nothing may be cleared.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(f"*{TEMPORARY}"):
+    leftovers = list(final.parent.glob(f"*{TEMPORARY}"))
+    _refuse_links(final.parent, *leftovers)
+    for leftover in leftovers:
         shutil.rmtree(leftover)
     temporary = final.with_name(final.name + TEMPORARY)
     temporary.mkdir()
@@ -121,8 +123,15 @@ def commit(temporary: Path, final: Path, meta: Mapping[str, Any], files: Mapping
 
 
 def steps(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run, the oldest first, damaged ones included."""
-    return sorted(p for p in (run_dir / CHECKPOINTS).glob("step_*") if p.suffix != TEMPORARY and p.is_dir())
+    """The checkpoints of a run, the oldest first, damaged ones included.
+
+    Raises ValueError where one of them, or the folder of all, is a link: old ones are deleted, and what a
+    link leads to is not this run's.
+    """
+    folder = run_dir / CHECKPOINTS
+    found = sorted(p for p in folder.glob("step_*") if p.suffix != TEMPORARY and p.is_dir())
+    _refuse_links(folder, *found)
+    return found
 
 
 def prune(run_dir: Path, keep: int) -> None:
@@ -131,29 +140,10 @@ def prune(run_dir: Path, keep: int) -> None:
         shutil.rmtree(old)
 
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """The meta record of a checkpoint directory.
-
-    Raises ValueError when there is none or it cannot be read, OtherFormat when another megatv wrote it.
-    """
-    try:
-        meta = json.loads((path / META).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no checkpoint ({META} is missing); give a step_* directory") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path / META}: cannot be read ({error}); use an earlier checkpoint") from None
-    if meta.get("format") != FORMAT:
-        raise OtherFormat(
-            f"{path}: checkpoint format {meta.get('format')} is not {FORMAT}, which this megatv reads; "
-            f"use the megatv that wrote it (version {meta.get('megatv', 'unknown')})"
-        )
-    return meta
-
-
 def verify(path: Path) -> dict[str, Any]:
     """Check every file of a checkpoint against its recorded size and sha256 and return the meta record.
 
-    Raises ValueError naming the file that is missing, truncated or changed.
+    Raises ValueError naming the file that is missing, truncated, changed or a link.
     """
     meta = read_meta(path)
     for name, record in meta["files"].items():
@@ -164,13 +154,19 @@ def verify(path: Path) -> dict[str, Any]:
 
 def damage(file: Path, record: Mapping[str, int | str]) -> str | None:
     """What is wrong with a file that was written with this `bytes` and `sha256`, or None."""
-    if not file.is_file():
+    try:
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size != record["bytes"]:
+                return f"{file}: {size} bytes instead of {record['bytes']}"
+            if hashlib.file_digest(stream, "sha256").hexdigest() != record["sha256"]:
+                return f"{file}: content does not match its sha256"
+    except FileNotFoundError:
         return f"{file}: missing"
-    if file.stat().st_size != record["bytes"]:
-        return f"{file}: {file.stat().st_size} bytes instead of {record['bytes']}"
-    with file.open("rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() != record["sha256"]:
-            return f"{file}: content does not match its sha256"
+    except OSError as error:
+        return f"{file}: cannot be read ({error.strerror})"
+    except ValueError as error:
+        return str(error)
     return None
 
 
@@ -195,25 +191,33 @@ def latest(run_dir: Path) -> tuple[Path | None, list[str]]:
 class Tensors:
     """Named tensors of one kind (`model`, `ema`, `exp_avg`, `exp_avg_sq`), read one at a time.
 
-    A tensor is a view of its file, mapped for it alone: the pages of a mapping that outlived it would stay in
+    Only files that meta.json lists are read, of their recorded size; `verify` compares what they hold. A
+    tensor is a view of its file, mapped for it alone: the pages of a mapping that outlived it would stay in
     the process's memory, until that had grown to the size of the file.
     """
 
     def __init__(self, directory: Path, kind: str) -> None:
-        index = directory / f"{kind}.safetensors.index.json"
-        if index.exists():
-            parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        else:
-            parts = [part_name(kind, 0, 1)]
+        """Raises ValueError when there are none, or their files are not whole or hold other numbers."""
+        self.directory = directory
+        listed, index = read_meta(directory)["files"], f"{kind}.safetensors.index.json"
+        places = _read_places(directory / index) if index in listed else None
+        parts = [part_name(kind, 0, 1)] if places is None else sorted(set(places.values()))
         self._files: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for part in parts:
-            if not (directory / part).exists():
-                raise ValueError(f"{directory / part}: missing; the checkpoint holds no `{kind}` tensors")
-            with safe_open(directory / part, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (no dictionary)
-                    self._files[name] = directory / part
-                    self._shapes[name] = tuple(file.get_slice(name).get_shape())
+            if places is not None and part not in listed:
+                raise ValueError(f"{directory / index}: names {part[:200]!r}, which {META} does not list")
+            file = directory / part
+            if part not in listed or not file.exists():
+                raise ValueError(f"{file}: missing; the checkpoint holds no `{kind}` tensors")
+            if file.is_symlink() or file.stat().st_size != listed[part]["bytes"]:
+                raise ValueError(f"{file}: is not the file that {META} lists; use an earlier checkpoint")
+            for name, shape in _shapes(file).items():
+                if places is None or places.get(name) == part:
+                    self._files[name], self._shapes[name] = file, shape
+        for name in places or ():
+            if name not in self._files:
+                raise ValueError(f"{directory / index}: places {name[:200]!r} in a file that lacks it")
 
     def names(self) -> set[str]:
         """All tensor names."""
@@ -224,8 +228,62 @@ class Tensors:
         return self._shapes[name]
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._files[name], framework="pt") as file:
-            return file.get_tensor(name)
+        try:
+            with safe_open(self._files[name], framework="pt") as file:
+                return file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{self._files[name]}: cannot read {name} ({error})") from None
+
+    def require(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Refuse (ValueError) to be read as tensors of these names and shapes."""
+        remedy = "the checkpoint is of another model: use the config beside it"
+        missing = sorted(shapes.keys() - self._files.keys())
+        if missing:
+            raise ValueError(
+                f"{self.directory}: lacks {missing[0]} and {len(missing) - 1} more tensors; {remedy}"
+            )
+        for name, shape in shapes.items():
+            if (found := self._shapes[name]) != tuple(shape):
+                raise ValueError(
+                    f"{self.directory}: {name} is {list(found)}, the model needs {list(shape)}; {remedy}"
+                )
+
+
+def _read_places(index: Path) -> dict[str, str]:
+    """Which file holds a tensor, by name, as an index file says; ValueError when it says no such thing."""
+    try:
+        tree = read_json(index)
+    except OSError as error:
+        raise ValueError(f"{index}: cannot be read ({error.strerror}); use an earlier checkpoint") from None
+    places = tree.get("weight_map") if isinstance(tree, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(part, str) for part in places.values()):
+        raise ValueError(f"{index}: has no `weight_map` of names; use an earlier checkpoint")
+    return places
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a file's tensors by name; ValueError for damage, and for numbers that weights are not."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (no dictionary)
+            for name, part in slices.items():
+                if part.get_dtype() not in SAFETENSORS_NAME.values():
+                    raise ValueError(
+                        f"{file}: {name[:200]!r} is {part.get_dtype()}, and weights are "
+                        f"{', '.join(SAFETENSORS_NAME.values())}; use an earlier checkpoint"
+                    )
+            return {name: tuple(part.get_shape()) for name, part in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: cannot be read ({error}); use an earlier checkpoint") from None
+
+
+def _refuse_links(*paths: Path) -> None:
+    for path in paths:
+        if path.is_symlink():
+            raise ValueError(
+                f"{path}: is a link, and a run's checkpoints are its own; move what it leads to here, or let "
+                "run.dir itself be the link"
+            )
 
 
 def _write_synced(path: Path, text: str) -> None:

@@ -14,7 +14,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatv.config import ModelConfig
+from megatv.regular_file import open_regular, read_small
+from megatv.schema import short
+from megatv.untrusted import parse_json, plain_name
 
+_DTYPES = ("F32", "BF16", "F16")
 # Tensors that some directories hold and that carry no weights of their own: rotary tables, a tied head.
 _REDUNDANT = ("rotary_emb.inv_freq", "lm_head.weight")
 _TOP = {
@@ -73,8 +77,9 @@ def llama_config(model: ModelConfig) -> dict[str, Any]:
 class LlamaDirectory:
     """Read-only view of a Hugging Face Llama directory (config.json and safetensors) by our names.
 
-    Only headers are read until a tensor is asked for. Raises ValueError when the directory is incomplete, is
-    not the model that `model` describes, or holds weights that a text tower has no place for.
+    Only headers are read until a tensor is asked for. Files lie in the directory under plain names, but may
+    be links to elsewhere, as the cache of Hugging Face has them. Raises ValueError when the directory is
+    incomplete, is not the model that `model` describes, or holds weights that a text tower has no place for.
     """
 
     def __init__(self, path: str | Path, model: ModelConfig) -> None:
@@ -90,22 +95,22 @@ class LlamaDirectory:
         strangers = [name for name in strangers if not name.endswith(_REDUNDANT)]
         if strangers:
             raise ValueError(
-                f"{self.path}: holds {strangers[0]}, for which a text tower has no place; give the directory "
-                "of a plain LlamaForCausalLM"
+                f"{self.path}: holds {strangers[0][:100]}, for which a text tower has no place; give the "
+                "directory of a plain LlamaForCausalLM"
             )
 
     def _check_config(self, model: ModelConfig) -> None:
         where = self.path / "config.json"
         if self.fields.get("model_type") != "llama":
             kind = self.fields.get("model_type")
-            raise ValueError(f"{where}: model_type is {kind!r}; a text tower takes a Llama only")
+            raise ValueError(f"{where}: model_type is {short(kind)}; a text tower takes a Llama only")
         for key in ("attention_bias", "mlp_bias"):
             if self.fields.get(key):
                 raise ValueError(f"{where}: {key} is true; a text tower has no biases")
         for key, wanted in llama_config(model).items():
             if self.fields.get(key) != wanted:
                 raise ValueError(
-                    f"{where}: {key} is {self.fields.get(key)!r}, but the run's `model` section says "
+                    f"{where}: {key} is {short(self.fields.get(key))}, but the run's `model` section says "
                     f"{wanted!r}; make the two agree"
                 )
 
@@ -131,30 +136,45 @@ def _read_headers(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]
     """(file, shape) of every tensor by Hugging Face's name; with an index, exactly those that it places."""
     index, single = path / "model.safetensors.index.json", "model.safetensors"
     places = _read_json(index).get("weight_map") if index.exists() else None
-    if index.exists() and not isinstance(places, dict):
-        raise ValueError(f"{index}: has no weight_map; download it again")
+    if index.exists() and not (
+        isinstance(places, dict) and all(isinstance(part, str) for part in places.values())
+    ):
+        raise ValueError(f"{index}: has no weight_map of names; download it again")
+    for part in set(places.values()) if places else ():
+        try:
+            plain_name(part)
+        except ValueError as error:
+            raise ValueError(f"{index}: weight_map: {error}; download it again") from None
     shapes = {part: _read_header(path / part) for part in (set(places.values()) if places else [single])}
     if places is None:
         places = dict.fromkeys(shapes[single], single)
     for name, part in places.items():
         if name not in shapes[part]:
             raise ValueError(
-                f"{path / part}: lacks {name}, which {index.name} places there; download it again"
+                f"{path / part}: lacks {name[:100]}, which {index.name} places there; download it again"
             )
     return places, {name: shapes[part][name] for name, part in places.items()}
 
 
 def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
     try:
+        open_regular(file, links=True).close()  # the library would wait for a pipe
         with safe_open(file, framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            for name, part in slices.items():
+                if part.get_dtype() not in _DTYPES:
+                    raise ValueError(
+                        f"{file}: {short(name)} is {part.get_dtype()}, and weights are {', '.join(_DTYPES)}; "
+                        "give a model that is not quantised"
+                    )
+            return {name: tuple(part.get_shape()) for name, part in slices.items()}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{file}: cannot read it ({error}); download the model again") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_text())
+        tree = parse_json(read_small(path, links=True))
     except OSError as error:
         raise ValueError(
             f"{path}: cannot be read ({error.strerror}); give a Hugging Face Llama directory"

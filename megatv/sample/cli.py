@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import torch
 
 import megatv
+from megatv.checkpoint.trust import Trust
 from megatv.config import SampleConfig
 from megatv.log import main_guard, say
 from megatv.model.precision import CHOICES
@@ -68,7 +69,7 @@ def _one(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"--out {out}: is not an empty directory; name another one or remove it first")
-    sampler = Sampler.from_checkpoint(args.checkpoint, device, args.weights, args.precision, ranks.mesh)
+    sampler = _sampler(args, device, ranks)
     request = asked.request(sampler)
     requests = {CHANGED if spoken else ALONE: request}
     if args.compare:
@@ -93,7 +94,7 @@ def _batch(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         raise ValueError(f"--rows {args.rows}: must be at least 1")
     asked = read_batch(args.batch)
     device, ranks = _ranks(args)
-    sampler = Sampler.from_checkpoint(args.checkpoint, device, args.weights, args.precision, ranks.mesh)
+    sampler = _sampler(args, device, ranks)
     settings = _settings(args, sampler.config.sample)
     failed = make_all(
         asked, Path(args.out), sampler, settings, args.rows, ranks, lambda a, s: _record(args, sampler, a, s)
@@ -110,6 +111,11 @@ def _ranks(args: argparse.Namespace) -> tuple[torch.device, Ranks]:
     if args.device not in (None, device.type):
         device = usable_device(args.device)
     return device, Ranks(args.tp, device)
+
+
+def _sampler(args: argparse.Namespace, device: torch.device, ranks: Ranks) -> Sampler:
+    words = args.checkpoint, device, args.weights, args.precision, ranks.mesh, Trust.given(args)
+    return Sampler.from_checkpoint(*words)
 
 
 def command() -> NoReturn:
@@ -154,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", choices=CHOICES, default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
     add("--device", help="default: this process's GPU, or the CPU where there is none")
     add("--tp", type=int, default=1, help="processes that hold one model together; it may exceed a GPU then")
+    Trust.add_options(parser)
     return parser
 
 
@@ -176,7 +183,7 @@ def _record(
     keys = ("image", "image_words", "video", "example", "seconds", "seed")
     return {
         "megatv": megatv.__version__,
-        **{key: getattr(args, key) for key in ("checkpoint", "weights", "tp")},
+        **{key: getattr(args, key) for key in ("checkpoint", "codec", "tokenizer", "data", "weights", "tp")},
         "device": str(sampler.device),
         **{key: getattr(asked, key) for key in keys},
         "precision": sampler.precision.name,

@@ -13,6 +13,7 @@ from megatv.data.sequence import Cursor
 from megatv.model.mot import MoT
 from megatv.sample.cache import KVCache
 from megatv.sample.graphs import Graphs, Step
+from megatv.sample.room import require_room
 
 CAPTURED = 4
 """The most tokens a pass that are worth a graph: one that the model picked, and what it makes certain."""
@@ -29,12 +30,21 @@ class Context:
         self.device = cache.lengths.device
 
     @classmethod
-    def empty(cls, model: MoT, rows: int, slots: int, dtype: torch.dtype) -> Context:
-        """`rows` sequences without a token, with room for `slots` each; keys and values in `dtype`."""
+    def empty(cls, model: MoT, rows: int, slots: int, dtype: torch.dtype, frames: int = 0) -> Context:
+        """`rows` sequences without a token, with room for `slots` each; keys and values in `dtype`.
+
+        Raises ValueError when they do not fit into memory, with so many `frames` to be decoded beside them.
+        """
         config, device = model.config, model.embed.position.device
-        shares = model.layers.matrix_shares
-        cache = KVCache.empty(config.model, rows, slots, device=device, dtype=dtype, shares=shares)
-        return cls(model, cache, [Cursor(config.sequence, config.tokens_per_chunk) for _ in range(rows)])
+
+        def cache(device: torch.device) -> KVCache:
+            shares = model.layers.matrix_shares
+            return KVCache.empty(config.model, rows, slots, device=device, dtype=dtype, shares=shares)
+
+        require_room(cache(torch.device("meta")), device, config.video, frames)
+        return cls(
+            model, cache(device), [Cursor(config.sequence, config.tokens_per_chunk) for _ in range(rows)]
+        )
 
     def rows(self, rows: slice) -> Context:
         """The first few of the sequences, shared with this context."""

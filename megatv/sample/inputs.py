@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from megatv.log import say
 from megatv.model.codec import clip_encoder, latents_to_frames
 from megatv.sample.request import Intervention, Mode, Request
 from megatv.sample.sampler import Sampler
+from megatv.schema import short
+from megatv.untrusted import parse_json
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Asked:
             raise ValueError(
                 "nothing to start from: give --prompt, or --example to take a held-out example's"
             )
-        if self.seed < 0:
-            raise ValueError(f"--seed {self.seed}: must be 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed {self.seed}: must be 0 or more, and below 2^63")
         if sum(start is not None for start in (self.image, self.video, self.example)) > 1:
             raise ValueError("a video starts from one thing: a picture, a video or an example")
 
@@ -106,8 +107,8 @@ def read_batch(path: str) -> dict[str, Asked]:
     for number, line in _lines(path, "--batch"):
         where = f"{path}, line {number}"
         try:
-            tree = json.loads(line)
-        except json.JSONDecodeError as error:
+            tree = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"{where}: is no JSON ({error})") from None
         if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
             raise ValueError(f'{where}: write an object with a "name", which becomes the name of its folder')
@@ -160,10 +161,16 @@ def read_start(path: str, sampler: Sampler) -> np.ndarray:
 
 
 def held_out(sampler: Sampler) -> Shards:
-    """The shards of data.val of the checkpoint's config. ValueError without them, or of another codec."""
+    """The shards of data.val. ValueError without them, for those of another codec, or when a stranger's
+    checkpoint names them and the user does not (`megatv.checkpoint.trust`).
+    """
     config = sampler.config
     if config.data.val is None:
-        raise ValueError("there are no held-out examples: data.val of the checkpoint's config is null")
+        raise ValueError(
+            "there are no held-out examples: data.val of the checkpoint's config is null; name them in --data"
+        )
+    if "data.val" in sampler.refused:
+        raise ValueError(sampler.refused["data.val"])
     shards = open_shards(config.data.val, config.data, lambda: clip_encoder(sampler.codec))
     check_codec(shards.info, config.codec, shards.path)
     return shards
@@ -194,12 +201,14 @@ def _asked(tree: dict[str, Any], where: str) -> Asked:
     spoken = tree.pop("interventions", [])
     for key, value in tree.items():
         if isinstance(value, bool) or not isinstance(value, KINDS.get(key, (str,))):
-            raise ValueError(f"{where}: {key} is {value!r}: write {KINDS.get(key, (str,))[-1].__name__}")
+            raise ValueError(f"{where}: {key} is {short(value)}: write {KINDS.get(key, (str,))[-1].__name__}")
+        if isinstance(value, (int, float)) and not abs(value) < 2**63:  # or no number at all
+            raise ValueError(f"{where}: {key} is {short(value)}: it must be below 2^63")
     if tree.get("mode", "tv2tv") not in ("tv2tv", "t2v", "think2v"):
         raise ValueError(f"{where}: mode '{tree['mode']}' is unknown: use tv2tv, t2v or think2v")
     try:
-        pairs = tuple(Intervention(float(seconds), str(text)) for seconds, text in spoken)
-        assert all(math.isfinite(pair.seconds) for pair in pairs)
-    except (TypeError, ValueError, AssertionError):
+        pairs = tuple(Intervention(float(seconds), text) for seconds, text in spoken)
+        assert all(math.isfinite(pair.seconds) and isinstance(pair.text, str) for pair in pairs)
+    except (ArithmeticError, TypeError, ValueError, AssertionError):
         raise ValueError(f"{where}: interventions are a list of [seconds, text]") from None
     return Asked(**tree, interventions=pairs)

@@ -9,7 +9,7 @@ same path: known words are prefilled in one pass, known chunks skip the solver.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatv.checkpoint.load import load_model
+from megatv.checkpoint.load import find_checkpoint, load_model
 from megatv.checkpoint.origin import require_codec
+from megatv.checkpoint.trust import STRANGER, Trust, admit
 from megatv.config import LATENT_CHANNELS, Config, SampleConfig
 from megatv.data.stats import LatentStats
 from megatv.data.tokenizer import Tokenizer, load_tokenizer
 from megatv.log import progress
-from megatv.model.codec import Codec, load_codec
+from megatv.model.codec import Codec, latents_to_frames, load_codec
 from megatv.model.mot import MoT
 from megatv.model.precision import Precision, choose_precision
 from megatv.parallel.mesh import Mesh
@@ -51,6 +52,7 @@ class Sampler:
     """Makes videos with a model.
 
     step        of the checkpoint that it came from, if it did
+    refused     why shards that this checkpoint's config names must not be opened, by key
     precision   what the model is in, and what keys and values are kept in: the model's dtype if not given
     unsayable   bool [V]: tokens that are never the model's to say
 
@@ -58,6 +60,7 @@ class Sampler:
     """
 
     step: int | None = None
+    refused: Mapping[str, str] = {}
 
     def __init__(
         self,
@@ -86,23 +89,28 @@ class Sampler:
         weights: Literal["ema", "model", "auto"] = "auto",
         precision: str = "auto",
         mesh: Mesh | None = None,
+        trust: Trust = STRANGER,
     ) -> Sampler:
         """A sampler from a checkpoint, or from a run's newest.
 
         precision  fp32, bf16, fp8 (see `megatv.model.precision`) or `auto`: bf16 on a GPU, fp32 on a CPU
         mesh       of tensor-parallel siblings that hold the model together (`megatv.sample.ranks`): all of
                    them then make the same calls and get the same results
+        trust      what the user says of the checkpoint, which is a stranger's by default
         Raises ValueError when anything is missing, the device cannot be used or does not have the precision,
-        or the codec's weights are not those of the training.
+        the config names a codec or a tokenizer that must not be followed, or the codec's weights are not
+        those of the training.
         """
         device = usable_device(device)
         chosen = choose_precision(precision, device)
-        model, config, meta = load_model(path, weights, device, chosen, mesh)
-        stats = LatentStats.from_dict(meta["latent_stats"], f"{path}: latent_stats")
-        codec = load_codec(config.codec, device)
+        checkpoint, meta, config = find_checkpoint(path)
+        config, refused = admit(config, path, trust)
+        stats = LatentStats.from_dict(meta["latent_stats"], f"{checkpoint}: latent_stats")
+        model, config = load_model(checkpoint, meta, config, weights, device, chosen, mesh)
+        codec = load_codec(config.codec, device, trust=trust.codec)
         require_codec(meta, config.codec, path)
         sampler = cls(model, config, load_tokenizer(config.tokenizer.path), codec, stats, chosen)
-        sampler.step = meta["step"]
+        sampler.step, sampler.refused = meta["step"], refused
         return sampler
 
     @torch.inference_mode()
@@ -176,7 +184,8 @@ class Sampler:
             draft.open(window, None if recoded is None else recoded[row])
         slots = max(draft.script.slots() for draft in drafts)
         slots += len(window.chunks) * self.config.tokens_per_chunk
-        context = Context.empty(self.model, rows * copies, slots, self.precision.stored)
+        frames = 0 if live else rows * latents_to_frames(len(window.chunks))
+        context = Context.empty(self.model, rows * copies, slots, self.precision.stored, frames)
         tokens = self.tokenizer
         heads = [draft.script.head() for draft in drafts]
         # Guidance: every sequence has a text-free twin with BOS, BOF and EOF only, at positions of its own.

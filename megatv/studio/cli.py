@@ -13,6 +13,7 @@ import torch
 import uvicorn
 
 import megatv
+from megatv.checkpoint.trust import Trust
 from megatv.guard import own_names
 from megatv.log import main_guard, say
 from megatv.model.precision import CHOICES
@@ -27,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Load, listen, serve until Ctrl-C. Raises ValueError with one sentence for any bad input."""
     args = _parser().parse_args(argv)
     listening = _listen(args.host, args.port)
-    sampler = Sampler.from_checkpoint(args.checkpoint, args.device, args.weights, args.precision)
+    sampler = Sampler.from_checkpoint(
+        args.checkpoint, args.device, args.weights, args.precision, trust=Trust.given(args)
+    )
     record = {
         "megatv": megatv.__version__,
         "name": Path(args.checkpoint).resolve().name,
@@ -71,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", choices=["auto", "ema", "model"], default="auto", help="auto: averaged ones if saved")
     add("--precision", choices=CHOICES, default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    Trust.add_options(parser)
     return parser
 
 

@@ -14,7 +14,8 @@ import torch
 from megatv.checkpoint import store
 from megatv.checkpoint.compare import faults
 from megatv.checkpoint.convert import average, export
-from megatv.checkpoint.load import load_model
+from megatv.checkpoint.load import find_checkpoint, load_model
+from megatv.checkpoint.meta import read_meta
 from megatv.config import Config, load_config
 
 KINDS = ("model", "exp_avg", "exp_avg_sq", "ema")
@@ -37,11 +38,11 @@ def test_mean_of_three(weights: str, tmp_path: Path, save_checkpoint: Callable) 
         mean = torch.stack([source[name].double() for source in sources]).mean(0)
         assert found[name].dtype == torch.float32
         torch.testing.assert_close(found[name].double(), mean, rtol=1e-6, atol=1e-6)
-    meta = store.read_meta(tmp_path / "out")
+    meta = read_meta(tmp_path / "out")
     assert (meta["step"], meta["updates"]) == (0, 0)
     assert meta["average_of"] == ["step_0", "step_1", "step_2"]
     assert list(faults(tmp_path / "out")) == []
-    load_model(tmp_path / "out")
+    load_model(*find_checkpoint(tmp_path / "out"))
 
 
 def test_equal_checkpoints_are_their_own_mean(tmp_path: Path, save_checkpoint: Callable) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from megatv.checkpoint import store
 from megatv.checkpoint.convert import INDEX, Weights, export, from_llama, model_shapes, to_llama, write_parts
 from megatv.checkpoint.describe import describe, human, read_header
-from megatv.checkpoint.load import load_model
+from megatv.checkpoint.load import find_checkpoint, load_model
 from megatv.config import RopeScaling, config_from_dict, load_config, save_config
 from megatv.model.llama import LlamaDirectory, llama_config, llama_names
 from megatv.sample.cache import KVCache
@@ -71,7 +71,8 @@ def test_logits_equal_transformers(tmp_path, tied, scaling, kv_heads):
     config = tiny(tied_embeddings=tied, rope_scaling=scaling, kv_heads=kv_heads)
     theirs = save_llama(tmp_path / "llama", config)
     from_llama(tmp_path / "llama", config, tmp_path / "out")
-    model, loaded, meta = load_model(tmp_path / "out")
+    found = find_checkpoint(tmp_path / "out")
+    (model, loaded), meta = load_model(*found), found[1]
     assert (loaded, meta["step"]) == (config, 0)
     ids = torch.randint(0, 512, (100,), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -136,8 +137,9 @@ def test_export_is_a_checkpoint_to_sample_from(tmp_path, dtype, save_checkpoint)
     places = json.loads((tmp_path / "out" / INDEX).read_text())["weight_map"]
     assert places.keys() == model_shapes(config).keys() and len(set(places.values())) > 2
     assert config_from_dict(json.loads((tmp_path / "out/config.json").read_text())) == config
-    model, loaded, meta = load_model(tmp_path / "out")
-    original = load_model(checkpoint)[0]
+    found = find_checkpoint(tmp_path / "out")
+    (model, loaded), meta = load_model(*found), found[1]
+    original = load_model(*find_checkpoint(checkpoint))[0]
     assert (loaded, meta["step"]) == (config, 7)
     for name, parameter in original.named_parameters():
         assert torch.equal(model.get_parameter(name), parameter.to(getattr(torch, dtype)).float())
@@ -286,7 +288,10 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, save_checkpoint):
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    for convert in (lambda: export(checkpoint, tmp_path / "out", **options), lambda: load_model(checkpoint)):
+    for convert in (
+        lambda: export(checkpoint, tmp_path / "out", **options),
+        lambda: load_model(*find_checkpoint(checkpoint)),
+    ):
         with pytest.raises(ValueError, match="does not match its sha256"):
             convert()
     assert not (tmp_path / "out").exists()
@@ -363,7 +368,7 @@ def test_the_command_line(tmp_path, python):
     llama, ours, back, full = (tmp_path / name for name in ("llama", "ours", "back", "full"))
     made = ("--config", tmp_path / "run.yaml", "--out", ours, "--set", "run.seed=3")
     assert tool("hf-to-megatv", llama, *made)[0] == 0
-    assert load_model(tmp_path / "ours")[1].run.seed == 3
+    assert load_model(*find_checkpoint(tmp_path / "ours"))[1].run.seed == 3
     assert tool("megatv-to-hf", ours, "--out", back, "--like", llama, "--part-gb", "0.00006")[0] == 0
     assert_same_bits(tensors_of(tmp_path / "back"), tensors_of(tmp_path / "llama"))
     assert tool("export", ours, "--out", full, "--dtype", "bfloat16")[0] == 0

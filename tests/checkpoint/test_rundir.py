@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from megatv.checkpoint.rundir import open_run
-from megatv.config import Config, load_config
+from megatv.config import Config, load_config, save_config
 
 HOLDER = """
 import fcntl, sys, time
@@ -55,6 +55,42 @@ def test_the_lock_of_a_killed_process_is_none(config: Config) -> None:
     opened = open_run(config, "auto")
     assert file.read_text() == f"host {socket.gethostname()}, process {os.getpid()}\n"
     opened.lock.close()
+
+
+@pytest.mark.parametrize(
+    "name", [".lock", "config.yaml.tmp", "metrics.jsonl", "hang/rank_0.txt", "checkpoints"]
+)
+def test_nothing_is_written_through_a_link_out_of_the_run(config: Config, tmp_path: Path, name: str) -> None:
+    run, theirs = Path(config.run.dir), tmp_path / "theirs"
+    theirs.write_text("precious")
+    (run / name).parent.mkdir(parents=True)
+    (run / name).symlink_to(theirs)
+    with pytest.raises(
+        ValueError, match="is a link that leads out of the run, and training would write there"
+    ):
+        open_run(config, "auto")
+    assert theirs.read_text() == "precious" and [p.name for p in run.iterdir()] == [name.split("/")[0]]
+
+
+def test_links_within_a_run_and_a_run_that_is_a_link_are_fine(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    Path(config.run.dir).symlink_to(tmp_path / "scratch")
+    (tmp_path / "scratch/latest.png").symlink_to("preview.png")
+    wandb = tmp_path / "scratch/wandb"
+    wandb.mkdir()
+    (wandb / "latest-run").symlink_to("/nowhere/run/wandb/run-1")  # as wandb leaves it when a run has moved
+    open_run(config, "auto").lock.close()
+
+
+def test_a_strange_record_in_a_run_is_one_short_sentence(config: Config) -> None:
+    run = Path(config.run.dir)
+    run.mkdir()
+    save_config(config, run / "config.yaml")
+    text = (run / "config.yaml").read_text().replace("path: toy_world", f"path: {'x' * 100_000}")
+    (run / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"tokenizer\.path is x+ there and toy_world now") as caught:
+        open_run(config, "auto")
+    assert len(str(caught.value)) < 600
 
 
 def test_a_file_system_without_locks_is_a_note(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from megatv.checkpoint import store
+from megatv.checkpoint.meta import read_meta
 
 
 def save(run_dir: Path, step: int, tensors: dict[str, torch.Tensor]) -> Path:
@@ -118,7 +119,7 @@ def test_split_files_read_as_one(tmp_path: Path) -> None:
 
 def test_missing_checkpoint_and_kind_say_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no checkpoint"):
-        store.read_meta(tmp_path)
+        read_meta(tmp_path)
     final = save(tmp_path, 1, {"a": torch.zeros(1)})
     with pytest.raises(ValueError, match="holds no `ema` tensors"):
         store.Tensors(final, "ema")

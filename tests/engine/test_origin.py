@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatv.checkpoint import store
+from megatv.checkpoint.meta import read_meta
 from megatv.checkpoint.origin import require_codec, require_origin
 from megatv.config import CodecConfig
 from megatv.data.format import codec_fingerprint
@@ -59,7 +60,7 @@ def test_a_run_goes_on_only_with_its_own_codec_and_statistics(tmp_path, train, r
     config += ["checkpoint.every=2"]
     train(1, run_dir, *config)
     first = store.checkpoint_dir(run_dir, 2)
-    assert store.read_meta(first)["codec_fingerprint"] == codec_fingerprint(codec)
+    assert read_meta(first)["codec_fingerprint"] == codec_fingerprint(codec)
     shutil.rmtree(store.checkpoint_dir(run_dir, 4))
     Sampler.from_checkpoint(run_dir)
 

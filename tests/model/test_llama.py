@@ -1,11 +1,14 @@
 """The text tower is Hugging Face's Llama: same logits from the same files, both ways of naming."""
 
 import dataclasses
+import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from megatv_kernels import Document, build_record
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatv.config import RopeScaling, load_config
@@ -107,4 +110,94 @@ def test_faults_name_the_file_and_the_remedy(tmp_path):
         LlamaDirectory(tmp_path, config.model).tensor("embed.text.weight")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
+        LlamaDirectory(tmp_path, config.model)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("../outside.safetensors", "'../outside.safetensors' is not a plain file name"),
+        ("/dev/zero", "'/dev/zero' is not a plain file name"),
+        (5, "has no weight_map of names"),
+        (["a"], "has no weight_map of names"),
+        ("gone.safetensors", r"gone\.safetensors: cannot read it"),
+        ("pipe.safetensors", r"pipe\.safetensors: is not a regular file"),
+        ("part.safetensors", r"part\.safetensors: lacks lm_head"),
+    ],
+)
+def test_an_index_names_files_of_its_folder(tmp_path, part, message):
+    config = with_model(tmp_path / "llama")
+    save_llama(config)
+    weights = tmp_path / "llama/model.safetensors"
+    places = dict.fromkeys(load_file(weights), part)
+    weights.rename(tmp_path / "outside.safetensors")
+    os.mkfifo(tmp_path / "llama/pipe.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "llama/part.safetensors")
+    (tmp_path / "llama" / INDEX).write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ValueError, match=message):
+        LlamaDirectory(tmp_path / "llama", config.model)
+
+
+def test_files_may_be_links_as_in_the_cache_of_hugging_face(tmp_path):
+    config = with_model(tmp_path / "snapshot")
+    save_llama(config, shards="50KB")
+    (tmp_path / "blobs").mkdir()
+    for number, file in enumerate((tmp_path / "snapshot").iterdir()):
+        blob = tmp_path / f"blobs/{number}"
+        file.rename(blob)
+        file.symlink_to(f"../blobs/{number}")
+    assert LlamaDirectory(tmp_path / "snapshot", config.model).tensor("embed.text.weight").shape == (328, 64)
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{", "[]", "\udcff", "huge"], ids=["deep", "cut", "list", "bytes", "huge"]
+)
+def test_strange_json_is_one_sentence(tmp_path, name, text):
+    config = with_model(tmp_path)
+    save_llama(config)
+    if text == "huge":
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 40)
+    else:
+        (tmp_path / name).write_text(text, errors="surrogateescape")
+    with pytest.raises(ValueError, match=r"\.json: (not valid JSON|holds no fields|has more than)") as caught:
+        LlamaDirectory(tmp_path, config.model)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", "2"),
+        ("vocab_size", 10**400),
+        ("hidden_size", None),
+        ("rope_scaling", [[[["x" * 10**6]]]]),
+        ("model_type", ["llama"]),
+        ("model_type", "x" * 10**6),
+    ],
+)
+def test_fields_of_another_type_or_size_are_refused(tmp_path, key, value):
+    config = with_model(tmp_path)
+    save_llama(config)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {key: value}))
+    with pytest.raises(ValueError, match=f"config.json: {key} is ") as caught:
+        LlamaDirectory(tmp_path, config.model)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn])
+def test_numbers_that_weights_are_not(tmp_path, dtype):
+    config = with_model(tmp_path)
+    save_llama(config)
+    file = tmp_path / "model.safetensors"
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(
+        ValueError, match="and weights are F32, BF16, F16; give a model that is not quantised"
+    ):
         LlamaDirectory(tmp_path, config.model)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from megatv.checkpoint import store
-from megatv.config import CodecConfig, DataConfig, TokenizerConfig, config_to_dict, load_config
+from megatv.config import CodecConfig, DataConfig, TokenizerConfig, config_to_dict, load_config, save_config
 from megatv.data.shards import DatasetInfo, ShardWriter
 from megatv.data.stats import LatentStats
 from megatv.data.tokenizer import load_tokenizer
@@ -143,4 +143,5 @@ def run_dir(make_sampler, tmp_path_factory) -> Path:
     files = {name: store.write_tensors(temporary / name, shapes, weights.values())}
     meta = {"step": 7, "config": config_to_dict(config), "latent_stats": sampler.stats.to_dict()}
     store.commit(temporary, final, meta, files)
+    save_config(config, root / "config.yaml")
     return root

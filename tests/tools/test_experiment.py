@@ -42,7 +42,7 @@ def test_the_report_on_players_whose_scores_are_known(tool, tmp_path, monkeypatc
         "t2v": make_player(STARTS, obeys=False, mode="t2v", noise=12),
     }
 
-    def load(path, device):
+    def load(path, device, trust):
         return players[Path(path).name.split("-")[0]]
 
     def trained(config, overrides, out, mode, seed):

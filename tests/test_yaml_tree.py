@@ -1,0 +1,77 @@
+"""A YAML file that somebody else wrote is read in bounded memory, or refused in one sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatv.config import load_config
+from megatv.yaml_tree import MAX_CHARACTERS, dump, parse, read_yaml
+
+DEEP = "[" * 50_000
+LAUGHS = "a0: &a0 [lol, lol]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40)
+)
+MERGED = "a0: &a0 {k: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 40)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(DEEP, "{a: " * 50_000, "- " * 50_000, "a: &a [*b]", MERGED, "<<: {a: 1}"),
+        *(
+            "a: !!int ''",
+            "a: !!float ''",
+            "a: !!bool x",
+            "a: !!timestamp x",
+            "a: !!binary x",
+            "a: 2026-99-99",
+        ),
+        *(
+            "a: !!python/object/apply:os.system ['true']",
+            "a: !!map 5",
+            "? [a]\n: b",
+            "a: " + "9" * 9000,
+            "\0",
+        ),
+        "a: 9999-99-99T99:99:99.9Z",
+    ],
+)
+def test_what_is_no_plain_tree_is_one_sentence(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^here: not valid YAML: .*$") as caught:
+        parse(text, "here")
+    assert len(str(caught.value)) < 400
+
+
+def test_merging_is_refused_with_its_line() -> None:
+    with pytest.raises(ValueError, match=r"line 2: sections are not merged \(<<\); write the keys out"):
+        parse("a: &a {x: 1}\nb: {<<: *a}", "here")
+    assert parse(dump({"<<": 1}), "here") == {"<<": 1}  # quoted, it is a key as others
+
+
+def test_a_file_that_repeats_itself_takes_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(f"{LAUGHS}run: *a39\n")
+    program = (
+        "import resource, sys; from megatv.config import load_config\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+        "try: load_config(sys.argv[1])\n"
+        "except ValueError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "run.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert "unknown key 'a0'" in done.stdout and len(done.stdout) < 400
+    (tmp_path / "run.yaml").write_text("&a [*a]")
+    with pytest.raises(ValueError, match="expected sections"):
+        load_config(tmp_path / "run.yaml")
+
+
+def test_a_huge_file_is_not_read_whole(tmp_path: Path) -> None:
+    with (tmp_path / "run.yaml").open("w") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match=f"has more than {MAX_CHARACTERS} characters"):
+        read_yaml(tmp_path / "run.yaml")
