@@ -62,6 +62,8 @@ DOORS = {
     "nvidia": ["megatv.data.video_dali"],
     "h5py": ["megatv.data.csgo_episode"],
     "streaming": ["megatv.data.shards", "megatv.data.remote"],
+    "boto3": ["megatv.data.bucket"],
+    "botocore": ["megatv.data.bucket"],
     "ray": ["megatv.curate.engine"],
     "fastapi": ["megatv.eval.human.server", "megatv.studio"],
     "uvicorn": ["megatv.eval.human.cli", "megatv.studio.cli"],
