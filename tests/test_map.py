@@ -61,7 +61,7 @@ DOORS = {
     "av": ["megatv.data.video", "megatv.data.video_source", "megatv.data.video_picture"],
     "nvidia": ["megatv.data.video_dali"],
     "h5py": ["megatv.data.csgo_episode"],
-    "streaming": ["megatv.data.shards", "megatv.data.remote"],
+    "streaming": ["megatv.data.shards"],
     "boto3": ["megatv.data.bucket"],
     "botocore": ["megatv.data.bucket"],
     "ray": ["megatv.curate.engine"],
