@@ -125,7 +125,8 @@ def _fetch_into(url: str, cache_dir: Path, temporary: Path) -> Path:
             reason, final = bucket.download(url, name, temporary / name, most)
             if not reason or final:
                 break
-        if reason and not (name == LENGTHS and final):
+        missing = final and not (temporary / name).exists()
+        if reason and not (name == LENGTHS and missing):
             raise ValueError(
                 f"{url}/{name}: cannot be fetched ({reason}); check data.train and data.val, AWS_* and "
                 "S3_ENDPOINT_URL"

@@ -206,9 +206,10 @@ def test_what_a_stranger_calls_a_column_is_not_run_from_a_bucket(bucket, source,
         RemoteShards(URL, tmp_path, 1 << 20)
 
 
-def test_a_description_without_end_is_not_fetched_whole(bucket, source, tmp_path, monkeypatch):
-    bucket.put_object(Key="train/dataset.json", Body=b" " * (DESCRIPTION["dataset.json"] + 1))
-    with pytest.raises(ValueError, match=r"dataset\.json: cannot be fetched \(it has more bytes than"):
+@pytest.mark.parametrize("name", ["index.json", "dataset.json", LENGTHS])
+def test_a_description_without_end_is_not_fetched_whole(bucket, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(DESCRIPTION, name, 10)
+    with pytest.raises(ValueError, match=f"{name}: cannot be fetched .it has more bytes than"):
         RemoteShards(URL, tmp_path, 1 << 20)
     assert list(tmp_path.iterdir()) == []
 
