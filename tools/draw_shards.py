@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from megatv.config import FPS
-from megatv.data.format import Record
+from megatv.data.record import Record
 from megatv.data.shards import Shards
 from megatv.model.codec import latents_to_frames
 
@@ -53,7 +53,7 @@ def draw_stats(records: list[Record], shards: Shards, path: Path) -> str:
 
 
 def _histogram(axes: Axes, name: str, values: np.ndarray) -> None:
-    axes.set_title(name, color=INK)
+    axes.set_title(name, color=INK, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     if not len(values):
         axes.text(0.5, 0.5, "none", ha="center", transform=axes.transAxes, color=INK)

@@ -6,7 +6,8 @@
     python tools/shards.py stats DIR --recompute [--config YAML] | --like CHECKPOINT
     python tools/shards.py split DIR --out DIR [--share 0.05] [--seed S] [--by video]
 
-verify    every shard and example against its hash; clips are decoded. Exit code 2 when anything differs.
+verify    every shard against its hash, then every example; clips are decoded. Exit code 2 when anything
+          differs
 inspect   one example: a contact sheet, the transcript with its token counts, the training sequence as text
 stats     histograms of durations, captions and quality scores, and the latent statistics, as one PNG; with
           `--config`, how many examples have more words than it gives rows, and the chunks that they lose;
@@ -14,6 +15,8 @@ stats     histograms of durations, captions and quality scores, and the latent s
           `--like` stores those of a checkpoint, whose run goes on with no others
 split     into OUT/train and OUT/val, all clips of one source video on one side; both keep DIR's latent
           statistics, since held-out losses mean something only when both are normalised alike
+
+A codec is loaded only where `--config` names it, never because dataset.json does.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +48,11 @@ from megatv.log import main_guard, progress
 from megatv.model.codec import clip_encoder, latents_to_frames, load_codec
 from megatv.sample.render import Strip, contact_sheet
 from megatv.sample.request import ChunkWords
+
+MAX_NAMED = 1000
+"""Faults that `verify` names one by one."""
+MAX_SCORES = 30
+"""Kinds of quality scores that `stats` draws, a panel each."""
 
 
 def main() -> int:
@@ -69,12 +78,16 @@ def main() -> int:
 
 
 def verify_all(path: Path) -> int:
-    """Name everything that differs from what was written, on stderr; 0 when nothing does, else 2."""
-    shards, faults = Shards(path), []
+    """Name what differs from what was written, on stderr; 0 when nothing does, else 2.
+
+    The files are compared with their hashes before the first row is read. Rows of damaged files are read
+    nevertheless, which is safe, so that the examples are named; the first MAX_NAMED faults are.
+    """
+    shards, faults, named = Shards(path), 0, []
     try:
         verify(path)
     except ValueError as error:
-        faults.append(str(error))
+        faults, named = 1, [str(error)]
     for index in progress(range(len(shards)), total=len(shards), desc="examples"):
         try:
             record = shards.record(index)
@@ -83,9 +96,13 @@ def verify_all(path: Path) -> int:
             elif not np.isfinite(np.asarray(record.content)).all():
                 raise ValueError(f"{path}: latents of '{record.id}' are not finite; make the shards again")
         except ValueError as error:
-            faults.append(str(error))
-    for fault in faults:
+            faults += 1
+            if len(named) < MAX_NAMED:
+                named.append(str(error))
+    for fault in named:
         print(f"error: {fault}", file=sys.stderr)
+    if faults > len(named):
+        print(f"error: {path}: {faults - len(named)} more examples are damaged", file=sys.stderr)
     if not faults:
         decoded = " and every clip decodes" if shards.info.stores == "clips" else ""
         print(f"{path}: {len(shards)} examples, every shard and example is as it was written{decoded}")
@@ -128,6 +145,9 @@ def show_stats(path: Path, config: Config | None, out: Path) -> None:
     shards = Shards(path)
     indices = progress(range(len(shards)), total=len(shards), desc="examples")
     records = [dataclasses.replace(shards.record(index), content=b"") for index in indices]
+    scores = {name for record in records for name in record.quality}
+    if len(scores) > MAX_SCORES:
+        raise ValueError(f"{path}: has {len(scores)} kinds of quality scores, and {MAX_SCORES} can be drawn")
     _save(out, lambda temporary: print(draw_stats(records, shards, temporary)))
     print(f"histograms: {out}")
     if config:
@@ -174,7 +194,7 @@ def restore(path: Path, checkpoint: Path) -> None:
             f"{checkpoint}: was trained with codec weights {trained}, {path} was made with "
             f"{info.codec_fingerprint}: statistics hold for one codec only; give a checkpoint of its own"
         )
-    _store(path, info, LatentStats.from_dict(meta["latent_stats"], f"{checkpoint}: latent_stats"))
+    _store(path, info, LatentStats.from_dict(meta.get("latent_stats"), f"{checkpoint}: latent_stats"))
     print(f"{path}: latent statistics of {checkpoint} stored")
 
 
@@ -188,12 +208,13 @@ def _store(path: Path, info: DatasetInfo, stats: LatentStats) -> None:
 
 
 def _save(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary sibling, and give it its name."""
+    """Let `write` fill a new file beside `path`, in a folder that nobody else could prepare, and move it."""
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"--out {path}: give the name of a file in a folder that exists")
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        write(temporary)
+        os.replace(temporary, path)
 
 
 def _arguments() -> argparse.Namespace:

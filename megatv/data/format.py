@@ -18,22 +18,27 @@ A row of an MDS shard is one example, a clip of video.groups x 49 frames at 16 f
      "quality": {"motion": 0.7, ...}}        scores by name, higher is better; {} when none were given
 
 `source` is free but for `video`: the file or episode that the clip was cut from, all clips of which must
-stay on one side of a split. dataset.json (`DatasetInfo`) says the same about all examples at once.
+stay on one side of a split. dataset.json (`DatasetInfo`) says the same about all examples at once, and which
+columns the shards may have: no others are read, in no other encoding (`megatv.data.record` checks the rows).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import xxhash
 
 from megatv.config import FPS, GROUP_FRAMES, GROUP_LATENTS, LATENT_CHANNELS, SPATIAL_FACTOR, CodecConfig
-from megatv.types import Caption, Example
+from megatv.data.files import REMEDY, hash_file, read_json
+from megatv.data.mds import Column
+from megatv.schema import build
 
 VERSION = 2
 STORES = ("latents", "clips")
@@ -41,7 +46,9 @@ COLUMN = {"latents": "latents", "clips": "clip"}
 """Name of the column that holds an example's picture, by what the directory stores."""
 ADDED = {"stores": "latents", "codec_fingerprint": None, "stats_fingerprint": None}
 """What version 2 added to dataset.json, and what these mean for shards of version 1."""
-REMEDY = "copy the directory again or make the shards anew (tools/shards.py verify DIR checks them all)"
+MAX_VIDEO_BYTES = 1 << 31
+"""Of an example's frames, three bytes a pixel: as many as `megatv.data.video` decodes in one call."""
+MAX_ID_BYTES, MAX_META_BYTES = 1 << 12, 1 << 22
 WEIGHTS = (".jit", ".safetensors", ".pt", ".bin", ".json")
 """Files of a codec's folder that decide what it computes."""
 
@@ -82,12 +89,28 @@ class DatasetInfo:
         """The column that holds an example's picture."""
         return COLUMN[self.stores]
 
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of a row, in order of their names. A clip takes no more bytes than its bare frames."""
+        if self.stores == "latents":
+            shape = ",".join(map(str, self.latent_shape))
+            size = 2 * math.prod(self.latent_shape)
+            picture = Column(self.column, f"ndarray:float16:{shape}", size, size, fixed=True)
+        else:
+            picture = Column(self.column, "bytes", 1, self.frames * self.width * self.height * 3 + (1 << 20))
+        words = [
+            Column("hash", "str", 16, 16),
+            Column("id", "str", 1, MAX_ID_BYTES),
+            Column("meta", "str", 2, MAX_META_BYTES),
+        ]
+        return tuple(sorted([picture, *words], key=lambda column: column.name))
+
     @staticmethod
     def load(path: Path) -> DatasetInfo:
         """Read dataset.json, version 1 too; ValueError when it is missing, damaged or of a later version."""
         tree = read_json(path)
         version = tree.get("version") if isinstance(tree, dict) else None
-        if isinstance(version, int) and version > VERSION:
+        if type(version) is int and VERSION < version < 1000:
             raise ValueError(
                 f"{path}: is of version {version} and this program reads up to version {VERSION}; update "
                 "megatv or make the shards again"
@@ -95,9 +118,12 @@ class DatasetInfo:
         if version == 1:
             tree = {**ADDED, **tree}
         names = [f.name for f in dataclasses.fields(DatasetInfo)]
-        if not isinstance(tree, dict) or sorted(tree) != sorted(names) or tree["stores"] not in STORES:
+        if not isinstance(tree, dict) or sorted(tree) != sorted(names):
             raise ValueError(f"{path}: must hold exactly {', '.join(names)}; make the shards again")
-        return DatasetInfo(**tree)
+        info = DatasetInfo(**tree)
+        if fault := _fault(info):
+            raise ValueError(f"{path}: {fault}; {REMEDY}")
+        return info
 
     def save(self, path: Path) -> None:
         """Write dataset.json, in the present version."""
@@ -105,53 +131,30 @@ class DatasetInfo:
         path.write_text(json.dumps(tree, indent=2) + "\n")
 
 
-@dataclass(frozen=True)
-class Record:
-    """One example as it lies in the shards; content: raw float16 latents [N, C, h, w], or a clip's bytes."""
-
-    id: str
-    content: np.ndarray | bytes
-    captions: tuple[Caption, ...]
-    meta_caption: str
-    detailed_caption: str
-    valid_latents: int
-    ends_clip: bool
-    source: dict[str, Any]
-    quality: dict[str, float]
-
-    def to_sample(self, column: str) -> dict[str, Any]:
-        """The row of an MDS shard, with its hash."""
-        meta = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[2:]}
-        meta["captions"] = [[caption.start_seconds, caption.text] for caption in self.captions]
-        sample = {"id": self.id, column: self.content, "meta": json.dumps(meta)}
-        return {**sample, "hash": sample_hash(sample, column)}
-
-    @staticmethod
-    def of_sample(sample: dict[str, Any], column: str) -> Record:
-        """What `to_sample` made; rows of version 1, which had no quality scores, too."""
-        meta = {"quality": {}, **json.loads(sample["meta"])}
-        meta["captions"] = tuple(Caption(start, text) for start, text in meta["captions"])
-        return Record(sample["id"], sample[column], **meta)
-
-    def example(self, latents: np.ndarray) -> Example:
-        """The record's words with `latents`, normalised float32 [N, C, h, w]; empty where words will do."""
-        return Example(
-            id=self.id,
-            latents=latents,
-            captions=self.captions,
-            meta_caption=self.meta_caption,
-            detailed_caption=self.detailed_caption,
-            valid_latents=self.valid_latents,
-            ends_clip=self.ends_clip,
-        )
-
-
-def sample_hash(sample: dict[str, Any], column: str) -> str:
-    """xxh64 of a row's picture, id and meta, in hexadecimal."""
-    content = sample[column]
-    digest = xxhash.xxh64(content if isinstance(content, bytes) else content.tobytes())
-    digest.update(sample["id"].encode() + b"\0" + sample["meta"].encode())
-    return digest.hexdigest()
+def _fault(info: DatasetInfo) -> str:
+    """What dataset.json says wrongly, as it came from JSON; "" for nothing."""
+    sizes = (info.width, info.height, info.groups)
+    if not all(type(size) is int and 1 <= size <= MAX_VIDEO_BYTES for size in sizes):
+        return "`width`, `height` and `groups` must be whole numbers, 1 or more"
+    if info.width % SPATIAL_FACTOR or info.height % SPATIAL_FACTOR:
+        return f"`width` and `height` must be multiples of {SPATIAL_FACTOR}"
+    if info.frames * info.width * info.height * 3 > MAX_VIDEO_BYTES:
+        return f"an example's frames would take more than {MAX_VIDEO_BYTES >> 30} GiB"
+    if type(info.fps) is not int or info.fps != FPS:
+        return f"`fps` must be {FPS}"
+    if type(info.version) is not int or not 1 <= info.version <= VERSION:
+        return f"`version` must be a whole number from 1 to {VERSION}"
+    if info.stores not in STORES:
+        return f"`stores` must be one of {', '.join(STORES)}"
+    for key in ("codec_fingerprint", "stats_fingerprint"):
+        value = getattr(info, key)
+        if value is not None and not (isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)):
+            return f"`{key}` must be null or 16 hexadecimal digits"
+    try:
+        build(CodecConfig, info.codec)
+    except ValueError as error:
+        return f"`codec`: {str(error)[:200]}"
+    return ""
 
 
 def codec_fingerprint(codec: CodecConfig) -> str | None:
@@ -166,7 +169,8 @@ def codec_fingerprint(codec: CodecConfig) -> str | None:
     digest = xxhash.xxh64()
     for file in files:
         digest.update(b"" if file == path else file.name.encode() + b"\0")
-        hash_file(file, digest)
+        with file.open("rb") as stream:
+            hash_file(stream, digest)
     return digest.hexdigest()
 
 
@@ -186,27 +190,3 @@ def check_codec(info: DatasetInfo, codec: CodecConfig, where: Path) -> None:
         f"{where}: its {what} were made with other weights than those in {codec.path} (fingerprint "
         f"{info.codec_fingerprint}, here {found}): put the old weights back, or {remedy}"
     )
-
-
-def hash_file(file: Path, digest: xxhash.xxh64) -> None:
-    """Feed a file's bytes to `digest`, a few MiB at a time."""
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-
-
-def file_digest(file: Path) -> str:
-    """xxh64 of a file's bytes, in hexadecimal."""
-    digest = xxhash.xxh64()
-    hash_file(file, digest)
-    return digest.hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    """Plain data of a JSON file of a shard directory; ValueError with file and remedy."""
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: is damaged ({error}); {REMEDY}") from None

@@ -4,7 +4,8 @@
                  "samples": 80, "column_names": [..], .., "version": 2, "format": "mds"}, ..], "version": 2}
 
 Ten million examples are 125,000 shards, whose entries take 50 MB as text and 400 MB as objects, in every rank
-of a node. So the text is read in pieces, an entry at a time; what is alike in all of them is kept once.
+of a node. So the text is read in pieces, an entry at a time, and only numbers are kept: names of files and
+columns are known beforehand, and an index that says anything else is refused.
 """
 
 from __future__ import annotations
@@ -17,18 +18,26 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import numpy as np
 
-from megatv.data.format import REMEDY
+from megatv.data.files import REMEDY, open_regular
+from megatv.data.format import DatasetInfo
+from megatv.data.mds import MAX_FILE_BYTES, Column, row_bytes
+from megatv.untrusted import parse_json
 
 HASH = "xxh64"
-COLUMNS = ("column_names", "column_encodings", "column_sizes")
 FORMAT = {"version": 2, "format": "mds", "compression": None}
 PIECE = 1 << 18
 """Characters of the text that are read at a time."""
+MAX_TEXT_BYTES = 1 << 30
+"""Of index.json: some two million shards."""
+MAX_PENDING = 1 << 20
+"""Characters of one entry, or outside of entries, that are held. MDSWriter's entries have some 400."""
 _OPENING, _EDGE = re.compile(r'"shards"\s*:\s*\['), re.compile(r"[{\]]")
+_DIGEST = re.compile("[0-9a-f]{16}")
 _NAME = re.compile(r"shard\.([0-9]{5}|[1-9][0-9]{5,})\.mds")
 
 
@@ -39,13 +48,11 @@ class Index:
     bytes    int64 [shards]: size of every file
     starts   int64 [shards + 1]: number of every shard's first example; the last is how many there are
     digests  uint64 [shards]: xxh64 of every file
-    columns  names, encodings and sizes of the columns, the same in every shard: arguments of `MDSReader`
     """
 
     bytes: np.ndarray
     starts: np.ndarray
     digests: np.ndarray
-    columns: dict[str, list[Any]]
 
     def place(self, example: int) -> tuple[int, int]:
         """(shard, row in it) of an example, 0 <= example < starts[-1]."""
@@ -76,39 +83,68 @@ def shard_name(shard: int) -> str:
     return f"shard.{shard:05}.mds"
 
 
-def read_index(directory: Path) -> Index:
-    """Read index.json. Raises ValueError when it is damaged, lists no shards, or shards of several kinds."""
+def read_index(directory: Path, info: DatasetInfo) -> Index:
+    """Read index.json of shards that hold what `info` says.
+
+    Raises ValueError when it is damaged, lists no examples, or lists a shard with other columns, encodings or
+    sizes than `info.columns`, of another format, under another name, or of a size that no file can have.
+    """
     path = directory / "index.json"
     sizes, samples, digests = array("q"), array("q"), array("Q")
-    common: dict[str, Any] = {}
+    expected = FORMAT | {
+        "column_names": [column.name for column in info.columns],
+        "column_encodings": [column.encoding for column in info.columns],
+        "column_sizes": [column.size for column in info.columns],
+    }
     for shard, entry in enumerate(_entries(path)):
         try:
-            file, found = entry["raw_data"], {key: entry[key] for key in (*FORMAT, *COLUMNS)}
-            name, digest = file["basename"], file["hashes"][HASH]
-            sizes.append(file["bytes"])
-            samples.append(entry["samples"])
-            digests.append(int(digest, 16))
-            known = sizes[-1] >= 0 and samples[-1] >= 0 and digest == f"{digests[-1]:016x}"
-        except (KeyError, TypeError, ValueError, OverflowError):
+            found = {key: entry[key] for key in expected}
+            file, rows = entry["raw_data"], entry["samples"]
+            name, size, digest = file["basename"], file["bytes"], file["hashes"][HASH]
+            known = _DIGEST.fullmatch(digest) and type(size) is int and type(rows) is int
+        except (KeyError, TypeError):
             known = False
         if not known:
             raise ValueError(f"{path}: is not an MDS index with {HASH} hashes (shard {shard}); {REMEDY}")
         if name != shard_name(shard):
             raise ValueError(
-                f"{path}: shard {shard} is called '{name}' where '{shard_name(shard)}' is expected; rename "
-                "it, in the index too, or copy the directory again"
+                f"{path}: shard {shard} is called {_short(name)} where '{shard_name(shard)}' is expected; "
+                "rename it, in the index too, or copy the directory again"
             )
-        common = common or {**found, **FORMAT}
-        if differing := [key for key, value in found.items() if value != common[key]]:
+        if differing := [key for key in expected if found[key] != expected[key]]:
             raise ValueError(
-                f"{path}: shard {shard} has {differing[0]} {found[differing[0]]} where "
-                f"{common[differing[0]]} is expected: all shards of a directory hold the same columns, "
-                f"uncompressed; {REMEDY}"
+                f"{path}: shard {shard} has {differing[0]} {_short(found[differing[0]])} where "
+                f"{_short(expected[differing[0]])} is expected: all shards of a directory hold the columns "
+                f"that dataset.json stands for, uncompressed; {REMEDY}"
             )
-    if not sizes:
-        raise ValueError(f"{directory}: its index lists no shards; make them with tools/make_shards.py")
+        if not _fits(size, rows, info.columns):
+            raise ValueError(
+                f"{path}: shard {shard} is said to hold {_short(rows)} examples in {_short(size)} bytes, "
+                f"which no file can; {REMEDY}"
+            )
+        sizes.append(size)
+        samples.append(rows)
+        digests.append(int(digest, 16))
+    if not any(samples):
+        raise ValueError(
+            f"{directory}: its index lists no shards with examples; make them with tools/make_shards.py"
+        )
     starts = np.concatenate([[0], np.cumsum(samples, dtype=np.int64)])
-    return Index(np.array(sizes), starts, np.array(digests), {key: common[key] for key in COLUMNS})
+    return Index(np.array(sizes), starts, np.array(digests))
+
+
+def _fits(size: int, rows: int, columns: tuple[Column, ...]) -> bool:
+    """Whether a file of so many bytes can hold so many rows; MDSWriter may make an empty file first."""
+    return rows >= 0 and 4 * (rows + 2) + rows * row_bytes(columns)[0] <= size <= MAX_FILE_BYTES
+
+
+_REPR = Repr()
+_REPR.maxstring = 60
+
+
+def _short(value: Any) -> str:
+    """A value of the index in a message, however long or deep it is."""
+    return _REPR.repr(value)
 
 
 def _entries(path: Path) -> Iterator[Any]:
@@ -120,7 +156,10 @@ def _entries(path: Path) -> Iterator[Any]:
     decode = json.JSONDecoder().raw_decode
     text, rest, count, edge = "", io.StringIO(), 0, _OPENING
     try:
-        with path.open(encoding="utf-8") as file:
+        with (
+            open_regular(path, MAX_TEXT_BYTES) as raw,
+            io.TextIOWrapper(io.BufferedReader(raw), "utf-8") as file,
+        ):
             while piece := file.read(PIECE):
                 text, at = text + piece, 0
                 while (found := edge.search(text, at)) and found[0] != "]":
@@ -130,14 +169,16 @@ def _entries(path: Path) -> Iterator[Any]:
                             element, end = decode(text, start)
                         except json.JSONDecodeError:
                             break  # the piece ends within the element, or it is damaged and stays in the text
+                        except (RecursionError, ValueError):
+                            raise json.JSONDecodeError("nested too deeply or a huge number", "", 0) from None
                         yield element
                         count, left = count + 1, "null"
-                    rest.write(text[at:start] + left)
+                    rest.write(text[at:start].strip(" \t\r\n") + left)
                     at, edge = end, _EDGE
                 text = text[at:]
-        tree = json.loads(rest.getvalue() + text)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
+                if len(text) + rest.tell() > MAX_PENDING + len("null,") * count:
+                    raise json.JSONDecodeError("too much beside the shards' entries", "", 0)
+        tree = parse_json(rest.getvalue() + text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: is damaged ({error.msg}, behind {count} shards); {REMEDY}") from None
     except UnicodeDecodeError as error:

@@ -6,29 +6,41 @@
     DIR/latent_stats.json     mean and std that `Shards` normalises with (`LatentStats`)
     DIR/lengths.npy           int32 [n, 2]: valid latents and bytes of text of every example, to fill rows by
 
-The only module that knows MosaicML streaming. It uses streaming's file format with plain random access: no
-shared memory, no background download, so nothing is left behind by a killed process, and a damaged shard is
-an error where streaming itself would end the epoch early or wait for ever.
+The only module that knows MosaicML streaming, which writes the files; any reader of MDS can read them. Here
+`megatv.data.mds` reads them, at random, without shared memory or background download: nothing is left behind
+by a killed process, and a damaged shard is an error where streaming itself would end the epoch early or wait
+for ever.
+
+Shards may come from a stranger. Nothing in them is run, unpickled or followed as a path: the index and
+dataset.json may only say what this format allows, a row's place and lengths must fit its file, and its
+values must have their types and ranges, all before they are used. A row is compared with its hash before it
+is decoded, a whole file when somebody asks (`verify`) or when it comes out of a cache. Hashes (xxh64) find
+damage, not malice.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 import os
 import shutil
 import sys
 import tempfile
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from megatv.data.format import REMEDY, DatasetInfo, Record, file_digest, sample_hash
-from megatv.data.index import HASH, Index, read_index, shard_name
+from megatv.data.files import REMEDY, file_digest, open_regular
+from megatv.data.format import DatasetInfo
+from megatv.data.index import HASH, Index, read_index
+from megatv.data.mds import read_row
+from megatv.data.record import Record
 from megatv.data.stats import LatentStats
 from megatv.data.video import decode_frames
 from megatv.types import Caption, Example
@@ -37,13 +49,15 @@ Encode = Callable[[torch.Tensor], np.ndarray]
 """Frames uint8 [F, H, W, 3], on any device, to raw latents float32 [N, C, h, w]: the data layer's codec."""
 SHARD_BYTES = 1 << 26
 LENGTHS = "lengths.npy"
+MAX_HEADER_BYTES = 1 << 14
+"""Of lengths.npy; NumPy itself reads as many bytes as the header claims to have, before it looks at them."""
 
 
-def _import_streaming() -> tuple[Any, Any, Any]:
-    """FileInfo, MDSReader and MDSWriter, without running streaming's package files.
+def _import_writer() -> Any:
+    """MDSWriter, without running streaming's package files.
 
     `import streaming` imports torchvision, which dies beside a CPU-only torch where the installed one was
-    built for CUDA; empty packages in its place leave the modules that are used here, and save two seconds.
+    built for CUDA; empty packages in its place leave the module that is used here, and save two seconds.
     """
     for name in ("streaming", "streaming.base"):
         if name not in sys.modules:
@@ -56,13 +70,12 @@ def _import_streaming() -> tuple[Any, Any, Any]:
             package = types.ModuleType(name)
             package.__path__ = list(spec.submodule_search_locations)
             sys.modules[name] = package
-    from streaming.base.format import FileInfo
-    from streaming.base.format.mds import MDSReader, MDSWriter
+    from streaming.base.format.mds import MDSWriter
 
-    return FileInfo, MDSReader, MDSWriter
+    return MDSWriter
 
 
-FileInfo, MDSReader, MDSWriter = _import_streaming()
+MDSWriter = _import_writer()
 
 
 class ShardWriter:
@@ -79,9 +92,7 @@ class ShardWriter:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._partial = Path(tempfile.mkdtemp(dir=self.out.parent, prefix=f".{self.out.name}.partial-"))
         self._partial.chmod(0o755)
-        shape = ",".join(map(str, info.latent_shape))
-        content = f"ndarray:float16:{shape}" if info.stores == "latents" else "bytes"
-        columns = {"id": "str", info.column: content, "meta": "str", "hash": "str"}
+        columns = {column.name: column.encoding for column in info.columns}
         self._writer = MDSWriter(
             columns=columns, out=str(self._partial), hashes=[HASH], size_limit=SHARD_BYTES, max_workers=1
         )
@@ -112,7 +123,8 @@ class ShardWriter:
         """Add one example: raw latents [N, C, h, w] or a clip's bytes, as `info.stores` says, and its words.
 
         `source` says where it came from (`video`: the file or episode), `quality` holds scores by name; see
-        `megatv.data.format`. Raises ValueError when the id was used before or latents do not fit float16.
+        `megatv.data.format`. Raises ValueError when the id was used before, latents do not fit float16, or
+        the words would not be read.
         """
         assert 1 <= valid_latents <= self.info.latent_shape[0]
         if id in self._ids:
@@ -131,7 +143,7 @@ class ShardWriter:
             source,
             quality or {},
         )
-        self._writer.write(record.to_sample(self.info.column))
+        self._writer.write(record.to_sample(self.info))
         self._ids.add(id)
         words = sum(len(text.encode()) for text in (meta_caption, *(c.text for c in captions)))
         self._lengths.append((valid_latents, words))
@@ -168,7 +180,8 @@ class Shards:
     """Random access to the examples of a shard directory, latents normalised with its own statistics.
 
     Opening compares the files with the index by size (`verify`), reading compares each example with its hash;
-    both raise ValueError with the file, so damage never becomes training data. Holds no open files.
+    both raise ValueError with the file, so damage never becomes training data. Whole files are not hashed
+    for it: 64 MB for one example would be read. Holds no open files.
     lengths: int32 [n, 2] of valid latents and bytes of text, mapped from the file; None in shards without it.
 
     load_encoder gives the codec that turns clips into latents. It is called once, when a directory of clips
@@ -186,18 +199,15 @@ class Shards:
     ) -> None:
         """complete: False where shard files arrive later (`megatv.data.remote`): they are not compared."""
         self.path, self.device = Path(path), device
-        self.index = verify(self.path, hashes=False) if complete else read_index(self.path)
-        self.info = DatasetInfo.load(self.path / "dataset.json")
+        self.info = _load_info(self.path)
+        self.index = read_index(self.path, self.info)
+        if complete:
+            _compare(self.path, self.index, hashes=False)
         self.stats = LatentStats.load(self.path / "latent_stats.json")
         if self.info.stats_fingerprint not in (None, self.stats.fingerprint()):
             raise ValueError(
                 f"{self.path / 'latent_stats.json'}: does not hold the statistics that were stored with "
                 f"these shards; {REMEDY}"
-            )
-        if self.info.column not in self.index.columns["column_names"]:
-            raise ValueError(
-                f"{self.path}: dataset.json says that it stores {self.info.stores}, and its shards have no "
-                f"column '{self.info.column}'; {REMEDY}"
             )
         self._encode = load_encoder() if load_encoder and self.info.stores == "clips" else None
         self.lengths = _read_lengths(self.path / LENGTHS, len(self))
@@ -243,49 +253,48 @@ class Shards:
         """Example `index` as it is stored. Raises ValueError when its bytes are not those written."""
         assert 0 <= index < len(self)
         shard, row = self.index.place(index)
-        try:
-            sample = self._reader(shard)[row]
-            if sample_hash(sample, self.info.column) == sample["hash"]:
-                return Record.of_sample(sample, self.info.column)
-            reason = "its hash differs from the one written"
-        except Exception as error:  # damaged bytes fail in any way; the reason goes into the sentence
-            reason = str(error) or type(error).__name__
-        file = self.path / shard_name(shard)
-        raise ValueError(f"{file}: example {row} is damaged ({reason}); {REMEDY}")
+        rows = int(self.index.starts[shard + 1] - self.index.starts[shard])
+        with self._open(shard) as file:
+            try:
+                return Record.of_row(read_row(file, rows, row, self.info.columns), self.info)
+            except (ValueError, OSError) as error:
+                name = self.path / self.index.file(shard)[0]
+                raise ValueError(f"{name}: example {row} is damaged ({error}); {REMEDY}") from None
 
-    def _reader(self, shard: int) -> Any:
-        """Streaming's reader of one shard. Made for each example: to keep one a shard takes 3 KB each."""
+    def _open(self, shard: int) -> AbstractContextManager[io.FileIO]:
+        """A shard's file. Opened for each example: to keep them open takes a descriptor each."""
         name, size, _ = self.index.file(shard)
-        return MDSReader(
-            str(self.path),
-            split=None,
-            **self.index.columns,
-            compression=None,
-            hashes=[],
-            raw_data=FileInfo(name, size, {}),
-            samples=int(self.index.starts[shard + 1] - self.index.starts[shard]),
-            size_limit=None,
-            zip_data=None,
-        )
+        return open_regular(os.path.join(self.path, name), size)
 
 
-def verify(path: str | Path, *, hashes: bool = True) -> Index:
-    """Compare every shard of a directory with the index: present, of the right size and, by option, hash.
+def verify(path: str | Path) -> Index:
+    """Compare every shard of a directory with the index: present, of the right size and hash.
 
-    Returns the index. Raises ValueError with the first file that differs and how many do.
+    Returns the index. Raises ValueError with the first file that differs and how many do. No row is read.
     """
     path = Path(path)
+    index = read_index(path, _load_info(path))
+    _compare(path, index, hashes=True)
+    return index
+
+
+def _load_info(path: Path) -> DatasetInfo:
     if not path.is_dir():
         raise ValueError(f"{path}: is not a directory of shards; make one with tools/make_shards.py")
-    index = read_index(path)
+    return DatasetInfo.load(path / "dataset.json")
+
+
+def _compare(path: Path, index: Index, *, hashes: bool) -> None:
+    """ValueError for files that are missing, of other sizes than the index says or, by option, hashes."""
     found = index.sizes_found(path)
     differ = found != index.bytes
     if hashes:
         for shard in np.flatnonzero(~differ):
-            name, _, digest = index.file(shard)
-            differ[shard] = file_digest(path / name) != digest
+            name, size, digest = index.file(shard)
+            with open_regular(path / name, size) as file:
+                differ[shard] = file_digest(file) != digest
     if not differ.any():
-        return index
+        return
     first, faults = int(differ.argmax()), int(differ.sum())
     name, size, _ = index.file(first)
     fault = "has changed since it was written (its hash differs from the index)"
@@ -300,10 +309,13 @@ def verify(path: str | Path, *, hashes: bool = True) -> Index:
 def _read_lengths(path: Path, n: int) -> np.ndarray | None:
     if not path.exists():
         return None
+    open_regular(path, 8 * n + MAX_HEADER_BYTES).close()
     try:
-        lengths = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: is damaged ({error}); {REMEDY}") from None
+        with np.errstate(over="ignore"):  # of a shape that the file has no room for
+            lengths = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a damaged header fails in any way; none is run, pickled objects are refused
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path}: is damaged ({reason}); {REMEDY}") from None
     if lengths.shape != (n, 2) or lengths.dtype != np.int32:
         raise ValueError(f"{path}: does not hold two numbers for each of {n} examples; {REMEDY}")
     return lengths

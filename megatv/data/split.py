@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from megatv.data.format import Record
+from megatv.data.record import Record
 from megatv.data.shards import Shards, ShardWriter
 
 

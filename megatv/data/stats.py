@@ -18,6 +18,7 @@ import xxhash
 from torch import Tensor
 
 from megatv.config import GROUP_LATENTS, LATENT_CHANNELS
+from megatv.data.files import read_json
 
 Latents = TypeVar("Latents", np.ndarray, Tensor)
 
@@ -60,31 +61,25 @@ class LatentStats:
     @staticmethod
     def from_dict(tree: object, where: str = "latent statistics") -> LatentStats:
         """Check plain data and build the statistics; ValueError names `where` and the fault."""
+        if not isinstance(tree, dict) or sorted(tree) != sorted(ROWS):
+            raise ValueError(f"{where}: must hold exactly `first` and `rest`, each with `mean` and `std`")
         arrays = {}
         for key in ("mean", "std"):
-            try:
-                arrays[key] = np.array([tree[row][key] for row in ROWS], np.float32)  # type: ignore[index]
-            except (KeyError, TypeError, ValueError):
-                arrays[key] = np.zeros(0, np.float32)
-            if arrays[key].ndim != 2 or not arrays[key].size or not np.isfinite(arrays[key]).all():
-                raise ValueError(f"{where}: `{key}` must hold a list of numbers under `first` and `rest`")
+            rows = [row.get(key) if isinstance(row, dict) else None for row in (tree[name] for name in ROWS)]
+            if not all(_are_numbers(values) for values in rows):
+                raise ValueError(
+                    f"{where}: `{key}` must hold a list of {LATENT_CHANNELS} numbers under `first` and `rest`"
+                )
+            arrays[key] = np.array(rows, np.float32)
         stats = LatentStats(**arrays)
-        if stats.mean.shape != stats.std.shape or (stats.std <= 0).any():
+        if (stats.std <= 0).any():
             raise ValueError(f"{where}: `std` must hold one positive number for every `mean`")
         return stats
 
     @staticmethod
     def load(path: str | Path) -> LatentStats:
         """Read what `save` wrote. Raises ValueError when the file is missing or not such a file."""
-        try:
-            tree = json.loads(Path(path).read_text())
-        except OSError as error:
-            raise ValueError(
-                f"{path}: cannot be read ({error.strerror}); the tool that writes shards makes this file"
-            ) from None
-        except ValueError as error:
-            raise ValueError(f"{path}: not valid JSON ({error}); write the shards again") from None
-        return LatentStats.from_dict(tree, str(path))
+        return LatentStats.from_dict(read_json(Path(path)), str(path))
 
     def _along(self, latents: Latents, offset: int) -> tuple[Latents, Latents]:
         """Mean and std of every latent in the array, [N, C, 1, 1], in its library, type and place."""
@@ -135,6 +130,16 @@ class StatsAccumulator:
         largest = std.max(axis=1, keepdims=True)
         std = np.maximum(std, np.where(largest > 0, largest * MIN_STD_RATIO, 1.0))
         return LatentStats(self.mean.astype(np.float32), std.astype(np.float32))
+
+
+def _are_numbers(values: object) -> bool:
+    """Whether it is a list of one number a channel that float32 can hold; JSON also has NaN and 1e400."""
+    largest = float(np.finfo(np.float32).max)
+    return (
+        isinstance(values, list)
+        and len(values) == LATENT_CHANNELS
+        and all(type(value) in (int, float) and -largest <= value <= largest for value in values)
+    )
 
 
 def _row_of(latents: int, offset: int) -> np.ndarray:

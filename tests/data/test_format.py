@@ -120,8 +120,62 @@ def test_shards_of_version_1_are_read_as_latents(tmp_path):
     np.testing.assert_allclose(shards[0].latents, 1.8, rtol=1e-6)
     check_codec(shards.info, CodecConfig("learned", "anything"), path)
     (path / "dataset.json").write_text(json.dumps({**tree, "stores": "pictures"}))
-    with pytest.raises(ValueError, match="must hold exactly"):
+    with pytest.raises(ValueError, match="`stores` must be one of latents, clips"):
         Shards(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *((key, value, "whole numbers, 1 or more") for key in ("width", "height", "groups") for value in
+          (0, -8, True, 8.0, "48", None, [48], 10**40)),
+        ("width", 44, "multiples of 8"),
+        ("width", 8 * 10**6, "more than 2 GiB"),
+        ("groups", 10**6, "more than 2 GiB"),
+        ("fps", 0, "`fps` must be 16"),
+        ("fps", 16.0, "`fps` must be 16"),
+        ("fps", 30, "`fps` must be 16"),
+        ("version", 0, "`version` must be"),
+        ("version", True, "`version` must be"),
+        ("version", "2", "`version` must be"),
+        ("version", 10**400, "`version` must be"),
+        ("stores", ["latents"], "`stores` must be one of"),
+        ("stores", {}, "`stores` must be one of"),
+        ("codec", {}, "`codec`: key 'kind' is missing"),
+        ("codec", [], "`codec`: "),
+        ("codec", None, "`codec`: "),
+        ("codec", {"kind": "pickle"}, "`codec`: kind is 'pickle'"),
+        ("codec", {"kind": "x" * 10_000}, "`codec`: kind is"),
+        ("codec", {"kind": "dct", "path": 5}, "`codec`: path must be text"),
+        ("codec", {"kind": "dct", "run": "x"}, "`codec`: unknown key 'run'"),
+        ("codec_fingerprint", 5, "`codec_fingerprint` must be null or 16"),
+        ("codec_fingerprint", "x" * 16, "`codec_fingerprint` must be null or 16"),
+        ("stats_fingerprint", "0" * 17, "`stats_fingerprint` must be null or 16"),
+        ("stats_fingerprint", [[]], "`stats_fingerprint` must be null or 16"),
+    ],
+)  # fmt: skip
+def test_a_description_of_another_kind_is_refused(tmp_path, key, value, message):
+    path = tmp_path / "dataset.json"
+    DatasetInfo(48, 32, 1, {"kind": "dct"}).save(path)
+    DatasetInfo.load(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ValueError, match=rf"dataset\.json: .*{message}") as error:
+        DatasetInfo.load(path)
+    assert len(str(error.value)) < 500
+
+
+def test_the_columns_are_those_of_the_format():
+    latents, clips = (
+        DatasetInfo(48, 32, 2, {"kind": "dct"}, stores=stores) for stores in ("latents", "clips")
+    )
+    assert [(c.name, c.encoding, c.size) for c in latents.columns] == [
+        ("hash", "str", None), ("id", "str", None),
+        ("latents", "ndarray:float16:26,16,4,6", 26 * 16 * 4 * 6 * 2), ("meta", "str", None),
+    ]  # fmt: skip
+    assert [(c.name, c.encoding, c.size) for c in clips.columns] == [
+        ("clip", "bytes", None), ("hash", "str", None), ("id", "str", None), ("meta", "str", None),
+    ]  # fmt: skip
+    assert clips.columns[0].most == 98 * 48 * 32 * 3 + (1 << 20)
 
 
 def test_statistics_of_other_shards_are_refused(tmp_path):

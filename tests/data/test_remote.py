@@ -1,14 +1,16 @@
 """Shards from an S3-compatible server on loopback: whole, damaged, missing; a small cache that many share."""
 
 import itertools
+import json
 import os
 
 import numpy as np
 import pytest
 
 from megatv.config import DataConfig
-from megatv.data import remote
-from megatv.data.remote import RemoteShards, open_shards
+from megatv.data import bucket as s3
+from megatv.data import cache
+from megatv.data.remote import DESCRIPTION, RemoteShards, open_shards
 from megatv.data.shards import LENGTHS, DatasetInfo, Shards, ShardWriter
 from megatv.data.stats import LatentStats
 
@@ -49,7 +51,7 @@ def bucket(server, source, monkeypatch):
     for key, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x", "DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(f"AWS_{key}", value)
     monkeypatch.setenv("S3_ENDPOINT_URL", server)
-    monkeypatch.setattr(remote, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "BACKOFF_SECONDS", 0.0)
     bucket = boto3.resource("s3", endpoint_url=server).create_bucket(Bucket="clips")
     for file in source.iterdir():
         bucket.upload_file(str(file), f"train/{file.name}")
@@ -61,14 +63,14 @@ def bucket(server, source, monkeypatch):
 @pytest.fixture
 def fetched(monkeypatch):
     """Names of the shards asked for, in order."""
-    names, download = [], remote._download
+    names, download = [], s3.download
 
-    def counted(url, local):
-        if url.endswith(".mds"):
-            names.append(url.rpartition("/")[2])
-        return download(url, local)
+    def counted(location, name, local, most):
+        if name.endswith(".mds"):
+            names.append(name)
+        return download(location, name, local, most)
 
-    monkeypatch.setattr(remote, "_download", counted)
+    monkeypatch.setattr(s3, "download", counted)
     return names
 
 
@@ -76,8 +78,8 @@ def size_of(source, shards=1):
     return shards * max(file.stat().st_size for file in source.glob("*.mds"))
 
 
-def cached(cache):
-    return sorted(path.name for path in cache.glob("*/shard*"))
+def cached(path):
+    return sorted(file.name for file in path.glob("*/shard*"))
 
 
 def test_remote_examples_are_the_local_ones_and_fetched_once(bucket, source, tmp_path, fetched):
@@ -102,9 +104,11 @@ def test_the_cache_stays_within_its_bytes_and_keeps_what_was_read_last(bucket, s
 
 
 def test_what_is_in_use_is_not_evicted(bucket, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "FULL_SECONDS", 0.2)
+    monkeypatch.setattr(cache, "FULL_SECONDS", 0.2)
     shards = RemoteShards(URL, tmp_path, size_of(source))
-    with shards._cache.hold(*shards.index.file(0)) as path:
+    (path,) = tmp_path.glob("*/locks")
+    path = path.parent / "shard.00000.mds"
+    with shards._cache.hold(*shards.index.file(0)):
         with pytest.raises(ValueError, match=r"no room for \d+ bytes"):
             shards[11]
         assert path.exists()
@@ -112,11 +116,11 @@ def test_what_is_in_use_is_not_evicted(bucket, source, tmp_path, monkeypatch):
 
 
 def test_a_transfer_that_went_wrong_is_repeated(bucket, tmp_path, monkeypatch):
-    download, calls = remote._download, itertools.count()
+    download, calls = s3.download, itertools.count()
 
-    def unreliable(url, local):
-        answer = download(url, local)
-        if url.endswith(".mds"):
+    def unreliable(location, name, local, most):
+        answer = download(location, name, local, most)
+        if name.endswith(".mds"):
             match next(calls):
                 case 0:
                     local.write_bytes(local.read_bytes()[:-1])
@@ -124,7 +128,7 @@ def test_a_transfer_that_went_wrong_is_repeated(bucket, tmp_path, monkeypatch):
                     return "connection reset", False
         return answer
 
-    monkeypatch.setattr(remote, "_download", unreliable)
+    monkeypatch.setattr(s3, "download", unreliable)
     assert RemoteShards(URL, tmp_path, 1 << 20)[3].id == "clip-3" and next(calls) == 3
 
 
@@ -136,13 +140,13 @@ def test_a_damaged_object_is_an_error_once_and_never_data(bucket, tmp_path, fetc
     for index in (2, 3):
         with pytest.raises(ValueError, match=r"s3://clips/train/shard\.00001\.mds: cannot be fetched \(its"):
             shards[index]
-    assert fetched == ["shard.00001.mds"] * remote.ATTEMPTS and cached(tmp_path) == []
+    assert fetched == ["shard.00001.mds"] * cache.ATTEMPTS and cached(tmp_path) == []
     assert shards[4].id == "clip-4"
 
 
 def test_a_missing_object_is_not_asked_for_again(bucket, tmp_path, fetched):
     bucket.Object("train/shard.00001.mds").delete()
-    with pytest.raises(ValueError, match=r"shard\.00001\.mds: cannot be fetched \(.*not found"):
+    with pytest.raises(ValueError, match=r"shard\.00001\.mds: cannot be fetched \(.*NoSuchKey"):
         RemoteShards(URL, tmp_path, 1 << 20)[2]
     assert fetched == ["shard.00001.mds"]
 
@@ -174,10 +178,65 @@ def test_an_incomplete_set_is_refused(bucket, tmp_path, gone):
         RemoteShards(URL, tmp_path, 1 << 20)
 
 
+def test_lengths_that_another_put_into_the_cache_are_not_used(bucket, source, tmp_path):
+    bucket.Object(f"train/{LENGTHS}").delete()
+    RemoteShards(URL, tmp_path, 1 << 20)
+    (directory,) = tmp_path.iterdir()
+    np.save(directory / LENGTHS, np.ones((EXAMPLES, 2), np.int32))
+    assert RemoteShards(URL, tmp_path, 1 << 20).lengths is None
+
+
+def test_links_in_place_of_the_description_are_replaced(bucket, source, tmp_path):
+    cache, target = tmp_path / "cache", tmp_path / "target"
+    target.write_text("kept")
+    RemoteShards(URL, cache, 1 << 20)
+    (directory,) = cache.iterdir()
+    for name in DESCRIPTION:
+        (directory / name).unlink()
+        (directory / name).symlink_to(target)
+    assert RemoteShards(URL, cache, 1 << 20)[0].id == "clip-0" and target.read_text() == "kept"
+
+
+def test_what_a_stranger_calls_a_column_is_not_run_from_a_bucket(bucket, source, tmp_path):
+    tree = json.loads((source / "index.json").read_text())
+    for entry in tree["shards"]:
+        entry["column_encodings"] = ["str", "str", entry["column_encodings"][2], "pkl"]
+    bucket.put_object(Key="train/index.json", Body=json.dumps(tree))
+    with pytest.raises(ValueError, match=r"index\.json: shard 0 has column_encodings .*'pkl'"):
+        RemoteShards(URL, tmp_path, 1 << 20)
+
+
+@pytest.mark.parametrize("name", ["index.json", "dataset.json", LENGTHS])
+def test_a_description_without_end_is_not_fetched_whole(bucket, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(DESCRIPTION, name, 10)
+    with pytest.raises(ValueError, match=f"{name}: cannot be fetched .it has more bytes than"):
+        RemoteShards(URL, tmp_path, 1 << 20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cache_is_the_users_alone(bucket, tmp_path):
+    cache = tmp_path / "cache"
+    RemoteShards(URL, cache, 1 << 20)[0]
+    (directory,) = cache.iterdir()
+    assert {p.stat().st_mode & 0o777 for p in (cache, directory, directory / "locks")} == {0o700}
+    assert all(p.stat().st_mode & 0o077 == 0 for p in directory.rglob("*"))
+    cache.chmod(0o777)
+    with pytest.raises(ValueError, match="cache: anybody may change it"):
+        RemoteShards(URL, cache, 1 << 20)
+    cache.chmod(0o1777)  # as /tmp is: nobody moves what is another's
+    RemoteShards(URL, cache, 1 << 20)
+    directory.rename(tmp_path / "elsewhere")
+    directory.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="cannot hold fetched shards"):
+        RemoteShards(URL, cache, 1 << 20)
+    with pytest.raises(ValueError, match="cannot hold fetched shards"):
+        RemoteShards(URL, directory / "index.json", 1 << 20)
+
+
 def test_a_server_that_does_not_answer_is_refused(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    monkeypatch.setattr(cache, "ATTEMPTS", 1)
     with pytest.raises(ValueError, match=r"index\.json: cannot be fetched \(Could not connect"):
         RemoteShards(URL, tmp_path, 1 << 20)
 

@@ -47,6 +47,7 @@ def run(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["shards.py", *map(str, args)])
         return tool.main()
 
+    call.tool = tool
     return call
 
 
@@ -206,3 +207,98 @@ def test_stats_tell_what_does_not_fit_the_text_rows(run, tmp_path, capsys, confi
     run("stats", path, "--config", config, "--out", out, *plan)
     said = capsys.readouterr().out
     assert "8 of 8 examples cannot be used, the first: sample clip-0 has no detailed" in said
+
+
+def test_no_verb_runs_what_a_column_says(run, tmp_path, config):
+    """Every door refuses an index that calls a column a pickle; see tests/data/test_strange_shards.py."""
+    path = write(tmp_path / "set")
+    tree = json.loads((path / "index.json").read_text())
+    tree["shards"][0]["column_encodings"][3] = "pkl"
+    (path / "index.json").write_text(json.dumps(tree))
+    before = sorted(tmp_path.iterdir())
+    for args in (
+        ("verify", path),
+        ("inspect", path, "--config", config),
+        ("stats", path),
+        ("stats", path, "--recompute", "--config", config),
+        ("stats", path, "--like", tmp_path),
+        ("split", path, "--out", tmp_path / "two"),
+    ):
+        with pytest.raises(ValueError, match=r"index\.json: shard 0 has column_encodings .*'pkl'"):
+            run(*args)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", ["learned", "cosmos", "wan"])
+def test_a_codec_that_the_shards_name_is_not_opened(run, tmp_path, monkeypatch, kind):
+    path = write(tmp_path / "set", "latents")
+    tree = json.loads((path / "dataset.json").read_text())
+    os.mkfifo(tmp_path / "codec")  # whoever opens it waits for ever
+    stranger = {**tree, "codec": {"kind": kind, "path": str(tmp_path / "codec")}}
+    (path / "dataset.json").write_text(json.dumps(stranger))
+    monkeypatch.chdir(tmp_path)
+    assert run("verify", path) == 0
+    for args in (("stats", path), ("stats", path, "--recompute"), ("split", path, "--out", "two")):
+        assert run(*args) == 0
+    assert Shards(tmp_path / "two" / "val").info.codec["path"] == str(tmp_path / "codec")
+
+
+def test_new_statistics_are_not_written_through_links(run, tmp_path):
+    path, target = write(tmp_path / "set", "latents"), tmp_path / "target"
+    target.write_text("kept")
+    for name in ("dataset.json", "latent_stats.json"):
+        (path / f".{name}.tmp").symlink_to(target)
+        (path / name).rename(tmp_path / name)
+        (path / name).symlink_to(tmp_path / name)
+    originals = [(tmp_path / name).read_text() for name in ("dataset.json", "latent_stats.json")]
+    assert run("stats", path, "--recompute") == 0
+    assert target.read_text() == "kept"
+    assert [(tmp_path / name).read_text() for name in ("dataset.json", "latent_stats.json")] == originals
+    assert Shards(path).stats.fingerprint() != WRONG.fingerprint()
+
+
+def test_verify_names_a_bounded_number_of_faults(run, tmp_path, capsys, monkeypatch):
+    path = write(tmp_path / "set", "latents")
+    file = path / "shard.00000.mds"
+    data = bytearray(file.read_bytes())
+    data[4:40] = bytes(36)
+    file.write_bytes(data)
+    monkeypatch.setattr(run.tool, "MAX_NAMED", 3)
+    assert run("verify", path) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 4 and errors[-1] == f"error: {path}: 6 more examples are damaged"
+
+
+def test_scores_without_number_are_not_drawn(run, tmp_path):
+    with ShardWriter(tmp_path / "set", DatasetInfo(32, 32, 1, {"kind": "dct"})) as writer:
+        words = {"captions": (), "meta_caption": "m", "detailed_caption": "", "source": {}}
+        quality = {f"$\\frac{{{index}": 1e9 for index in range(31)}
+        content = np.zeros((13, 16, 4, 4), np.float32)
+        writer.write("a", content, **words, valid_latents=13, ends_clip=True, quality=quality)
+        writer.finish(WRONG)
+    with pytest.raises(ValueError, match="has 31 kinds of quality scores, and 30 can be drawn"):
+        run("stats", tmp_path / "set", "--out", tmp_path / "stats.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+def test_names_of_scores_are_drawn_as_they_are(run, tmp_path):
+    with ShardWriter(tmp_path / "set", DatasetInfo(32, 32, 1, {"kind": "dct"})) as writer:
+        words = {"captions": (), "meta_caption": "m", "detailed_caption": "", "source": {}}
+        content = np.zeros((13, 16, 4, 4), np.float32)
+        quality = {"$\\frac{$": 1e9, "a": -1e9}
+        writer.write("a", content, **words, valid_latents=13, ends_clip=True, quality=quality)
+        writer.finish(WRONG)
+    assert run("stats", tmp_path / "set", "--out", tmp_path / "stats.png") == 0
+
+
+def test_a_transcript_does_not_command_the_terminal(run, tmp_path, capsys, config):
+    with ShardWriter(tmp_path / "set", DatasetInfo(32, 32, 1, {"kind": "dct"})) as writer:
+        writer.write(
+            "a", np.zeros((13, 16, 4, 4), np.float32), captions=(Caption(0.0, "x\x1b[2J\x9b31m"),),
+            meta_caption="\x1b]0;title\x07", detailed_caption="\r", valid_latents=13, ends_clip=True,
+            source={"video\x1b": "\x1b"},
+        )  # fmt: skip
+        writer.finish(WRONG)
+    assert run("inspect", tmp_path / "set", "--config", config, "--out", tmp_path / "sheet.png") == 0
+    said = capsys.readouterr().out
+    assert "\\x1b[2J" in said and said.replace("\n", "").isprintable()

@@ -1,0 +1,73 @@
+"""Objects of an S3 bucket, fetched into new files and never more bytes than asked for. The only module that
+knows boto3.
+
+Credentials and region come from the environment as boto3 reads it (AWS_*), the endpoint from S3_ENDPOINT_URL.
+A location is `s3://bucket/prefix` and nothing else: no other scheme, no user, password or query. It may stand
+in somebody else's config, and what is fetched is asked for in the user's name.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from megatv.data.files import create
+
+TIMEOUT_SECONDS = 60.0
+REFUSED = {"401", "403", "404", "NoSuchKey", "NoSuchBucket", "AccessDenied"}
+"""Answers that asking again does not change."""
+_LOCATION = re.compile(
+    r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,254})(?P<prefix>(/[^/?#\\\x00-\x1f\x7f]+)*)/?"
+)
+
+
+def parse_location(location: str) -> tuple[str, str]:
+    """(bucket, prefix) of `s3://bucket/prefix`. Raises ValueError, without the password it may hold."""
+    found = _LOCATION.fullmatch(location)
+    if found and not {".", ".."} & set(found["prefix"].split("/")):
+        return found["bucket"], found["prefix"].strip("/")
+    scheme, _, rest = location.partition("://")
+    shown = f"{scheme[:20]}://{re.split('[?#]', rest)[0].rpartition('@')[2][:100]}"
+    raise ValueError(
+        f"{shown!r}: shards are read from a directory or from s3://bucket/prefix, without user, password or "
+        "query and by no other scheme; correct data.train and data.val, and give credentials in AWS_*, the "
+        "endpoint in S3_ENDPOINT_URL"
+    )
+
+
+def download(location: str, name: str, local: Path, most: int) -> tuple[str, bool]:
+    """Fetch the object `name` below `location` into the new file `local`, at most `most` bytes.
+
+    Returns why it failed ("" when it did not) and whether trying again is pointless.
+    """
+    bucket, prefix = parse_location(location)
+    local.unlink(missing_ok=True)
+    try:
+        answer = _client(os.environ.get("S3_ENDPOINT_URL")).get_object(
+            Bucket=bucket, Key=f"{prefix}/{name}".lstrip("/")
+        )
+        with create(local) as file:
+            for block in answer["Body"].iter_chunks(1 << 20):
+                most -= len(block)
+                if most < 0:
+                    return "it has more bytes than it should", True
+                file.write(block)
+    except ImportError as error:
+        raise ValueError(f"{location}: needs {error.name}: pip install boto3") from None
+    except Exception as error:  # the SDK and its layers have their own errors; the reason goes on
+        code = str(getattr(error, "response", {}).get("Error", {}).get("Code"))
+        return " ".join(str(error).split()) or type(error).__name__, code in REFUSED
+    return "", False
+
+
+@functools.cache
+def _client(endpoint: str | None) -> Any:
+    """Made once, for all threads: it takes longer than a small object."""
+    from boto3.session import Session
+    from botocore.config import Config
+
+    config = Config(read_timeout=TIMEOUT_SECONDS, retries={"mode": "standard"})
+    return Session().client("s3", config=config, endpoint_url=endpoint)
