@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,7 +48,7 @@ def inside(folder: Path, name: Any, *, links: bool = False) -> Path:
     if not parts or name.startswith("/") or ".." in parts or any(c in name for c in "\\\0"):
         raise ValueError(f"{_short(name)} does not name a file within {folder}")
     path = folder.joinpath(*parts)
-    if not links and not path.resolve().is_relative_to(folder.resolve()):
+    if not links and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ValueError(f"{_short(name)} is a link that leads out of {folder}")
     return path
 

@@ -64,3 +64,8 @@ def test_a_folder_reached_by_a_link_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert inside(tmp_path / "link", "a") == tmp_path / "link" / "a"
+
+
+def test_a_link_to_itself_is_a_path_that_does_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert not inside(tmp_path, "loop").exists()

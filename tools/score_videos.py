@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from megatv.curate.address import read_key
 from megatv.curate.recipe import EndpointSettings
 from megatv.eval.fvd import load_i3d
 from megatv.eval.instructions import Orders, ask_all, find_orders, pictures_in, question
@@ -134,8 +135,8 @@ def _endpoint(args: argparse.Namespace) -> EndpointSettings:
         )
     if importlib.util.find_spec("httpx") is None:
         raise ValueError("vlm asks through httpx, which is not installed: pip install httpx")
-    if args.api_key_env is not None and not os.environ.get(args.api_key_env):
-        raise ValueError(f"--api-key-env {args.api_key_env}: this variable is not set; export the key there")
+    if args.api_key_env is not None:
+        read_key(args.api_key_env, "--api-key-env")  # refuse now what would fail at the first question
     return EndpointSettings(
         args.endpoint,
         args.model,
@@ -179,9 +180,9 @@ def _arguments() -> argparse.Namespace:
     add("--lpips", type=Path, metavar="FILE", help="TorchScript, or the state dict of the AlexNet variant")
     add("--i3d", type=Path, metavar="FILE", help="TorchScript of an I3D")
     add("--vbench", type=Path, metavar="FILE", help="*_eval_results.json of VBench on the same videos")
-    add("--endpoint", metavar="URL", help="OpenAI-compatible server, up to and with /v1")
+    add("--endpoint", metavar="URL", help="OpenAI-compatible server, up to and with /v1: https, or local")
     add("--model", help="name that the server knows")
-    add("--api-key-env", metavar="NAME", help="environment variable that holds the key")
+    add("--api-key-env", metavar="NAME", help="environment variable that holds the key: *_API_KEY")
     add("--concurrency", type=int, default=4, help="requests at once")
     add("--retries", type=int, default=5, help="of a request that fails")
     add("--frames", type=int, default=4, help="shown of each video, besides 4 around each intervention")
