@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from megatv.curate.address import read_key
+from megatv.curate.files import write_file
 from megatv.curate.recipe import EndpointSettings
 from megatv.eval.fvd import load_i3d
 from megatv.eval.instructions import Orders, ask_all, find_orders, pictures_in, question
@@ -159,12 +160,9 @@ def _check_out(out: Path) -> None:
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:
-    partial = out.with_name(f".{out.name}.partial")
     try:
-        partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(out)
+        write_file(out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ValueError(f"--out {out}: cannot be written ({error.strerror}); name another one") from None
 
 

@@ -38,6 +38,8 @@ Part = str | np.ndarray
 RETRY_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
 ERROR_CHARACTERS = 200
+LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x7f\x85\u2028\u2029"}
+"""Those that JSON leaves as they are."""
 MAX_TOKENS = 1 << 32
 """Of one answer, as its server counts."""
 
@@ -86,7 +88,7 @@ class Endpoint:
             tree, answer = self._understand(reply, check)
         except ValueError as fault:
             self.usage.repairs += 1
-            again = self._repair.replace("$fault", json.dumps(self._say(fault), ensure_ascii=False))
+            again = self._repair.replace("$fault", quoted(self._say(fault)))
             messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": again}]  # type: ignore[list-item, dict-item]
             reply = self._complete(messages)
             try:
@@ -200,6 +202,11 @@ PROMPTS = Path(__file__).parent / "prompts"
 
 class _NoReply(Exception):
     """A 200 without the fields of a chat completion."""
+
+
+def quoted(text: str) -> str:
+    """A stranger's text as it stands in a prompt: a JSON string on one line, which no text can end early."""
+    return json.dumps(text, ensure_ascii=False).translate(LINE_ENDS)
 
 
 def json_object(reply: str) -> Any:

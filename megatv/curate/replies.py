@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import stat
-import tempfile
 from pathlib import Path
 
+from megatv.curate.files import write_file
 from megatv.curate.post import MAX_ANSWER_BYTES
 from megatv.untrusted import parse_json
 
@@ -38,11 +38,4 @@ def write_reply(file: Path, reply: str) -> None:
     """Write atomically; folders that are missing are made. Raises OSError."""
     for folder in (file.parent.parent, file.parent):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # 0600
-    try:
-        with open(handle, "w", encoding="utf-8") as opened:
-            json.dump({"reply": reply}, opened)
-        os.replace(partial, file)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    write_file(file, json.dumps({"reply": reply}), private=True)

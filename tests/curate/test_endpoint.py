@@ -129,7 +129,10 @@ def test_a_wrong_form_is_sent_back_once_with_the_reason(ask, server, reply):
     assert answer == "She jumps." and usage.repairs == 1
     messages = server.asked[1][2]["messages"]
     assert [m["role"] for m in messages] == ["user", "assistant", "user"]
-    assert messages[1]["content"] == reply and "cannot be used: " in messages[2]["content"]
+    assert (
+        messages[1]["content"] == reply
+        and "cannot be used. The fault, as a JSON string" in messages[2]["content"]
+    )
     assert ask()[1].cached == 1  # the repaired answer is what the cache has
 
 

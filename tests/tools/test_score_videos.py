@@ -133,7 +133,9 @@ def test_a_dry_run_says_what_would_be_asked(score, capsys):
     assert score("--metrics", "psnr", *VLM[1:], "--dry-run") is None
     shown = capsys.readouterr().out
     assert "dry run: psnr, vlm of 2 videos; nothing is sent or written" in shown
-    assert "2 requests to https://x/v1 for 3 interventions" in shown and '1. from 0.25 s: "Jump."' in shown
+    assert (
+        "2 requests to https://x/v1 for 3 interventions" in shown and 'order 1, from 0.25 s: "Jump."' in shown
+    )
 
 
 @pytest.mark.parametrize(
