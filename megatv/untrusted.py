@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+MAX_LINE_BYTES, MAX_LINES_BYTES = 1 << 20, 1 << 30
+"""Of one line of a JSONL file, and of the file."""
+MAX_NESTING = 32
+"""Lists and objects within each other in a line: what is read must be writable from anywhere in a program."""
+MAX_NAME_BYTES, MAX_PART_BYTES = 1024, 255
+"""Of a relative name, and of a file's or folder's own name, as file systems have it."""
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -27,12 +36,72 @@ def parse_json(text: str | bytes) -> Any:
     raise json.JSONDecodeError(reason, "", 0)
 
 
+def read_bytes(path: Path, most: int) -> bytes:
+    """All of a file. Raises OSError, and ValueError that begins with the path for more than `most` bytes."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path}: has more than {most:,} bytes, which no such file needs")
+    return data
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(`FILE line N`, plain data) of every line of a JSONL file that is not blank.
+
+    Raises ValueError that begins with the file, or with file and line.
+    """
+    number = size = 0
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number, size = number + 1, size + len(line)
+                where = f"{path} line {number}"
+                if len(line) > MAX_LINE_BYTES:
+                    raise ValueError(f"{where}: is longer than {MAX_LINE_BYTES >> 20} MiB; shorten it")
+                if size > MAX_LINES_BYTES:
+                    raise ValueError(
+                        f"{path}: is longer than {MAX_LINES_BYTES >> 30} GiB; cut it into several"
+                    )
+                if line.strip():
+                    yield where, _json_line(line, where)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); name a JSONL file") from None
+
+
+def _json_line(line: bytes, where: str) -> Any:
+    try:
+        tree = parse_json(line.decode())
+        if b"\\ud" in line.lower():
+            json.dumps(tree, ensure_ascii=False).encode()
+    except (UnicodeDecodeError, UnicodeEncodeError):
+        raise ValueError(f"{where}: is not UTF-8, or has half a character (a lone \\ud800) in it") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: is not valid JSON ({error}); write one object on one line") from None
+    level, inner = 0, [tree]
+    while inner := [child for node in inner for child in _children(node)]:
+        level += 1
+        if level > MAX_NESTING:
+            raise ValueError(
+                f"{where}: is nested too deeply, more than {MAX_NESTING} levels; write it flatter"
+            )
+    return tree
+
+
+def _children(node: Any) -> list[Any]:
+    return list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+
+
 def plain_name(name: Any) -> str:
     """`name`, when it names one file or folder: no slash, backslash or NUL in it, and not `.` or `..`.
 
     Raises ValueError with a sentence that begins with the name.
     """
-    if isinstance(name, str) and name not in ("", ".", "..") and not any(c in name for c in "/\\\0"):
+    if (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and not any(c in name for c in "/\\\0")
+        and _bytes(name) <= MAX_PART_BYTES
+    ):
         return name
     raise ValueError(f"{_short(name)} is not a plain file name")
 
@@ -43,13 +112,27 @@ def inside(folder: Path, name: Any, *, links: bool = False) -> Path:
     links  whether a symbolic link below `folder` may lead out of it, as in the cache of Hugging Face
     Raises ValueError with a sentence that begins with the name.
     """
-    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
-    if not parts or name.startswith("/") or ".." in parts or any(c in name for c in "\\\0"):
+    parts = PurePosixPath(name).parts if isinstance(name, str) and _bytes(name) <= MAX_NAME_BYTES else ()
+    if (
+        not parts
+        or name.startswith("/")
+        or ".." in parts
+        or any(c in name for c in "\\\0")
+        or max(map(_bytes, parts)) > MAX_PART_BYTES
+    ):
         raise ValueError(f"{_short(name)} does not name a file within {folder}")
     path = folder.joinpath(*parts)
-    if not links and not path.resolve().is_relative_to(folder.resolve()):
+    if not links and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ValueError(f"{_short(name)} is a link that leads out of {folder}")
     return path
+
+
+def _bytes(name: str) -> int:
+    """How long the file system would find a name; too long, when it cannot be one."""
+    try:
+        return len(os.fsencode(name))
+    except UnicodeEncodeError:
+        return MAX_NAME_BYTES + 1
 
 
 def _short(name: Any) -> str:

@@ -70,7 +70,7 @@ DOORS = {
     "ray": ["megatv.curate.engine"],
     "fastapi": ["megatv.eval.human.server", "megatv.studio"],
     "uvicorn": ["megatv.eval.human.cli", "megatv.studio.cli"],
-    "httpx": ["megatv.curate.endpoint"],
+    "httpx": ["megatv.curate.post"],
     "tiktoken": ["megatv.data.tokenizer"],
     "triton": ["megatv_kernels"],
     "flash_attn": ["megatv_kernels"],

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from megatv.untrusted import inside, parse_json, plain_name
+from megatv import untrusted
+from megatv.untrusted import inside, json_lines, parse_json, plain_name, read_bytes
 
 
 def test_json_is_read_as_always() -> None:
@@ -64,3 +65,63 @@ def test_a_folder_reached_by_a_link_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert inside(tmp_path / "link", "a") == tmp_path / "link" / "a"
+
+
+def test_a_link_to_itself_is_a_path_that_does_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert not inside(tmp_path, "loop").exists()
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "é" * 128, "\ud800"])
+def test_names_that_no_file_can_have(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a plain file name"):
+        plain_name(name)
+    for longer in (name, f"a/{name}", "a/" * 600 + "b"):
+        with pytest.raises(ValueError, match="does not name a file within"):
+            inside(tmp_path, longer)
+
+
+def test_lines_of_json_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes('{"a": "x\u2028y\x85"}\r\n\n  \n[1]\n"\\ud83d\\ude00"'.encode())
+    assert list(json_lines(file)) == [
+        (f"{file} line 1", {"a": "x\u2028y\x85"}),
+        (f"{file} line 4", [1]),
+        (f"{file} line 5", "\U0001f600"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON .*nested too deeply"),
+        (b"[" * 40 + b"]" * 40, "is nested too deeply, more than 32 levels"),
+        (b'{"a": ' * 500 + b"1" + b"}" * 500, "is nested too deeply, more than 32 levels"),
+        (b'"\xff"', "is not UTF-8"),
+        (b"\xff\xfe", "is not UTF-8"),
+        (b'{"a": ["\\ud800"]}', "half a character"),
+        (b'{"\\uDFFF": 1}', "half a character"),
+        (b"9" * 5000, "too many digits"),
+        (b'"' + b"a" * (1 << 20) + b'"', "is longer than 1 MiB"),
+    ],
+)  # fmt: skip
+def test_faults_of_lines_are_named_with_their_line(tmp_path: Path, line: bytes, reason: str) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b"[1]\n" + line + b"\n")
+    with pytest.raises(ValueError, match=rf"a\.jsonl line 2: .*{reason}") as caught:
+        list(json_lines(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_are_read_within_their_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("[1]\n" * 9)
+    assert read_bytes(file, 36) == file.read_bytes()
+    with pytest.raises(ValueError, match=r"a\.jsonl: has more than 35 bytes"):
+        read_bytes(file, 35)
+    monkeypatch.setattr(untrusted, "MAX_LINES_BYTES", 35)
+    with pytest.raises(ValueError, match=r"a\.jsonl: is longer than"):
+        list(json_lines(file))
+    with pytest.raises(ValueError, match=r"none\.jsonl: cannot be read \(No such file"):
+        list(json_lines(tmp_path / "none.jsonl"))

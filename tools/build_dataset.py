@@ -14,8 +14,12 @@ On several machines, all with megatv and the same versions of Python and Ray ins
     python tools/build_dataset.py ... --ray-address FIRST:6379      # on any of them
 
 --videos, --out, captions.words_from and embed.model must lie on a file system that all of them see under the
-same paths; the endpoint's URL must answer from each, so `localhost` will not do. Only the machine that runs
-the command writes manifests and makes the shards.
+same paths. The endpoint's URL must answer from each: an https URL, since plain http is for the same machine
+only, or http://localhost with a server (or a tunnel to one) on each. SSL_CERT_FILE names the certificate of
+a cluster's own authority. Only the machine that runs the command writes manifests and makes the shards.
+
+Videos and metadata may come from strangers: a name that leads out of --videos, by `..` or by a link, fails as
+one item. So may the folder of an earlier run: links out of --out are refused, and its manifests are checked.
 """
 
 from __future__ import annotations
@@ -23,7 +27,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -33,15 +36,18 @@ from pathlib import Path
 from typing import Any
 
 from megatv.curate.engine import Summary, run_stage, start_ray
+from megatv.curate.files import write_file
 from megatv.curate.manifest import Item, Manifest, Record, seconds_of
 from megatv.curate.recipe import ShardSettings, load_recipe
 from megatv.curate.report import Result, write_report
 from megatv.curate.steps import Places, list_videos, stages
 from megatv.data.shards import Shards
 from megatv.log import main_guard, say
+from megatv.untrusted import inside
 
 MAKE_SHARDS = Path(__file__).with_name("make_shards.py")
 WORDS = ("meta_caption", "detailed_caption", "captions")
+WRITTEN = ("manifests", "cache", "clips", "captions.jsonl", "shards", "shards.made_from", "report.html")
 FAILURES_SAID = 20
 USAGE = ("requests", "cached", "retries", "repairs", "prompt_tokens", "completion_tokens", "cost")
 
@@ -53,6 +59,7 @@ def main() -> None:
     if not args.videos.is_dir():
         raise ValueError(f"--videos {args.videos}: is no folder")
     places = Places(args.videos.resolve(), args.out.resolve())
+    _check_links(places.out)
     items, chain = list_videos(places, recipe), stages(places, recipe)
     start_ray(args.ray_address)
     results: list[Result] = []
@@ -76,9 +83,18 @@ def main() -> None:
                 results.append(([], [], summary))
                 _note_run(runs, summary)
     notes.insert(0, f"{places.videos} by {args.config}, {time.strftime('%Y-%m-%d %H:%M')}")
-    speeds = [Summary(**record.facts) for record in runs.records.values()]
+    speeds = _speeds(runs)
     write_report(places.out / "report.html", places.videos, results, speeds, notes)
     say("\n".join([*_failure_lines(results), *notes[1:], f"report: {places.out / 'report.html'}"]))
+
+
+def _check_links(out: Path) -> None:
+    """An output folder that came from elsewhere may hold links; nothing is written through them."""
+    for name in WRITTEN:
+        try:
+            inside(out, name)
+        except ValueError as error:
+            raise ValueError(f"--out {out}: {error}; remove it, or name another folder") from None
 
 
 def _note_run(runs: Manifest, summary: Summary) -> None:
@@ -87,10 +103,17 @@ def _note_run(runs: Manifest, summary: Summary) -> None:
         runs.append(Record(str(time.time_ns()), summary.stage, "kept", facts=asdict(summary)))
 
 
+def _speeds(runs: Manifest) -> list[Summary]:
+    try:
+        return [Summary(**record.facts) for record in runs.records.values()]
+    except TypeError:
+        raise ValueError(f"{runs.path}: holds other facts than a stage's figures; delete it") from None
+
+
 def _failure_lines(results: list[Result]) -> list[str]:
     """One for each failed item, those of earlier runs included."""
     lines = [
-        f"failed in {summary.stage}: {record.id}: {record.reason}"
+        _printable(f"failed in {summary.stage}: {record.id}: {record.reason}")
         for _, records, summary in results
         for record in records
         if record.status == "failed"
@@ -100,12 +123,15 @@ def _failure_lines(results: list[Result]) -> list[str]:
     return [*lines, "do failed items again with --retry-failed"] if lines else []
 
 
+def _printable(line: str) -> str:
+    """A file's name may hold the ends of lines, and signs that a terminal obeys."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+
+
 def write_captions(path: Path, items: list[Item]) -> Path:
     """The captions file of the exported clips, as `megatv.data.captions` describes it."""
     lines = [json.dumps(_caption_line(item)) + "\n" for item in items]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    os.replace(partial, path)
+    write_file(path, "".join(lines))
     return path
 
 
@@ -141,7 +167,7 @@ def make_shards(out: Path, captions: Path, items: list[Item], settings: ShardSet
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"shards: {done.stderr.strip().splitlines()[-1] if done.stderr else 'failed'}")
-    stamp.write_text(made_from)
+    write_file(stamp, made_from)
     return f"shards: {done.stdout.strip()}", _shards_summary(shards, items, len(items), began)
 
 

@@ -44,6 +44,7 @@ from megatv.data.video import cut, encode_video, iterate_video, probe, whole_lat
 from megatv.log import main_guard, progress
 from megatv.model.codec import Codec, clip_encoder, latents_to_frames, load_codec
 from megatv.types import Caption, Example
+from megatv.untrusted import inside
 
 CLIP_CRF = 12
 """H.264 quality of stored clips: its error in latents is within a tenth of that of 4:2:0 colour alone."""
@@ -137,12 +138,13 @@ def checked_videos(folder: Path, captions: Path, budget: TextBudget) -> list[tup
     """Every described video and how many seconds of it are used, after all checks that need no decoding."""
     videos = []
     for video in read_captions(captions):
-        if not (folder / video.video).is_file():
-            raise ValueError(
-                f"{video.where}: video '{video.video}' is not in {folder}; copy it there or correct the name"
-            )
         with _naming(video.where):
-            seconds = probe(folder / video.video).seconds
+            file = inside(folder, video.video)
+            if not file.is_file():
+                raise ValueError(
+                    f"video {video.video!r} is not in {folder}; copy it there or correct the name"
+                )
+            seconds = probe(file).seconds
             budget.check(_words(video.video, (), video.meta_caption, video.detailed_caption))
         check_duration(video, seconds)
         videos.append((video, seconds - video.start_seconds))
@@ -153,7 +155,7 @@ def video_clips(folder: Path, video: CaptionedVideo, config: Config) -> Iterator
     """The clips of one line of the captions file, in order of time."""
     length = clip_frames(config)
     frames = iterate_video(
-        folder / video.video,
+        inside(folder, video.video),
         width=config.video.width,
         height=config.video.height,
         start_seconds=video.start_seconds,

@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 
+from megatv.curate.address import read_key
+from megatv.curate.files import write_file
 from megatv.curate.recipe import EndpointSettings
 from megatv.eval.fvd import load_i3d
 from megatv.eval.instructions import Orders, ask_all, find_orders, pictures_in, question
@@ -134,8 +136,8 @@ def _endpoint(args: argparse.Namespace) -> EndpointSettings:
         )
     if importlib.util.find_spec("httpx") is None:
         raise ValueError("vlm asks through httpx, which is not installed: pip install httpx")
-    if args.api_key_env is not None and not os.environ.get(args.api_key_env):
-        raise ValueError(f"--api-key-env {args.api_key_env}: this variable is not set; export the key there")
+    if args.api_key_env is not None:
+        read_key(args.api_key_env, "--api-key-env")  # refuse now what would fail at the first question
     return EndpointSettings(
         args.endpoint,
         args.model,
@@ -158,12 +160,9 @@ def _check_out(out: Path) -> None:
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:
-    partial = out.with_name(f".{out.name}.partial")
     try:
-        partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(out)
+        write_file(out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ValueError(f"--out {out}: cannot be written ({error.strerror}); name another one") from None
 
 
@@ -179,9 +178,9 @@ def _arguments() -> argparse.Namespace:
     add("--lpips", type=Path, metavar="FILE", help="state dict of the AlexNet or VGG variant, or TorchScript")
     add("--i3d", type=Path, metavar="FILE", help="TorchScript of an I3D")
     add("--vbench", type=Path, metavar="FILE", help="*_eval_results.json of VBench on the same videos")
-    add("--endpoint", metavar="URL", help="OpenAI-compatible server, up to and with /v1")
+    add("--endpoint", metavar="URL", help="OpenAI-compatible server, up to and with /v1: https, or local")
     add("--model", help="name that the server knows")
-    add("--api-key-env", metavar="NAME", help="environment variable that holds the key")
+    add("--api-key-env", metavar="NAME", help="environment variable that holds the key: *_API_KEY")
     add("--concurrency", type=int, default=4, help="requests at once")
     add("--retries", type=int, default=5, help="of a request that fails")
     add("--frames", type=int, default=4, help="shown of each video, besides 4 around each intervention")

@@ -3,6 +3,10 @@
 A reply is cached on disk by the hash of everything that was asked, so that neither a restart nor a changed
 threshold pays twice. Only replies that passed their check are cached. The protocol: POST URL/chat/completions
 (as OpenAI, vLLM and llama.cpp serve it), pictures as data URLs.
+
+The server is believed in nothing: its answers are bounded in size and time, and the key, should an answer
+repeat it, goes into no message and no cached reply. What a model says can only be checked for its form: text
+in a picture or in the words that it was given may still talk it into another answer.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +26,11 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from megatv.curate.address import read_key
+from megatv.curate.post import Answer, PostError, post
 from megatv.curate.recipe import EndpointSettings
+from megatv.curate.replies import read_reply, write_reply
+from megatv.untrusted import inside, parse_json
 
 T = TypeVar("T")
 Part = str | np.ndarray
@@ -30,6 +38,10 @@ Part = str | np.ndarray
 RETRY_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
 ERROR_CHARACTERS = 200
+LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x7f\x85\u2028\u2029"}
+"""Those that JSON leaves as they are."""
+MAX_TOKENS = 1 << 32
+"""Of one answer, as its server counts."""
 
 
 @dataclass
@@ -68,25 +80,25 @@ class Endpoint:
         """
         messages = [{"role": "user", "content": [self._part(part) for part in parts]}]
         file = self._file(messages)
-        if (stored := _stored(file, check)) is not None:
+        if (stored := self._stored(file, check)) is not None:
             self.usage.cached += 1
             return stored
         reply = self._complete(messages)
         try:
-            answer = check(parse_json(reply))
+            tree, answer = self._understand(reply, check)
         except ValueError as fault:
             self.usage.repairs += 1
-            again = self._repair.replace("$fault", str(fault))
+            again = self._repair.replace("$fault", quoted(self._say(fault)))
             messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": again}]  # type: ignore[list-item, dict-item]
             reply = self._complete(messages)
             try:
-                answer = check(parse_json(reply))
+                tree, answer = self._understand(reply, check)
             except ValueError as error:
                 raise ValueError(
-                    f"{self.settings.url}: {self.settings.model} answers twice in a wrong form ({error}); "
-                    f"the last reply begins {reply[:ERROR_CHARACTERS]!r}"
+                    f"{self.settings.url}: {self.settings.model} answers twice in a wrong form "
+                    f"({self._say(error)}); the last reply begins {self._say(reply)!r}"
                 ) from None
-        _store(file, reply)
+        write_reply(file, json.dumps(tree))
         return answer
 
     def _part(self, part: Part) -> dict[str, Any]:
@@ -99,12 +111,17 @@ class Endpoint:
         s = self.settings
         asked = json.dumps([s.url, s.model, s.temperature, s.max_tokens, messages], sort_keys=True)
         digest = hashlib.sha256(asked.encode()).hexdigest()
-        return self.cache / digest[:2] / f"{digest}.json"
+        return inside(self.cache, f"{digest[:2]}/{digest}.json")
+
+    def _stored(self, file: Path, check: Callable[[Any], T]) -> T | None:
+        """A cached answer; None when there is none, the check has become stricter since, or it is damaged."""
+        try:
+            return None if (reply := read_reply(file)) is None else self._understand(reply, check)[1]
+        except ValueError:
+            return None
 
     def _complete(self, messages: list[dict[str, Any]]) -> str:
         """The reply's text, after as many tries as the settings allow."""
-        import httpx
-
         s = self.settings
         body = {
             "model": s.model,
@@ -114,49 +131,70 @@ class Endpoint:
             "response_format": {"type": "json_object"},
         }
         url = s.url.rstrip("/") + "/chat/completions"
+        headers = {}
+        if s.api_key_env is not None:
+            headers["Authorization"] = f"Bearer {read_key(s.api_key_env, 'endpoint.api_key_env')}"
         for attempt in range(s.retries + 1):
             waited: float | None = None
             try:
-                answer = httpx.post(url, json=body, headers=self._headers(), timeout=s.timeout_seconds)
-                if answer.status_code == 200:
-                    return self._read(answer.json())
-                fault = f"answers {answer.status_code}: {answer.text[:ERROR_CHARACTERS]}"
-                if answer.status_code not in RETRY_STATUS:
+                answer = post(url, body, headers, s.timeout_seconds)
+                if answer.status == 200:
+                    return self._read(answer)
+                fault = f"answers {answer.status}: {self._say(answer.body.decode(errors='replace'))}"
+                if answer.status not in RETRY_STATUS:
                     raise ValueError(f"{url}: {fault}; correct the endpoint section")
-                waited = _retry_after(answer.headers)
-            except httpx.TimeoutException:
-                fault = f"does not answer within {s.timeout_seconds:g} s"
-            except httpx.HTTPError as error:
-                fault = str(error) or type(error).__name__
+                waited = _retry_after(answer.retry_after)
+            except PostError as error:
+                fault = self._say(error)
             except (json.JSONDecodeError, _NoReply) as error:
-                fault = f"speaks another protocol ({error})"
+                fault = f"speaks another protocol ({self._say(error)})"
             if attempt < s.retries:
                 self.usage.retries += 1
                 longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**attempt)
                 time.sleep(waited if waited is not None else longest * random.uniform(0.5, 1))
         raise ValueError(f"{url}: {fault}, tried {s.retries + 1} times; see that the server runs")
 
-    def _headers(self) -> dict[str, str]:
-        name = self.settings.api_key_env
-        if name is None:
-            return {}
-        if not (key := os.environ.get(name)):
-            raise ValueError(f"endpoint.api_key_env names {name}, which is not set: export it on every node")
-        return {"Authorization": f"Bearer {key}"}
-
-    def _read(self, answer: Any) -> str:
+    def _read(self, answer: Answer) -> str:
+        """The text of a chat completion, whose tokens are counted."""
+        tree = parse_json(answer.body)
         try:
-            text = answer["choices"][0]["message"]["content"]
+            text = tree["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
             raise _NoReply("no choices[0].message.content") from None
         if not isinstance(text, str):
             raise _NoReply("the content is no text")
-        counts = answer.get("usage") or {}
-        sent, made = int(counts.get("prompt_tokens") or 0), int(counts.get("completion_tokens") or 0)
+        sent, made = _tokens(tree, "prompt_tokens"), _tokens(tree, "completion_tokens")
         s = self.settings
         cost = (sent * s.prompt_price + made * s.completion_price) / 1e6
         self.usage.add(Usage(requests=1, prompt_tokens=sent, completion_tokens=made, cost=cost))
         return text
+
+    def _understand(self, reply: str, check: Callable[[Any], T]) -> tuple[Any, T]:
+        """The JSON object in a reply and what `check` makes of it; ValueError for a reply of a wrong form."""
+        try:
+            tree = json_object(reply)
+            words = json.dumps(tree, ensure_ascii=False)
+            words.encode()
+            answer = check(tree)
+        except UnicodeEncodeError:
+            raise ValueError("it has a lone surrogate, half a character, in it") from None
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        if (key := self._key()) and key in words:
+            raise ValueError("it repeats the API key")
+        return tree, answer
+
+    def _say(self, words: object) -> str:
+        """Words of the server as the beginning of one line, without the key."""
+        text = str(words)
+        if key := self._key():
+            text = text.replace(key, "[API key]")
+        text = "".join(c if c.isprintable() else " " for c in text[: 2 * ERROR_CHARACTERS])
+        return " ".join(text.split())[:ERROR_CHARACTERS]
+
+    def _key(self) -> str:
+        """What must not be repeated; a cache is read without a key, too."""
+        return os.environ.get(self.settings.api_key_env or "", "")
 
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -166,13 +204,18 @@ class _NoReply(Exception):
     """A 200 without the fields of a chat completion."""
 
 
-def parse_json(reply: str) -> Any:
+def quoted(text: str) -> str:
+    """A stranger's text as it stands in a prompt: a JSON string on one line, which no text can end early."""
+    return json.dumps(text, ensure_ascii=False).translate(LINE_ENDS)
+
+
+def json_object(reply: str) -> Any:
     """The JSON object in a model's reply, also inside a code fence or between words; ValueError if none."""
     begin, end = reply.find("{"), reply.rfind("}")
     if begin < 0 or end < begin:
         raise ValueError("there is no JSON object in it")
     try:
-        return json.loads(reply[begin : end + 1])
+        return parse_json(reply[begin : end + 1])
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not valid JSON: {error}") from None
 
@@ -184,24 +227,18 @@ def jpeg_base64(picture: np.ndarray, quality: int) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _stored(file: Path, check: Callable[[Any], T]) -> T | None:
-    """A cached answer; None when there is none, or the check has become stricter since, or it is damaged."""
-    try:
-        return check(parse_json(json.loads(file.read_text(encoding="utf-8"))["reply"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _tokens(tree: dict[str, Any], name: str) -> int:
+    """A count in an answer's `usage`, which servers may leave out."""
+    usage = tree.get("usage") or {}
+    count = (usage.get(name) or 0) if isinstance(usage, dict) else None
+    if type(count) is not int or not 0 <= count < MAX_TOKENS:
+        raise _NoReply(f"usage.{name} is no number of tokens")
+    return count
 
 
-def _store(file: Path, reply: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.{random.getrandbits(32):08x}")
-    partial.write_text(json.dumps({"reply": reply}), encoding="utf-8")
-    os.replace(partial, file)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def _retry_after(seconds: str) -> float | None:
     """Seconds that the server asks for, if it says so in seconds."""
     try:
-        return min(LONGEST_WAIT_SECONDS, max(0.0, float(headers.get("retry-after", ""))))
+        return min(LONGEST_WAIT_SECONDS, max(0.0, float(seconds)))
     except ValueError:
         return None

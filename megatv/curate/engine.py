@@ -55,6 +55,7 @@ class Stage:
     cpus      that one task takes
     threads   items that a task works on together, for work that waits for a server
     tasks     at most so many tasks at once; None: as many as there are cores
+    makes     keys that every output has
     """
 
     name: str
@@ -64,6 +65,7 @@ class Stage:
     cpus: float = 1.0
     threads: int = 1
     tasks: int | None = None
+    makes: tuple[str, ...] = ()
 
     def key(self, item: Item) -> str:
         """The item's key in this stage's manifest."""
@@ -148,7 +150,7 @@ def run_stage(
     keys = [stage.key(item) for item in items]
     repeated = [k for k, n in Counter(item["id"] for item in items).items() if n > 1]
     assert not repeated, f"{stage.name}: ids must be unique, {repeated[0]!r} is not"
-    with Manifest(manifest_path) as manifest:
+    with Manifest(manifest_path, stage.makes) as manifest:
         todo = {
             key: item
             for key, item in zip(keys, items, strict=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from megatv.config import FPS, GROUP_FRAMES, PATCH, SPATIAL_FACTOR, read_yaml
+from megatv.curate.address import check_key_name, check_url
 from megatv.curate.settings import (
     ClipSettings,
     EmbedSettings,
@@ -46,11 +46,11 @@ class SourceSettings:
 class EndpointSettings:
     """A server that speaks OpenAI's chat completions with images, such as `vllm serve`.
 
-    url            up to and with `/v1`
+    url            up to and with `/v1`: https, or http on this machine; see `megatv.curate.address`
     model          name that the server knows
-    api_key_env    environment variable that holds the key; null: none is sent
+    api_key_env    environment variable that holds the key, *_API_KEY; null: none is sent
     concurrency    requests at once, over the whole cluster
-    timeout_seconds, retries   of one request; the busy, broken or slow is asked again, ever later
+    timeout_seconds, retries   of one request, as a whole; the busy, broken or slow is asked again, ever later
     temperature, max_tokens    of a reply
     image_width_pixels, jpeg_quality   of the frames sent, which keep their aspect ratio
     prompt_price, completion_price     of a million tokens, in any currency, for the cost counters
@@ -70,14 +70,25 @@ class EndpointSettings:
     completion_price: float = 0.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(f"endpoint.url is {self.url!r}: give one such as http://localhost:8000/v1")
-        for key in ("concurrency", "timeout_seconds", "max_tokens", "image_width_pixels", "jpeg_quality"):
-            if getattr(self, key) <= 0:
-                raise ValueError(f"endpoint.{key} is {getattr(self, key)}: it must be above 0")
-        if self.retries < 0:
-            raise ValueError(f"endpoint.retries is {self.retries}: it must not be negative")
+        check_url(self.url, "endpoint.url")
+        if self.api_key_env is not None:
+            check_key_name(self.api_key_env, "endpoint.api_key_env")
+        for key, most in MOST.items():
+            if not 0 < (value := getattr(self, key)) <= most:
+                raise ValueError(f"endpoint.{key} is {value}: it must be above 0 and at most {most}")
+        if not 0 <= self.retries <= MAX_RETRIES:
+            raise ValueError(f"endpoint.retries is {self.retries}: it must be 0 to {MAX_RETRIES}")
+
+
+MOST = {
+    "concurrency": 1024,
+    "timeout_seconds": 3600,
+    "max_tokens": 1 << 20,
+    "image_width_pixels": 4096,
+    "jpeg_quality": 100,
+}
+MAX_RETRIES = 100
+"""Each waits up to a minute."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ All of it is read from the stages' records, those of earlier runs included; pict
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,12 @@ from typing import Any
 
 from megatv.curate.endpoint import Usage, jpeg_base64
 from megatv.curate.engine import Summary
+from megatv.curate.files import write_file
 from megatv.curate.manifest import Item, Record, seconds_of
 from megatv.curate.page import Html, join, page, table, tag
 from megatv.curate.words import picture
 from megatv.data.video import probe
+from megatv.untrusted import inside
 
 CLIPS, VIDEOS, FAILURES = 40, 60, 200
 """Shown at most; the page says how many more there are, the manifests have all."""
@@ -47,9 +48,7 @@ def write_report(
         _speeds(results, runs),
         *_cost(results),
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(body, encoding="utf-8")
-    os.replace(partial, path)
+    write_file(path, body)
 
 
 def _tiles(results: Sequence[Result]) -> Html:
@@ -288,7 +287,7 @@ def _picture(item: Item, time: float, videos: Path) -> Html:
     """What is on screen at a time of the item's video; words where there is nothing to see."""
     try:
         if "info" not in item:
-            item = {**item, "info": vars(probe(videos / item["video"]))}
+            item = {**item, "info": vars(probe(inside(videos, item["video"])))}
         jpeg = jpeg_base64(picture(item, time, videos, WIDTH_PIXELS), 75)
     except ValueError:
         return tag("div", "no picture", class_="blank small")

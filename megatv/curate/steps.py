@@ -8,6 +8,7 @@ workers: everything they read is under `Places`, on a file system that all nodes
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -41,8 +42,15 @@ from megatv.curate.shots import find_shots
 from megatv.curate.words import human_words, model_words, score_quality
 from megatv.data.captions import read_captions
 from megatv.data.video import decode_video, iterate_video, probe, write_video
+from megatv.untrusted import inside, json_lines
 
 VIDEO_ENDINGS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".mpg")
+
+EXPORTED = (
+    *("video", "start", "end", "key_frames", "segments", "file"),
+    *("meta_caption", "detailed_caption", "captions"),
+)
+"""What is known of a clip when it is written."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,7 @@ def list_videos(places: Places, recipe: Recipe) -> list[Item]:
         if row["video"] in seen:
             raise ValueError(f"{recipe.source.metadata}: names '{row['video']}' twice; keep one line")
         seen.add(row["video"])
-        file = places.videos / row["video"]
-        stamp = [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else None
+        stamp = _stamp(places.videos, row["video"])
         items.append({"id": row["video"], "video": row["video"], "stamp": stamp, "metadata": row})
     return items
 
@@ -83,6 +90,7 @@ def stages(places: Places, recipe: Recipe) -> list[Stage]:
 
     def stage(name: str, work: Any, settings: Any, version: int = 1, **options: Any) -> Stage:
         plain = json.loads(json.dumps(settings, default=asdict))
+        options = {"makes": ("video",), **options}
         return Stage(name, version, partial(work, places=places, recipe=recipe), plain, **options)
 
     waiting: dict[str, Any] = {}
@@ -100,8 +108,8 @@ def stages(places: Places, recipe: Recipe) -> list[Stage]:
         }
     captions: dict[str, Any] = {"captions": recipe.captions, "endpoint": asked}
     if recipe.captions.words_from:
-        captions = {"captions": Path(recipe.captions.words_from).read_text(encoding="utf-8")}
         read_captions(recipe.captions.words_from)  # refuse a faulty file now, not clip by clip
+        captions = {"captions": Path(recipe.captions.words_from).read_text(encoding="utf-8")}
     return [
         stage("source", _source, [recipe.source.keywords, recipe.source.exclude]),
         stage("probe", _probe, recipe.source),
@@ -111,11 +119,12 @@ def stages(places: Places, recipe: Recipe) -> list[Stage]:
         *([stage("quality", _quality, [recipe.quality, asked], **waiting)] if recipe.quality else []),
         stage("segments", _segments, [recipe.embed, recipe.segments]),
         stage("captions", _captions, captions, **({} if recipe.captions.words_from else waiting)),
-        stage("export", _export, [recipe.export]),
+        stage("export", _export, [recipe.export], makes=EXPORTED),
     ]
 
 
 def _source(item: Item, places: Places, recipe: Recipe) -> Outcome:
+    inside(places.videos, item["video"])
     if item["stamp"] is None:
         raise ValueError(f"{places.videos / item['video']}: is not there; copy it or correct the metadata")
     texts = " ".join(str(value) for value in item["metadata"].values()).lower()
@@ -131,7 +140,7 @@ def _source(item: Item, places: Places, recipe: Recipe) -> Outcome:
 
 
 def _probe(item: Item, places: Places, recipe: Recipe) -> Outcome:
-    info = probe(places.videos / item["video"])
+    info = probe(inside(places.videos, item["video"]))
     least = recipe.source
     for what, value, limit in (
         ("seconds", info.seconds, least.min_seconds),
@@ -145,7 +154,7 @@ def _probe(item: Item, places: Places, recipe: Recipe) -> Outcome:
 
 
 def _shots(item: Item, places: Places, recipe: Recipe) -> Outcome:
-    shots = find_shots(places.videos / item["video"], recipe.shots)
+    shots = find_shots(inside(places.videos, item["video"]), recipe.shots)
     outputs = [
         {**item, "id": f"{item['video']}#{index:04d}", "start": start, "end": end}
         for index, (start, end) in enumerate(shots)
@@ -191,7 +200,9 @@ def _clips(item: Item, places: Places, recipe: Recipe) -> Outcome:
         return Outcome(
             reason=f"shot of {seconds:.2f} s, below clips.min_seconds {settings.min_seconds:g}", facts=facts
         )
-    times, vectors = embed_span(places.videos / item["video"], span, _embedder(recipe.embed), recipe.embed)
+    times, vectors = embed_span(
+        inside(places.videos, item["video"]), span, _embedder(recipe.embed), recipe.embed
+    )
     key_frames = find_key_frames(vectors, times, settings)
     clips = choose_clips(span, key_frames, settings)
     outputs = [
@@ -224,7 +235,7 @@ def _segments(item: Item, places: Places, recipe: Recipe) -> Outcome:
     fps, shot_start = recipe.embed.frames_per_second, item["shot_start"]
     skipped = int((item["start"] - shot_start) * fps)
     span = (shot_start + skipped / fps, item["end"])
-    _, vectors = embed_span(places.videos / item["video"], span, _embedder(recipe.embed), recipe.embed)
+    _, vectors = embed_span(inside(places.videos, item["video"]), span, _embedder(recipe.embed), recipe.embed)
     times = shot_start + np.arange(skipped, skipped + len(vectors)) / fps
     clip = (item["start"], item["end"])
     found = choose_segments(clip, vectors, times, item["key_frames"], recipe.segments)
@@ -241,16 +252,22 @@ def _captions(item: Item, places: Places, recipe: Recipe) -> Outcome:
 def _export(item: Item, places: Places, recipe: Recipe) -> Outcome:
     count = int((item["end"] - item["start"]) * FPS + 1e-6)
     frames = decode_video(
-        places.videos / item["video"],
+        inside(places.videos, item["video"]),
         width=recipe.export.width,
         height=recipe.export.height,
         start_seconds=item["start"],
         frames=count,
     )
-    name = re.sub(r"[^\w.-]+", "_", item["id"]) + ".mp4"
     (places.out / "clips").mkdir(parents=True, exist_ok=True)
+    name = _file_name(item["id"])
     write_video(places.out / "clips" / name, frames)
     return Outcome([{**item, "file": name}], facts={"frames": count})
+
+
+def _file_name(id: str) -> str:
+    """A plain name for a clip, another one for every id: `a b` and `a_b` are two."""
+    digest = hashlib.sha256(id.encode(errors="backslashreplace")).hexdigest()[:12]
+    return f"{re.sub(r'[^A-Za-z0-9.-]+', '_', id)[:100].lstrip('.')}-{digest}.mp4"
 
 
 @lru_cache(maxsize=1)
@@ -262,22 +279,26 @@ def _embedder(settings: EmbedSettings) -> Embedder:
 def _frames(item: Item, places: Places, size: tuple[int, int], fps: float) -> Iterator[np.ndarray]:
     """The stretch's frames at a size and rate."""
     frames = iterate_video(
-        places.videos / item["video"], width=size[0], height=size[1], start_seconds=item["start"], fps=fps
+        inside(places.videos, item["video"]),
+        width=size[0],
+        height=size[1],
+        start_seconds=item["start"],
+        fps=fps,
     )
     return islice(frames, max(1, int((item["end"] - item["start"]) * fps)))
 
 
-def _metadata(path: Path) -> Iterator[dict[str, Any]]:
+def _stamp(videos: Path, name: str) -> list[int] | None:
+    """Size and time of change of a video; None when the folder has no such file."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); source.metadata is a JSONL file") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path} line {number}: is not valid JSON ({error})") from None
-            if not isinstance(row, dict) or not isinstance(row.get("video"), str):
-                raise ValueError(f"{path} line {number}: must be an object with `video`, a path")
-            yield row
+        file = inside(videos, name)
+        return [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _metadata(path: Path) -> Iterator[dict[str, Any]]:
+    for where, row in json_lines(path):
+        if not isinstance(row, dict) or not isinstance(row.get("video"), str):
+            raise ValueError(f"{where}: must be an object with `video`, a path")
+        yield row

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from megatv.curate.endpoint import PROMPTS, Endpoint, Part
+from megatv.curate.endpoint import PROMPTS, Endpoint, Part, quoted
 from megatv.curate.manifest import Item
 from megatv.curate.recipe import Recipe
 from megatv.data.captions import clip_captions, read_captions
 from megatv.data.video import decode_video
+from megatv.untrusted import inside
 
 TOPIC = "sports and other physical action"
 
@@ -55,7 +56,7 @@ def model_words(item: Item, videos: Path, cache: Path, recipe: Recipe) -> tuple[
     texts = endpoint.ask(parts, lambda answer: _texts(answer, len(segments)))
     detailed = ""
     if recipe.captions.detailed:
-        detailed = endpoint.ask([_prompt("detailed", meta=meta), *overview], _caption)
+        detailed = endpoint.ask([_prompt("detailed", meta=quoted(meta)), *overview], _caption)
     captions = [
         {"start": start - item["start"], "text": text}
         for (start, _), text in zip(segments, texts, strict=True)
@@ -104,7 +105,8 @@ def picture(item: Item, time: float, videos: Path, width: int) -> np.ndarray:
     """uint8 [H, width, 3]: what is on screen at `time` of the item's video, at its aspect ratio."""
     info = item["info"]
     height = max(1, round(width * info["height"] / info["width"]))
-    return decode_video(videos / item["video"], width=width, height=height, start_seconds=time, frames=1)[0]
+    file = inside(videos, item["video"])
+    return decode_video(file, width=width, height=height, start_seconds=time, frames=1)[0]
 
 
 def _score(answer: Any) -> float:

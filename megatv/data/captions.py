@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatv.types import Caption
+from megatv.untrusted import json_lines
+
+MAX_SECONDS, MAX_SCORE = 1e9, 1e300
+"""No video is so long; a number may have hundreds of digits in JSON."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +44,14 @@ def read_captions(path: str | Path) -> list[CaptionedVideo]:
     kind, times that are negative or out of order, empty texts, the same video and start twice.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); give --captions a JSONL file in UTF-8") from None
     videos: list[CaptionedVideo] = []
     seen: dict[tuple[str, float], str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        video = _parse(line, f"{path} line {number}")
+    for where, tree in json_lines(path):
+        video = _parse(tree, where)
         key = (video.video, video.start_seconds)
         if key in seen:
             raise ValueError(
-                f"{video.where}: '{video.video}' from {video.start_seconds:g} s on was described before "
+                f"{video.where}: {video.video!r} from {video.start_seconds:g} s on was described before "
                 f"({seen[key]}); merge the two lines or give another `start`"
             )
         seen[key] = video.where
@@ -68,7 +65,7 @@ def check_duration(video: CaptionedVideo, seconds: float) -> None:
     """Refuse captions (and a start) beyond the end of the video, which lasts `seconds`."""
     if video.start_seconds >= seconds:
         raise ValueError(
-            f"{video.where}: start {video.start_seconds:g} lies beyond the end of '{video.video}' "
+            f"{video.where}: start {video.start_seconds:g} lies beyond the end of {video.video!r} "
             f"({seconds:.2f} s); start earlier"
         )
     left = seconds - video.start_seconds
@@ -99,11 +96,7 @@ def clip_captions(captions: tuple[Caption, ...], start: float, seconds: float) -
 _KEYS = ("video", "start", "meta_caption", "captions", "detailed_caption", "quality", "source")
 
 
-def _parse(line: str, where: str) -> CaptionedVideo:
-    try:
-        tree = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: is not valid JSON ({error}); write one object on one line") from None
+def _parse(tree: Any, where: str) -> CaptionedVideo:
     _check_keys(tree, _KEYS, ("video", "meta_caption", "captions"), where)
     if not isinstance(tree["captions"], list):
         raise ValueError(f'{where}: `captions` must be a list of {{"start": seconds, "text": words}}')
@@ -136,8 +129,8 @@ def _scores(tree: Any, where: str) -> dict[str, float]:
         raise ValueError(f'{where} must be an object of numbers such as {{"motion": 0.7}}')
     for name, score in tree.items():
         number = isinstance(score, (int, float)) and not isinstance(score, bool)
-        if not number or not math.isfinite(score):
-            raise ValueError(f"{where}: '{name}' must be a number, got {json.dumps(score)}")
+        if not number or not -MAX_SCORE <= score <= MAX_SCORE:
+            raise ValueError(f"{where}: {name[:80]!r} must be a number, got {_short(score)}")
     return {name: float(score) for name, score in tree.items()}
 
 
@@ -155,9 +148,9 @@ def _check_keys(tree: Any, known: tuple[str, ...], needed: tuple[str, ...], wher
         raise ValueError(f"{where}: must be an object with the keys {', '.join(needed)}")
     for key in tree:
         if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
+            close = difflib.get_close_matches(key[:80], known, 1)
             hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-            raise ValueError(f"{where}: unknown key '{key}'; {hint}")
+            raise ValueError(f"{where}: unknown key {key[:80]!r}; {hint}")
     for key in needed:
         if key not in tree:
             raise ValueError(f"{where}: key '{key}' is missing; add it")
@@ -165,12 +158,16 @@ def _check_keys(tree: Any, known: tuple[str, ...], needed: tuple[str, ...], wher
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where} must be text that is not empty, got {json.dumps(value)}")
+        raise ValueError(f"{where} must be text that is not empty, got {_short(value)}")
     return value.strip()
 
 
 def _seconds(value: Any, where: str) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{where} must be a number of seconds, 0 or more, got {json.dumps(value)}")
+    if not number or not 0 <= value <= MAX_SECONDS:
+        raise ValueError(f"{where} must be a number of seconds, 0 or more, got {_short(value)}")
     return float(value)
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value)[:80]

@@ -22,7 +22,9 @@ from megatv.data.csgo_episode import Episode
 from megatv.data.sequence import chunk_start_seconds
 from megatv.data.video import cut, whole_latents
 from megatv.types import Caption
+from megatv.untrusted import inside, read_bytes
 
+MAX_LIST_BYTES = 1 << 26
 META_PROMPT = (
     "A brief gameplay clip from the iconic Dust 2 map, showcasing classic Counter-Strike tactical combat in "
     "the legendary desert setting."
@@ -44,8 +46,8 @@ class GameClip:
 def find_episodes(paths: Iterable[Path]) -> list[Path]:
     """All episodes among files and folders (with their subfolders), by name.
 
-    Raises ValueError when a path does not exist, a folder has none, or two episodes share a name: clips are
-    called after it.
+    Raises ValueError when a path does not exist, a folder has none or a link that leads out of it, or two
+    episodes share a name: clips are called after it.
     """
     found: dict[str, Path] = {}
     for path in paths:
@@ -53,6 +55,8 @@ def find_episodes(paths: Iterable[Path]) -> list[Path]:
         if not files:
             raise ValueError(f"{path}: holds no .hdf5 files; unpack the recordings' tar files there")
         for file in files:
+            if file is not path:
+                inside(path, file.relative_to(path).as_posix())
             if not file.is_file():
                 raise ValueError(f"{file}: does not exist; name an episode (.hdf5) or a folder of them")
             other = found.setdefault(file.stem, file)
@@ -142,14 +146,14 @@ def resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
 def _names(path: Path) -> set[str]:
     """The episodes that a list holds out. A line that can match none would let its episode into training."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bytes(path, MAX_LIST_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); give one file name a line") from None
     names = set()
     for number, line in enumerate(map(str.strip, lines), 1):
         if line and (Path(line).suffix != ".hdf5" or Path(line).name != line):
             raise ValueError(
-                f"{path} line {number}: '{line}' is not the name of an episode, such as a_1.hdf5"
+                f"{path} line {number}: {line[:80]!r} is not the name of an episode, such as a_1.hdf5"
             )
         names.add(line)
     return names - {""}

@@ -191,6 +191,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = FPS) -> None:
     path = Path(path)
     _check_frames(frames, str(path))
     partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)  # it may be a link
     try:
         with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
             _encode(container, frames, fps, crf=18)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import os
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def open_video(source: str | Path | bytes) -> Iterator[tuple[InputContainer, Vid
     if isinstance(source, bytes):
         empty, file = not source, io.BytesIO(source)
     else:
-        empty, file = Path(source).is_file() and not Path(source).stat().st_size, str(source)
+        # absolute, since FFmpeg takes what comes before a colon for a protocol: `file:/etc/x` is no name here
+        empty, file = Path(source).is_file() and not Path(source).stat().st_size, os.path.abspath(source)
     if empty:
         raise ValueError(f"{name}: is empty (0 bytes); copy the file again or leave it out")
     try:

@@ -6,10 +6,14 @@ tool downloads nothing. Its file has {dimension: [mean, [{"video_path": ..., "vi
 
 from __future__ import annotations
 
-import json
-import math
+import os
+import re
 from pathlib import Path
+from typing import Any
 
+from megatv.untrusted import parse_json, read_bytes
+
+MAX_BYTES, MAX_SCORE = 1 << 26, 1e300
 HOW = "vbench evaluate --mode custom_input --videos_path DIR --dimension subject_consistency ..."
 
 
@@ -24,8 +28,8 @@ def read_vbench(file: Path | None, videos: dict[str, Path]) -> dict[str, dict[st
             "*_eval_results.json that it writes as --vbench FILE"
         )
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-        results = {dimension: _by_path(entries) for dimension, (_, entries) in tree.items()}
+        tree = parse_json(read_bytes(file, MAX_BYTES))
+        results = {_dimension(name): _by_path(entries) for name, (_, entries) in tree.items()}
     except OSError as error:
         raise ValueError(f"--vbench {file}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -39,11 +43,11 @@ def read_vbench(file: Path | None, videos: dict[str, Path]) -> dict[str, dict[st
     for dimension, by_path in results.items():
         scores[dimension] = {}
         for name, path in videos.items():
+            real = os.path.realpath(path)
             alike = [
                 score
                 for found, score in by_path.items()
-                if found.resolve() == path.resolve()
-                or (found.name == path.name and names.count(path.name) == 1)
+                if found == real or (os.path.basename(found) == path.name and names.count(path.name) == 1)
             ]
             if len(alike) != 1:
                 raise ValueError(
@@ -54,8 +58,18 @@ def read_vbench(file: Path | None, videos: dict[str, Path]) -> dict[str, dict[st
     return scores
 
 
-def _by_path(entries: list[dict[str, object]]) -> dict[Path, float]:
-    found = {Path(str(entry["video_path"])): float(entry["video_results"]) for entry in entries}  # type: ignore[arg-type]
-    if not all(math.isfinite(score) for score in found.values()):
-        raise ValueError("a score is not finite")
+def _dimension(name: str) -> str:
+    if not re.fullmatch(r"[\w -]{1,80}", name):
+        raise ValueError("a dimension's name is not one word")
+    return name
+
+
+def _by_path(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """Scores by the paths that the videos have when links are followed; nothing is opened."""
+    found = {}
+    for entry in entries:
+        path, score = entry["video_path"], entry["video_results"]
+        if not isinstance(path, str) or not isinstance(score, (int, float)) or not abs(score) < MAX_SCORE:
+            raise ValueError("not a path and a finite score")
+        found[os.path.realpath(path)] = float(score)
     return found

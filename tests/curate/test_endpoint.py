@@ -75,8 +75,8 @@ GOOD = (200, '{"caption": "She  jumps."}')
 
 
 def test_the_request_speaks_the_protocol_and_the_answer_is_counted(ask, server, monkeypatch):
-    monkeypatch.setenv("SEER_KEY", "secret")
-    answer, usage = ask(GOOD, api_key_env="SEER_KEY")
+    monkeypatch.setenv("SEER_API_KEY", "secret")
+    answer, usage = ask(GOOD, api_key_env="SEER_API_KEY")
     assert answer == "She jumps."
     ((path, headers, body),) = server.asked
     assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer secret"
@@ -129,7 +129,10 @@ def test_a_wrong_form_is_sent_back_once_with_the_reason(ask, server, reply):
     assert answer == "She jumps." and usage.repairs == 1
     messages = server.asked[1][2]["messages"]
     assert [m["role"] for m in messages] == ["user", "assistant", "user"]
-    assert messages[1]["content"] == reply and "cannot be used: " in messages[2]["content"]
+    assert (
+        messages[1]["content"] == reply
+        and "cannot be used. The fault, as a JSON string" in messages[2]["content"]
+    )
     assert ask()[1].cached == 1  # the repaired answer is what the cache has
 
 
@@ -159,6 +162,6 @@ def test_answers_of_the_wrong_form_are_told_what_is_wrong(check, answer, fault):
 
 
 def test_a_key_that_is_not_set_is_named(ask, monkeypatch):
-    monkeypatch.delenv("SEER_KEY", raising=False)
-    with pytest.raises(ValueError, match=r"endpoint.api_key_env names SEER_KEY, which is not set"):
-        ask(GOOD, api_key_env="SEER_KEY")
+    monkeypatch.delenv("SEER_API_KEY", raising=False)
+    with pytest.raises(ValueError, match=r"endpoint.api_key_env names SEER_API_KEY, which is not set"):
+        ask(GOOD, api_key_env="SEER_API_KEY")

@@ -1,6 +1,8 @@
 """A manifest gives back what was written, whatever became of the process that wrote it."""
 
 import json
+import os
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -71,3 +73,67 @@ def test_the_key_changes_with_whatever_decides_the_result():
         key_of(item, "probe", 1, {"min": 7}),
     ]
     assert len({base, *others}) == 6
+
+
+GOOD = {
+    "id": "a.mp4@0-8", "video": "a.mp4", "start": 0, "end": 8.0, "shot_start": 0.0, "quality": 7,
+    "info": {"width": 48, "height": 32, "rate": 16.0, "seconds": 9}, "key_frames": [1.0],
+    "segments": [[0, 8.0]], "meta_caption": "x", "detailed_caption": "", "file": "a.mp4",
+    "captions": [{"start": 0.0, "text": "y"}],
+    "metadata": {"title": ["any"]}, "stamp": [1, 2],
+}  # fmt: skip
+
+
+def line_of(**changes):
+    whole = {**asdict(Record("k", "i", "kept", [GOOD], facts={"n": 1})), **changes}
+    return json.dumps(whole).encode() + b"\n"
+
+
+def test_a_record_of_a_clip_is_taken(tmp_path):
+    (tmp_path / "m.jsonl").write_bytes(line_of())
+    with Manifest(tmp_path / "m.jsonl", ("video", "file")) as manifest:
+        assert manifest.records["k"].outputs == [GOOD]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000 + b"\n", b"\xff\n", b"1" * 5000 + b"\n",
+        line_of(key=3), line_of(id=None), line_of(status="made"), line_of(status=["kept"]), line_of(reason=3),
+        line_of(seconds="1"), line_of(seconds=float("nan")), line_of(seconds=10**400), line_of(seconds=True),
+        line_of(facts=[]), line_of(facts={"n": "1"}), line_of(facts={"n": float("inf")}),
+        line_of(facts={"n": {}}),
+        line_of(outputs={}), line_of(outputs=["x"]), line_of(outputs=[[]]),
+        *[line_of(outputs=[{k: v for k, v in GOOD.items() if k != gone}])
+          for gone in ("id", "video", "end", "file")],
+        *[line_of(outputs=[{**GOOD, key: value}]) for key, value in [
+            ("id", 3), ("video", None), ("start", "0"), ("end", 10**400), ("end", float("nan")),
+            ("quality", True),
+            ("info", {}), ("info", {**GOOD["info"], "width": 0}), ("info", {**GOOD["info"], "rate": "16"}),
+            ("info", {**GOOD["info"], "more": 1}), ("key_frames", 3), ("key_frames", ["1"]),
+            ("segments", [[0]]), ("segments", [["0", 1]]), ("segments", {}), ("captions", [{"start": 0}]),
+            ("captions", ["x"]),
+            ("captions", [{"start": "0", "text": "x"}]), ("captions", [{"start": 0, "text": 3}]),
+            ("meta_caption", 3), ("detailed_caption", None), ("file", "../a.mp4"), ("file", "/etc/a"),
+            ("file", 3),
+            ("file", "a/b.mp4"), ("file", ".."),
+        ]],
+    ],
+)  # fmt: skip
+def test_a_line_of_another_kind_is_refused(tmp_path, line):
+    (tmp_path / "m.jsonl").write_bytes(line_of(key="good") + line)
+    with pytest.raises(ValueError, match=r"m\.jsonl line 2: is damaged .*; delete that line") as caught:
+        Manifest(tmp_path / "m.jsonl", ("video", "file"))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_link_is_neither_cut_off_nor_written(tmp_path):
+    """The last line of a manifest that has no end is cut off; a file behind a link would lose it."""
+    (tmp_path / "mine.txt").write_text("no end of line")
+    (tmp_path / "m.jsonl").symlink_to("mine.txt")
+    with pytest.raises(ValueError, match=r"m\.jsonl: is a link or no file"):
+        Manifest(tmp_path / "m.jsonl")
+    assert (tmp_path / "mine.txt").read_text() == "no end of line"
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(ValueError, match=r"pipe\.jsonl: is a link or no file"):
+        Manifest(tmp_path / "pipe.jsonl")

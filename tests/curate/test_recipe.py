@@ -37,7 +37,19 @@ def test_paths_that_workers_read_hold_in_any_folder(tmp_path, monkeypatch):
         ([*PEOPLE, "clips.min_seconds=2"], "less than a group of 49 frames"),
         ([*PEOPLE, "export.width=300"], "multiple of 16"),
         (["endpoint={url: 'localhost:8000', model: m}"], "give one such as http://localhost:8000/v1"),
-        (["endpoint={url: 'http://x/v1', model: m, concurrency: 0}"], "endpoint.concurrency is 0"),
+        (["endpoint={url: 'https://x/v1', model: m, concurrency: 0}"], "endpoint.concurrency is 0"),
+        (["endpoint={url: 'https://x/v1', model: m, concurrency: 2000}"], "at most 1024"),
+        (["endpoint={url: 'https://x/v1', model: m, image_width_pixels: 1000000}"], "at most 4096"),
+        (["endpoint={url: 'https://x/v1', model: m, timeout_seconds: 1.0e9}"], "at most 3600"),
+        (
+            ["endpoint={url: 'https://x/v1', model: m, retries: 1000000}"],
+            "endpoint.retries is 1000000: it must be 0",
+        ),
+        (["endpoint={url: 'http://x/v1', model: m}"], "endpoint.url is http to another machine"),
+        (
+            ["endpoint={url: 'https://x/v1', model: m, api_key_env: HOME}"],
+            "endpoint.api_key_env must be the name",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(overrides, fault):

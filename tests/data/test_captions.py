@@ -53,13 +53,24 @@ def test_a_good_file_is_read(tmp_path):
             r"captions\[1\] starts at 0 s, before the one above it \(2.5 s\)",
         ),
         ({**GOOD, "start": True}, "start must be a number of seconds"),
+        ({**GOOD, "start": 10**400}, "start must be a number of seconds"),
+        ({**GOOD, "captions": [{"start": 10**400, "text": "x"}]}, r"captions\[0\].start must be a number"),
+        ({**GOOD, "quality": {"x": 10**400}}, "quality: 'x' must be a number"),
+        ({**GOOD, "quality": {"x": float("nan")}}, "quality: 'x' must be a number, got NaN"),
+        ({**GOOD, "k" * 500_000: 1}, "unknown key 'kkk"),
+        ({**GOOD, "meta_caption": ["x"] * 100_000}, "meta_caption must be text"),
+        ({**GOOD, "source": json.loads("[" * 50 + "]" * 50)}, "is nested too deeply"),
+        ({**GOOD, "meta_caption": "half \ud800"}, "half a character"),
+        ("[" * 100_000, "is not valid JSON .*nested too deeply"),
+        ("9" * 5000, "is not valid JSON .*too many digits"),
+        (json.dumps(GOOD)[:-1] + " " * (1 << 20) + "}", "is longer than 1 MiB"),
         (GOOD, r"'a.mp4' from 0 s on was described before \(.*line 1\)"),
     ],
 )
 def test_faults_are_named_with_their_line(tmp_path, line, message):
     with pytest.raises(ValueError, match=rf"c\.jsonl line 3: .*{message}") as caught:
         read_captions(write(tmp_path / "c.jsonl", GOOD, "", line))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_files_without_lines_are_refused(tmp_path):
@@ -68,7 +79,7 @@ def test_files_without_lines_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"none\.jsonl: cannot be read"):
         read_captions(tmp_path / "none.jsonl")
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"bytes\.jsonl: cannot be read"):
+    with pytest.raises(ValueError, match=r"bytes\.jsonl line 1: is not UTF-8"):
         read_captions(tmp_path / "bytes.jsonl")
 
 

@@ -121,8 +121,8 @@ def group(key):
         ),
         (replace("frame_4_y", np.zeros(50)), r"frame_4_y has the shape \[50\] instead of \[51\]"),
         (replace("frame_4_y", np.zeros(51)), "frame_4_y says 0 steps of mouse_x"),
-        (replace("frame_4_y", "jump"), r"frame_4_y holds \|S4 instead of numbers"),
-        (group("frame_6_y"), "does not read, frame_6_y"),
+        (replace("frame_4_y", "jump"), "frame_4_y holds object instead of numbers"),
+        (group("frame_6_y"), "frame_6_y is not an array"),
     ],
 )
 def test_what_is_not_of_the_layout_is_refused_in_one_sentence(make, change, message):

@@ -33,8 +33,29 @@ def test_what_is_missing_is_said(tmp_path):
         read_vbench(file, videos)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '{"a": [1, [{"video": "c.mp4"}]]}',
-                                  '{"a": [1, [{"video_path": "c.mp4", "video_results": NaN}]]}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"a": 1}',
+        "[" * 100_000,
+        "9" * 5000,
+        '{"a": [1, [{"video": "c.mp4"}]]}',
+        *[
+            f'{{"a": [1, [{{"video_path": {path}, "video_results": {score}}}]]}}'
+            for path, score in [
+                ('"c.mp4"', "NaN"),
+                ('"c.mp4"', "1" + "0" * 400),
+                ('"c.mp4"', '"1"'),
+                ("3", "1"),
+                ('"c\\u0000"', "1"),
+                ('"\\ud800"', "1"),
+            ]
+        ],
+        '{"\\u001b[2J": [1, [{"video_path": "c.mp4", "video_results": 1}]]}',
+    ],
+)
 def test_other_files_are_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"x.json: is no \*_eval_results.json of VBench"):

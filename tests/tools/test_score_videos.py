@@ -20,7 +20,7 @@ spec = importlib.util.spec_from_file_location("score_videos", ROOT / "tools/scor
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)
 
-VLM = ["--metrics", "vlm", "--endpoint", "http://x/v1", "--model", "m"]
+VLM = ["--metrics", "vlm", "--endpoint", "https://x/v1", "--model", "m"]
 
 
 class Apart(torch.nn.Module):
@@ -134,7 +134,9 @@ def test_a_dry_run_says_what_would_be_asked(score, capsys):
     assert score("--metrics", "psnr", *VLM[1:], "--dry-run") is None
     shown = capsys.readouterr().out
     assert "dry run: psnr, vlm of 2 videos; nothing is sent or written" in shown
-    assert "2 requests to http://x/v1 for 3 interventions" in shown and '1. from 0.25 s: "Jump."' in shown
+    assert (
+        "2 requests to https://x/v1 for 3 interventions" in shown and 'order 1, from 0.25 s: "Jump."' in shown
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,9 +153,11 @@ def test_a_dry_run_says_what_would_be_asked(score, capsys):
         (["--metrics", "lpips", "--lpips", "FOLDER/lpips.pt"], {}, "or --trust-weights if you know"),
         (["--metrics", "vbench"], {}, "vbench's scores come from its own package"),
         (["--metrics", "vlm"], {}, "give --endpoint URL and --model NAME"),
-        ([*VLM[:3], "x", *VLM[4:]], {}, "endpoint.url is 'x'"),
-        ([*VLM, "--api-key-env", "NO_SUCH_KEY"], {},
-         "--api-key-env NO_SUCH_KEY: this variable is not set"),
+        ([*VLM[:3], "x", *VLM[4:]], {}, "endpoint.url is no plain URL"),
+        ([*VLM, "--api-key-env", "NO_SUCH_API_KEY"], {},
+         "--api-key-env names NO_SUCH_API_KEY, which is not set"),
+        ([*VLM, "--api-key-env", "HOME"], {}, "--api-key-env must be the name of an environment variable"),
+        ([*VLM[:3], "https://me:hunter2@x/v1", *VLM[4:]], {}, "endpoint.url has a user name or password"),
         ([*VLM, "--concurrency", "0"], {},
          "concurrency is 0: it must be above 0"),
         (["--frames", "0"], {}, "--frames 0: must be at least 1"),
