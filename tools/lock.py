@@ -4,9 +4,9 @@
     PATH=$PATH:/tmp/uv/bin python tools/lock.py [--upgrade [NAME ...]]
 
 Versions stay as they are where pyproject.toml still admits them; `--upgrade` takes the newest of all
-packages, or of those named. Hashes are those that the index publishes for every file of a release, so that one
-lock serves all machines (Linux and macOS, Python 3.11 to 3.13). No index is written into the files. Afterwards:
-run the tests, then `python tools/notice.py`, and commit all that changed.
+packages, or of those named. Hashes are those that the index publishes for every file of a release: one lock
+serves all machines (Linux and macOS, Python 3.11 to 3.13). No index is written into the files. Afterwards run
+the tests, then `python tools/notice.py`, and commit all that changed.
 """
 
 from __future__ import annotations

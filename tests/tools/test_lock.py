@@ -157,7 +157,7 @@ def test_setup_installs_nothing_without_hashes():
 
 @pytest.mark.parametrize("kind", ["changed", "unhashed", "source"])
 def test_pip_refuses_what_the_lock_does_not_list(kind, tmp_path):
-    """A package of the right name and version, whose code must not run, offered to pip as setup.sh calls it."""
+    """A package of the right name and version, whose code must not run, offered to pip as set-up calls it."""
     offered, marker, target = tmp_path / "offered", tmp_path / "marker", tmp_path / "target"
     offered.mkdir()
     entry = next(entry for entry in entries(LOCK / "core.txt") if entry.startswith("einops=="))
