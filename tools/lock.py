@@ -112,13 +112,12 @@ def cpu_torch(version: str) -> dict[str, str]:
     return {"torch": found["torch"]}
 
 
-@main_guard
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--upgrade", nargs="*", metavar="NAME", help="take the newest of all, or of these")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     old = locked()
 
     def kept(file: str) -> dict[str, str]:
@@ -140,4 +139,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main_guard(main)
