@@ -43,13 +43,11 @@ def ignored(text: str, today: datetime.date) -> list[str]:
             raise ValueError(f"launch/lock/ignored.toml: [{name}] must have `until` and `reason` alone")
         until, reason = table["until"], table["reason"]
         if type(until) is not datetime.date or not isinstance(reason, str) or not reason.strip():
-            raise ValueError(
-                f"launch/lock/ignored.toml: [{name}] needs a day as `until` and words as `reason`"
-            )
+            raise ValueError(f"launch/lock/ignored.toml: [{name}] needs a day, `until`, and words, `reason`")
         if until < today:
             raise ValueError(
-                f"launch/lock/ignored.toml: [{name}] was ignored until {until}: upgrade what it is about, or say "
-                "anew why not and until when"
+                f"launch/lock/ignored.toml: [{name}] was ignored until {until}: upgrade what it is about, or "
+                "say anew why not and until when"
             )
     return list(tables)
 
@@ -77,7 +75,7 @@ def programs() -> Path:
     done = folder / "lock.txt"  # written last
     if not done.exists() or done.read_bytes() != lines.read_bytes():
         run(sys.executable, "-m", "venv", "--clear", "--without-pip", folder)
-        pip = [sys.executable, "-m", "pip", "--python", folder, "install", "-qq"]
+        pip = [sys.executable, "-m", "pip", "--python", str(folder), "install", "-qq"]
         run(*pip, "--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", lines)
         done.write_bytes(lines.read_bytes())
     return folder / "bin"
