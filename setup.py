@@ -1,4 +1,4 @@
-"""Package layout; metadata and dependencies are in pyproject.toml, exact versions in constraints.txt.
+"""Package layout; metadata and dependencies are in pyproject.toml, exact versions and hashes in launch/lock/.
 
 MEGATV_BUILD_KERNELS=1 compiles the CUDA kernels now (needs nvcc, no GPU) instead of when they are first used.
 """

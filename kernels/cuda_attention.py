@@ -199,7 +199,7 @@ class _Launch:
 
 @functools.cache
 def _module(device: torch.device, dtype: torch.dtype, head_dim: int) -> Module:
-    image = cuda_build.cubin(str(dtype).removeprefix("torch."), head_dim).read_bytes()
+    image = cuda_build.image(str(dtype).removeprefix("torch."), head_dim)
     return Module(Driver(), device.index, image)
 
 

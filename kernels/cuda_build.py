@@ -7,7 +7,6 @@ only, because setup.py loads this file before anything is installed.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -33,25 +32,22 @@ def command(nvcc: str, element: str, head_dim: int, output: Path) -> list[str]:
     return [nvcc, *FLAGS, f"-I{SOURCES}", *macros, str(SOURCES / "attention.cu"), "-o", str(output)]
 
 
-def cubin(element: str, head_dim: int) -> Path:
+def image(element: str, head_dim: int) -> bytes:
     """The compiled kernels: installed with the package, else of the cache, else built into the cache now.
 
-    The cache is MEGATV_KERNELS_CACHE or ~/.cache/megatv_kernels. Its files are named by a digest of sources
-    and flags; processes that need the same file at the same time build it once. Raises RuntimeError when nvcc
-    is missing or fails.
+    `cache.py` says where the cache is and what is read from it. Its files are named by a digest of sources,
+    flags and compiler. Raises RuntimeError when nvcc is missing or fails, ValueError when the cache cannot be
+    used.
     """
-    name = _file_name(element, head_dim)
-    installed = SOURCES / name
+    installed = SOURCES / _file_name(element, head_dim)
     if installed.exists():
-        return installed
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "megatv_kernels"
-    cache = Path(os.environ.get("MEGATV_KERNELS_CACHE", default))
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (cache / name).exists():
-            build(element, head_dim, cache)
-    return cache / name
+        return installed.read_bytes()
+    from .cache import kept  # setup.py, which never comes here, knows no package
+
+    nvcc = _need_nvcc()
+    compiler = subprocess.run([nvcc, "--version"], capture_output=True, check=False).stdout
+    name = f"{installed.stem}-{hashlib.sha256(compiler).hexdigest()[:16]}.sealed"
+    return kept(name, lambda: _compile(nvcc, element, head_dim))
 
 
 def is_installed() -> bool:
@@ -61,22 +57,34 @@ def is_installed() -> bool:
 
 def build(element: str, head_dim: int, folder: Path) -> Path:
     """Compile into `folder`; the file appears whole or not at all."""
+    content = _compile(_need_nvcc(), element, head_dim)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / _file_name(element, head_dim)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        output = Path(scratch) / target.name
+        output.write_bytes(content)
+        os.replace(output, target)
+    return target
+
+
+def _need_nvcc() -> str:
     nvcc = find_nvcc()
     if nvcc is None:
         raise RuntimeError(
             "compiling the CUDA kernels needs nvcc: install the CUDA toolkit (12.4 or newer) or set CUDA_HOME"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / _file_name(element, head_dim)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        output = Path(scratch) / target.name
+    return nvcc
+
+
+def _compile(nvcc: str, element: str, head_dim: int) -> bytes:
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "attention.cubin"
         made = subprocess.run(
             command(nvcc, element, head_dim, output), capture_output=True, text=True, check=False
         )
         if made.returncode:
             raise RuntimeError(f"nvcc could not compile the CUDA kernels:\n{made.stdout}{made.stderr}")
-        os.replace(output, target)
-    return target
+        return output.read_bytes()
 
 
 def _file_name(element: str, head_dim: int) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from .blocks import block_lists
+from .cache import isolate_compilers
 from .record import AttentionRecord
 
 BLOCK = 128
@@ -84,4 +85,5 @@ def kernel(device_type: str) -> Callable:
     """torch's flex_attention as it runs on such a device."""
     if device_type == "cpu":
         return flex_attention
+    isolate_compilers()
     return torch.compile(flex_attention, dynamic=False, mode="max-autotune-no-cudagraphs")

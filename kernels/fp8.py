@@ -14,6 +14,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from .cache import isolate_compilers
+
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0
 MULTIPLE = 16
@@ -59,4 +61,5 @@ def scaled_product(
 @functools.cache  # importing the compiler takes seconds: only who needs it waits
 def compiled() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """`quantize_rows` as one kernel for all shapes: six passes over memory would cost what fp8 saves."""
+    isolate_compilers()
     return torch.compile(quantize_rows, dynamic=True)

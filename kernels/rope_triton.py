@@ -11,6 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .cache import isolate_compilers
+
+isolate_compilers()
 ROWS = 32
 
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cache import isolate_compilers
+
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (Shazeer, arXiv 2002.05202), like both of them; differentiable.
@@ -33,4 +35,5 @@ def plain(gate: Tensor, up: Tensor) -> Tensor:
 @functools.cache  # importing the compiler takes seconds: only who needs it waits
 def compiled() -> Callable[[Tensor, Tensor], Tensor]:
     """`plain`, compiled for all numbers of rows at once."""
+    isolate_compilers()
     return torch.compile(plain, dynamic=True)

@@ -12,6 +12,9 @@ log2 (`scale_log2` is E ** -0.5 * log2 e), which turns every exp into one exp2.
 import triton
 import triton.language as tl
 
+from .cache import isolate_compilers
+
+isolate_compilers()
 LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-1e30)  # where a maximum starts: finite, so that a row without keys so far makes no nan
 

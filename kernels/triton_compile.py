@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .cache import isolate_compilers
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -36,6 +38,7 @@ def compile_for(
     numbers that are 1 or multiples of 16 are specialised as in a launch (strides of 16 let loads be wide).
     Triton brings its own assembler: no GPU, driver or CUDA toolkit is needed.
     """
+    isolate_compilers()
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

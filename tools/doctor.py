@@ -74,7 +74,8 @@ NEEDED = [
     Library("tqdm", "tqdm", "no progress bars, which every tool imports"),
     Library("megatv", "megatv_kernels", "the package itself is not installed"),
 ]
-DATA = "pip install -e '.[data]' -c constraints.txt"
+LOCKED = "pip install --no-deps --require-hashes -r launch/lock/"
+DATA = f"{LOCKED}data.txt"
 OPTIONAL = [
     Library("wandb", "wandb", "log.wandb cannot be set"),
     Library(
@@ -89,7 +90,7 @@ OPTIONAL = [
     Library("pytest", "pytest", "the tests cannot run", "source launch/setup.sh dev"),
 ]
 GPU_ONLY = [
-    Library("triton", "triton", "no fused kernels on a GPU", "pip install -e '.[gpu]' -c constraints.txt"),
+    Library("triton", "triton", "no fused kernels on a GPU", f"{LOCKED}gpu.txt"),
     Library(
         "flash-attn-4",
         "flash_attn.cute",
@@ -282,9 +283,10 @@ def at_least(version: str, least: tuple[int, ...]) -> bool:
 
 
 def tested_versions() -> dict[str, str]:
-    """Pins of constraints.txt by distribution name."""
-    pins = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    return {name.lower().replace("_", "-"): version for name, version in pins}
+    """Versions that launch/lock/ names, by distribution name."""
+    files = ("source", "torch", "core", "gpu", "data", "dev")
+    text = "".join((ROOT / "launch" / "lock" / f"{file}.txt").read_text() for file in files)
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
 
 
 def output(command: list[str]) -> str:

@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import os
+import secrets
 import socket
 import sys
 import time
@@ -119,6 +120,9 @@ def start_ray(address: str | None) -> None:
     if address:
         ray.init(address=address, **quiet)
     else:
+        # Ray listens on all interfaces, runs what it is told and admits who knows a token. Without this one
+        # it would write its own where other users of this machine may read it.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # "local": not a cluster that this machine happens to belong to
         own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         ray.init(address="local", **own, **quiet)

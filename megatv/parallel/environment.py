@@ -28,6 +28,9 @@ def prepare() -> torch.device:
     env.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_PORT" not in env:
         env["MASTER_PORT"] = "29500" if int(env["WORLD_SIZE"]) > 1 else "0"
+    if env["LOCAL_WORLD_SIZE"] == env["WORLD_SIZE"]:  # all on this machine: gloo need not listen to others
+        for loopback in {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}:
+            env.setdefault("GLOO_SOCKET_IFNAME", loopback)
     if torch.cuda.is_available():
         device = _gpu(env)
         torch.cuda.set_device(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -28,13 +29,7 @@ def meet() -> tuple[dist.Store, int, int]:
         )
     hosted = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun keeps the store in its own process
     try:
-        store: dist.Store = dist.TCPStore(
-            env["MASTER_ADDR"],
-            int(env["MASTER_PORT"]),
-            is_master=rank == 0 and not hosted,
-            timeout=WAIT,
-            wait_for_workers=False,
-        )
+        store = _store(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=rank == 0 and not hosted)
         store = dist.PrefixStore(f"megatv/{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         if (first := int(store.compare_set("world", "", str(world)))) != world:
             raise AloneError(
@@ -43,9 +38,22 @@ def meet() -> tuple[dist.Store, int, int]:
         if store.add(f"rank {rank}", 1) > 1:
             raise AloneError(f"rank {rank}: two processes at {address} have this RANK; correct the launcher")
         _wait_for_all(store, rank, world, address)
-    except dist.DistError as error:
+    except (dist.DistError, OSError) as error:
         raise AloneError(_unreachable(rank, address, error)) from None
     return store, rank, world
+
+
+def _store(host: str, port: int, is_master: bool) -> dist.Store:
+    """The store at an address. It asks nobody who they are, so its master listens on 127.0.0.1 alone when all
+    processes are on one machine; left to itself it would listen on all interfaces.
+    """
+    listener = None
+    if is_master and host in ("127.0.0.1", "localhost"):
+        with socket.create_server(("127.0.0.1", port), backlog=2048) as server:
+            port, listener = server.getsockname()[1], server.detach()
+    return dist.TCPStore(
+        host, port, is_master=is_master, timeout=WAIT, wait_for_workers=False, master_listen_fd=listener
+    )
 
 
 def _wait_for_all(store: dist.Store, rank: int, world: int, address: str) -> None:

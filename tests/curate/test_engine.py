@@ -112,6 +112,31 @@ def test_an_address_without_a_cluster_is_refused(address, fault):
         start_ray(address)
 
 
+def test_the_token_of_the_local_ray_is_in_no_file(tmp_path):
+    code = "from megatv.curate.engine import start_ray; start_ray(None)"
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    subprocess.run([sys.executable, "-c", code], env=mine | {"HOME": str(tmp_path)}, check=True, timeout=200)
+    assert not (tmp_path / ".ray").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_a_stranger_cannot_join_the_local_ray(local_ray, tmp_path, mode):
+    """Without the token, or with another one; Ray gives up after half a minute."""
+    address, marker = ray.get_runtime_context().gcs_address, tmp_path / "marker"
+    code = f"""
+import ray
+ray.init(address={address!r}, logging_level=40)
+ray.get(ray.remote(lambda: open({str(marker)!r}, "w").close()).remote())
+"""
+    stranger = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    stranger |= {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": 64 * "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=stranger, capture_output=True, timeout=200)
+    assert done.returncode and not marker.exists()
+    mine = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=200)
+    assert mine.returncode == 0 and marker.exists()
+
+
 SLOW_STAGE = """
 import sys, time
 from pathlib import Path

@@ -103,7 +103,8 @@ def toolkit(tmp_path, monkeypatch):
     nvcc = tmp_path / "toolkit/bin/nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text(
-        '#!/bin/sh\necho called >> "$(dirname "$0")/calls"\nsleep 0.2\n'
+        "#!/bin/sh\ncase $1 in --version) echo release 13.0; exit;; esac\n"
+        'echo called >> "$(dirname "$0")/calls"\nsleep 0.2\n'
         'for last; do :; done\necho "$@" > "$last"\n'
     )
     nvcc.chmod(nvcc.stat().st_mode | stat.S_IXUSR)
@@ -118,32 +119,42 @@ def calls(nvcc):
 
 def test_kernels_are_compiled_once_per_machine(toolkit):
     with ThreadPoolExecutor(4) as pool:
-        paths = set(pool.map(lambda _: cuda_build.cubin("float16", 64), range(4)))
-    assert len(paths) == 1 and calls(toolkit) == 1
-    text = paths.pop().read_text()
+        images = set(pool.map(lambda _: cuda_build.image("float16", 64), range(4)))
+    assert len(images) == 1 and calls(toolkit) == 1
+    text = images.pop().decode()
     assert "-DMEGATV_ELEMENT=__half" in text and "-DMEGATV_HEAD_DIM=64" in text
-    assert cuda_build.cubin("float16", 128) != cuda_build.cubin("bfloat16", 128) and calls(toolkit) == 3
+    assert cuda_build.image("float16", 128) != cuda_build.image("bfloat16", 128) and calls(toolkit) == 3
 
 
 def test_changed_sources_are_compiled_again(toolkit, tmp_path, monkeypatch):
-    before = cuda_build.cubin("bfloat16", 64)
+    cuda_build.image("bfloat16", 64)
     changed = tmp_path / "cuda"
     changed.mkdir()
     for source in cuda_build.SOURCES.glob("*.*"):
         (changed / source.name).write_bytes(source.read_bytes() + b"\n")
     monkeypatch.setattr(cuda_build, "SOURCES", changed)
-    assert cuda_build.cubin("bfloat16", 64) != before and calls(toolkit) == 2
+    cuda_build.image("bfloat16", 64)
+    assert calls(toolkit) == 2
     assert not cuda_build.is_installed()
     for element in cuda_build.ELEMENTS:
         for head_dim in cuda_build.HEAD_DIMS:
             cuda_build.build(element, head_dim, changed)
-    assert cuda_build.is_installed() and cuda_build.cubin("bfloat16", 64).parent == changed
+    assert cuda_build.is_installed() and calls(toolkit) == 6
+    installed = cuda_build.build("bfloat16", 64, changed).read_bytes()
+    assert cuda_build.image("bfloat16", 64) == installed and calls(toolkit) == 7
+
+
+def test_another_compiler_compiles_again(toolkit):
+    cuda_build.image("bfloat16", 64)
+    toolkit.write_text(toolkit.read_text().replace("release 13.0", "release 13.1"))
+    cuda_build.image("bfloat16", 64)
+    assert calls(toolkit) == 2
 
 
 def test_failed_compilation_leaves_nothing_and_says_why(toolkit, tmp_path):
     toolkit.write_text("#!/bin/sh\necho 'sm_90a is beyond me' >&2\nexit 1\n")
     with pytest.raises(RuntimeError, match="sm_90a is beyond me"):
-        cuda_build.cubin("bfloat16", 128)
+        cuda_build.image("bfloat16", 128)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
@@ -162,4 +173,4 @@ def test_missing_compiler_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_build, "find_nvcc", lambda: None)
     monkeypatch.setenv("MEGATV_KERNELS_CACHE", str(tmp_path))
     with pytest.raises(RuntimeError, match="install the CUDA toolkit"):
-        cuda_build.cubin("bfloat16", 128)
+        cuda_build.image("bfloat16", 128)
