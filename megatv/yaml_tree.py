@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+MAX_NODES = 100_000
+"""Values in a text, those that an alias stands for counted each time: a few lines can stand for billions."""
+
 
 def parse(text: str, where: str) -> Any:
     """Plain data of a YAML text; ValueError with `where` and the line."""
@@ -17,6 +20,10 @@ def parse(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ValueError(f"{where}: not valid YAML: {line}{error.problem}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: not valid YAML: nested too deeply") from None
+    except (AttributeError, LookupError, TypeError):  # such as `!!bool x` and `!!timestamp x`
+        raise ValueError(f"{where}: not valid YAML: a value is not what its tag (`!!...`) says") from None
     except (yaml.YAMLError, ValueError) as error:  # such as control characters, or the date 2026-99-99
         raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -42,7 +49,23 @@ def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with two of its traps closed: a key given twice is an error, and 3e-4 is a number."""
+    """YAML with its traps closed: keys given twice and endless aliases are errors, and 3e-4 is a number."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes, self._sizes = 0, dict[int, int]()
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        alias, before = self.check_event(yaml.AliasEvent), self._nodes
+        mark = self.peek_event().start_mark
+        node = super().compose_node(parent, index)
+        self._nodes += self._sizes.get(id(node), MAX_NODES) if alias else 1
+        if self._nodes > MAX_NODES:
+            raise yaml.composer.ComposerError(
+                problem=f"its aliases stand for more than {MAX_NODES} values", problem_mark=mark
+            )
+        self._sizes[id(node)] = self._nodes - before
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
