@@ -11,16 +11,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from megatv.eval.human.database import BUSY_SECONDS, connect, open_database
+from megatv.eval.human.database import connect, open_database
 from megatv.eval.human.questions import questions_of
 from megatv.eval.human.raters import Rater, UnknownRaterError, hash_secret, new_secret, read_token, same
 from megatv.eval.human.study import Study
 from megatv.eval.human.tasks import Item
 from megatv.untrusted import parse_json
 
+TURN_SECONDS = 5.0
+"""How long a write waits for those of other threads."""
 MAX_SECONDS = 1e11
 """No clock is later, in Unix seconds."""
 
@@ -56,8 +59,8 @@ class Task:
 class Answers:
     """The answers of one study; threads may share it. Raises ValueError when the file is not this study's.
 
-    Writes take turns and wait no longer than BUSY_SECONDS, then sqlite3.Error is raised and nothing has
-    changed. Reads have a connection of their own, and wait for no write.
+    Writes take turns and wait no longer than TURN_SECONDS for that and BUSY_SECONDS for other processes; then
+    sqlite3.Error is raised and nothing has changed. Reads have their own connection and wait for no write.
     """
 
     def __init__(self, study: Study, items: Iterable[Item], *, create: bool) -> None:
@@ -71,6 +74,9 @@ class Answers:
         self._reader.execute("PRAGMA query_only = ON")
         self._writing, self._reading = threading.Lock(), threading.Lock()
         self._given: dict[tuple[str, str], float] = {}
+        self._told = lru_cache(4096)(
+            self._read_answers
+        )  # most texts are alike, and all are read for each task
         self.id = self._claim("id", secrets.token_hex(8), fixed=False)
         """Of this file, so that no browser mixes up the half-finished answers of two."""
         self.key = self._claim("key", secrets.token_hex(32), fixed=False).encode()
@@ -86,19 +92,20 @@ class Answers:
         self._reader.close()
         self._connection.close()
 
-    def invite(self, name: str = "", *, most: int | None = None) -> tuple[Rater, str]:
+    def invite(
+        self, name: str = "", *, most: int | None = None, joined: float | None = None
+    ) -> tuple[Rater, str]:
         """A new rater and their token, which is kept nowhere. FullError when there are `most` already."""
         secret = new_secret()
         with self._transaction() as connection:
             (count,) = connection.execute("SELECT count(*) FROM people").fetchone()
             if most is not None and count >= most:
                 raise FullError(f"this study has all the {most} people that it may have: thank you")
-            row = (secrets.token_hex(8), name, hash_secret(secret))
-            number = connection.execute(
-                "INSERT INTO people (id, name, token) VALUES (?, ?, ?)", row
-            ).lastrowid
+            row = (secrets.token_hex(8), name, joined, hash_secret(secret))
+            query = "INSERT INTO people (id, name, joined, token) VALUES (?, ?, ?, ?)"
+            number = connection.execute(query, row).lastrowid
         assert number is not None
-        return Rater(number, row[0], name), f"{number}.{secret}"
+        return Rater(number, *row[:3]), f"{number}.{secret}"
 
     def renew(self, rater: Rater) -> str:
         """Another token for a rater whose own is lost, and now worthless."""
@@ -185,23 +192,27 @@ class Answers:
         """One row, of which only what this program can have written is believed."""
         now = time.monotonic()
         waits = now - self._given.setdefault((rater, item), now) if answered is None else 0.0
-        told = {}
-        sound = isinstance(rater, str) and item in self._items
-        if answered is not None and sound:
-            try:
-                told = parse_json(answers)
-                sound = told.keys() == self._questions.keys() and isinstance(comment, str)
-                sound &= 0 <= answered < MAX_SECONDS and (seconds is None or 0 <= seconds < MAX_SECONDS)
-                for name, value in told.items():
-                    self._questions[name].score(value)
-            except (AttributeError, LookupError, TypeError, ValueError):
-                sound = False
+        try:
+            told = {} if answered is None else self._told(answers)
+            sound = isinstance(rater, str) and item in self._items and isinstance(comment, str)
+            sound &= 0 <= (answered or 0) < MAX_SECONDS and 0 <= (seconds or 0) < MAX_SECONDS
+        except (AttributeError, LookupError, TypeError, ValueError):
+            sound = False
         if not sound:
             raise ValueError(
                 f"{self._path}: the answers of {str(rater)[:40]!r} to {str(item)[:40]!r} are damaged; undo "
                 "what changed them"
             )
         return Task(rater, item, given, told, comment, seconds, answered, waits)
+
+    def _read_answers(self, text: str) -> dict[str, str]:
+        """A row's answers to all questions; raises what a text of something else comes to."""
+        told = parse_json(text)
+        for name, question in self._questions.items():
+            question.score(told[name])
+        if told.keys() != self._questions.keys():
+            raise ValueError
+        return told
 
     def _read(self, query: str, values: tuple[object, ...] = ()) -> list[Any]:
         with self._reading:
@@ -210,7 +221,7 @@ class Answers:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All that is written within it, or nothing."""
-        if not self._writing.acquire(timeout=BUSY_SECONDS):
+        if not self._writing.acquire(timeout=TURN_SECONDS):
             raise sqlite3.OperationalError("others are writing")
         try:
             with self._connection:

@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 BUSY_SECONDS = 2.0
-"""How long a write waits for another process, or another thread, that writes."""
+"""How long a write waits for another process that writes."""
 MAX_VALUE_BYTES = 1_000_000
 """The longest text in a file that is read at all."""
 

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import math
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,9 @@ class Desk:
         with self._joining:
             if self._arrivals.full(address):
                 raise FullError("too many people joined from this address within an hour: try again later")
-            rater, token = self.answers.invite(name, most=self.study.max_raters)
+            new = self.answers.invite(name, most=self.study.max_raters, joined=time.time())
             self._arrivals.note(address)
-        return self.answers.join(rater, name), token
+        return new
 
     def enter(self, rater: Rater, name: str) -> Rater:
         """Begin or go on with an invitation; a name is given once."""

@@ -124,8 +124,8 @@ def _refusals(app: FastAPI) -> None:
     def wrong(_: Request, error: ValueError) -> Response:
         return _error(next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), str(error))
 
-    @app.exception_handler(sqlite3.Error)
-    def broken(_: Request, error: sqlite3.Error) -> Response:
+    @app.exception_handler(sqlite3.OperationalError)  # locked, full, read-only; others are faults of ours
+    def broken(_: Request, error: sqlite3.OperationalError) -> Response:
         return _error(503, f"the answers cannot be written now ({error}): try again in a moment")
 
     def refused(_: Request, error: HTTPException) -> Response:

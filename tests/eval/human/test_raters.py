@@ -199,6 +199,19 @@ def test_a_clock_that_jumps_neither_frees_nor_holds_items(desk, monkeypatch, jum
     assert len([task for task in one.answers.tasks() if task.answered]) == 3
 
 
+def test_a_clock_that_goes_back_does_not_change_the_order(desk, monkeypatch):
+    client = client_of(desk(checks=0))
+    token = join(client).json()["token"]
+    first = next_item(client, token)
+    second = send(client, token, first).json()["task"]["item"]
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() - 1e8)
+    told = send(client, token, second).json()
+    assert told["before"] == second
+    assert send(client, token, told["task"]["item"]).json()["before"] == told["task"]["item"]
+    assert client.get(f"/api/tasks/{second}", headers=bearing(token)).json()["before"] == first
+
+
 @pytest.fixture
 def study_file(make_study, tmp_path):
     """A study of invited people as YAML: study_file(**changes)."""

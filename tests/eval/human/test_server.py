@@ -265,7 +265,12 @@ def test_a_video_or_database_that_goes_away(desk, tmp_path):
     reply = ada.send(task)
     assert reply.status_code == 503 and "cannot be written now" in reply.json()["error"]
     one.answers._connection.execute("PRAGMA query_only = 0")
-    assert ada.send(task).status_code == 200
+    assert ada.send(task, comment="before").status_code == 200
+    one.answers._connection.execute("PRAGMA max_page_count = 1")  # as large as it is
+    replies = [ada.send(task, comment=letter * 2000) for letter in "\U0001f600\U0001f601\U0001f602"]
+    assert {reply.status_code for reply in replies} == {503} and "is full" in replies[0].json()["error"]
+    again = ada.get(f"/api/tasks/{task['item']}").json()["task"]
+    assert again["comment"] == "before" and again["answers"] == GOOD
 
 
 def test_the_page_needs_nothing_from_elsewhere(desk):
