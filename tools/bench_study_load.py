@@ -274,8 +274,8 @@ def main() -> None:
     refused = crowd.statuses.total() - crowd.statuses[200]
     day, answers, requests = time.strftime("%Y-%m-%d"), len(crowd.sent), crowd.statuses.total()
     say(f"Measured {day} on {machine}, by `tools/bench_study_load.py`. A rater's wait is for one request,")
-    say(f"memory is the server's. The 50 raters gave {answers} answers in {spent:.1f} s; {refused} of their")
-    say(f"{requests} requests were refused.\n")
+    say(f"memory is the server's. The 50 raters gave {answers} answers in {spent:.1f} s; {refused} of")
+    say(f"their {requests} requests were refused.\n")
     say("| load | median wait ms | longest wait ms | MiB before | MiB at most |")
     say("|---|---|---|---|---|")
     for row in rows:
