@@ -16,25 +16,27 @@ Scope = MutableMapping[str, Any]
 Application = Callable[[Scope, Callable, Callable], Awaitable[None]]
 
 HEADERS = {
-    b"content-security-policy": b"default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    b"content-security-policy": b"default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
+    b"base-uri 'none'; form-action 'self'",
+    b"cross-origin-resource-policy": b"same-origin",
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
 }
-"""Nothing from elsewhere, in nobody's frame; a page's address stays with those who have it."""
+"""Nothing from elsewhere, in nobody's frame or page; a page's address stays with those who have it."""
 
 
-def refusal(headers: dict[bytes, bytes], names: frozenset[str] | None) -> str | None:
+def refusal(headers: dict[bytes, bytes], names: frozenset[str]) -> str | None:
     """Why a request with these headers is refused, in one sentence; None when it is welcome.
 
-    names   under which the server may be opened; None: any, for one that stands behind a public name
+    names   under which the server may be opened: `own_names`, and the public ones of a proxy before it
     """
     host = headers.get(b"host", b"").decode("latin-1").lower()
-    if names is not None and not _is_ours(host, names):
+    if not _is_ours(host, names):
         return (
             f"this server does not answer to the name {host[:80]!r}: open it by its address or as localhost"
         )
     origin = headers.get(b"origin")
-    if origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host:
+    if origin is not None and origin.decode("latin-1").lower() not in (f"http://{host}", f"https://{host}"):
         return "this request comes from another site's page: only the server's own page may ask"
     return None
 
@@ -54,7 +56,7 @@ def _is_ours(host: str, names: frozenset[str]) -> bool:
 
 def own_names(host: str) -> frozenset[str]:
     """The names under which a server that listens on `host` may be opened."""
-    return frozenset({"localhost", socket.gethostname().lower(), host.lower()})
+    return frozenset({"localhost", socket.gethostname().lower(), host.lower()}) - {""}
 
 
 class Guard:
@@ -63,9 +65,7 @@ class Guard:
     names   see `refusal`       cache   what browsers may keep (`cache-control`)
     """
 
-    def __init__(
-        self, app: Application, names: frozenset[str] | None = None, cache: bytes = b"no-store"
-    ) -> None:
+    def __init__(self, app: Application, names: frozenset[str], cache: bytes = b"no-store") -> None:
         self.app, self.names = app, names
         self.headers = [*HEADERS.items(), (b"cache-control", cache)]
 

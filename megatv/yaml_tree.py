@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 MAX_CHARACTERS = 1 << 20
+MAX_NODES = 100_000
+"""Values in a text, those that an alias stands for counted each time: a few lines can stand for billions."""
 
 
 def parse(text: str, where: str) -> Any:
@@ -23,8 +25,9 @@ def parse(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ValueError(f"{where}: not valid YAML: {line}{error.problem}") from None
-    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # such as control characters, the date 2026-99-99, or a tag that its value does not fit: !!int ""
+    except (ArithmeticError, AttributeError, LookupError, TypeError):  # such as `!!bool x` and `!!int ""`
+        raise ValueError(f"{where}: not valid YAML: a value is not what its tag (`!!...`) says") from None
+    except (yaml.YAMLError, ValueError) as error:  # such as control characters, or the date 2026-99-99
         raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -50,20 +53,28 @@ def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with three of its traps closed: a key given twice is an error, 3e-4 is a number, `<<` is nothing.
+    """YAML with its traps closed: keys given twice and endless aliases are errors, and 3e-4 is a number."""
 
-    Merging (`<<`) copies, and a few lines that merge each other would fill the memory.
-    """
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes, self._sizes = 0, dict[int, int]()
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        alias, before = self.check_event(yaml.AliasEvent), self._nodes
+        mark = self.peek_event().start_mark
+        node = super().compose_node(parent, index)
+        self._nodes += self._sizes.get(id(node), MAX_NODES) if alias else 1
+        if self._nodes > MAX_NODES:
+            raise yaml.composer.ComposerError(
+                problem=f"its aliases stand for more than {MAX_NODES} values", problem_mark=mark
+            )
+        self._sizes[id(node)] = self._nodes - before
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if key.tag == "tag:yaml.org,2002:merge":
-                    raise yaml.constructor.ConstructorError(
-                        problem="sections are not merged (<<); write the keys out",
-                        problem_mark=key.start_mark,
-                    )
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
                         problem=f"key '{key.value}' is given twice; keep one", problem_mark=key.start_mark

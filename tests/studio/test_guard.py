@@ -32,6 +32,10 @@ pytestmark = pytest.mark.timeout(60)
         ("localhost.evil.example", None, False),
         ("127.0.0.1.evil.example", None, False),
         ("", None, False),
+        ("localhost.", None, False),
+        ("[localhost]:8000", "ftp://[localhost]:8000", False),
+        ("localhost:8000", "https://localhost:8000", True),
+        ("localhost:8000", "chrome-extension://localhost:8000", False),
     ],
 )
 def test_only_our_page_under_our_name(host, origin, welcome):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from megatv.eval.human.answers import Task
 from megatv.eval.human.study import Study
 from megatv.eval.human.tasks import Item, check_places, draw, passed
 
-CLAIM_SECONDS = 1800
-"""A task that lies unanswered for so long is given to somebody else too."""
+CLAIM_SECONDS = 900.0
+"""A task that lies unanswered for so long is given to somebody else too: who only joins, holds nothing."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ def _load(study: Study, items: dict[str, Item]) -> int:
 def _wanted(study: Study, items: dict[str, Item], tasks: list[Task], rater: str) -> list[str]:
     """Items that still need this rater, first those that fewest judged, up to the rater's share."""
     away = left_out(study, items, tasks)
-    oldest = time.time() - CLAIM_SECONDS
-    taken = Counter(t.item for t in tasks if t.rater not in away and (t.answered or t.given > oldest))
+    taken = Counter(t.item for t in tasks if t.rater not in away and (t.answered or t.waits < CLAIM_SECONDS))
     mine = {task.item for task in tasks if task.rater == rater}
     judged = sum(not items[item].check for item in mine)
     wanted = [

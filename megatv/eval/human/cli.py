@@ -1,70 +1,91 @@
-"""Ask people about videos: `python -m megatv.eval.human serve STUDY.yaml`, then `report` and `export`."""
+"""Ask people about videos: `python -m megatv.eval.human invite STUDY.yaml`, `serve`, `report`, `export`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import re
 import socket
+import sqlite3
+import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import uvicorn
 
 from megatv.eval.human.answers import Answers
+from megatv.eval.human.desk import Desk
 from megatv.eval.human.markdown import to_markdown
 from megatv.eval.human.report import figures, rows, to_csv, to_jsonl
-from megatv.eval.human.server import Desk, make_app
+from megatv.eval.human.server import make_app
 from megatv.eval.human.study import Study, read_study
 from megatv.eval.human.tasks import Item, make_checks, make_items
 from megatv.eval.human.videos import find_videos, look_at, tell_apart
+from megatv.guard import own_names
 from megatv.log import main_guard, progress, say
+from megatv.patience import PatientProtocol
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PORT = 8420
+MAX_HEAD_BYTES = 16_384
+MAX_INVITED = 1_000
+SHAPES, REPORTS = (".csv", ".jsonl"), (".md", ".json")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse and do what the verb says. Raises ValueError with one sentence for any bad input."""
     args = _parser().parse_args(argv)
     study = read_study(args.study)
-    if args.verb == "serve":
-        serve(study, args.host, args.port)
-        return
-    items = _items(study)
-    answers = Answers(study, items.values(), videos=False)
-    tasks = answers.tasks()
-    if args.verb == "export":
-        table = rows(study, items, tasks)
-        text = to_csv(table) if _suffix(args.out, ".csv", ".jsonl") == ".csv" else to_jsonl(table)
-    else:
-        told = figures(study, items, tasks, answers.raters())
-        shape = _suffix(args.out, ".md", ".json") if args.out else ".md"
-        text = to_markdown(told) if shape == ".md" else json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-    answers.close()
-    if args.out:
-        _write(Path(args.out), text)
-        say(f"{args.out} written, from {sum(task.answered is not None for task in tasks)} answered tasks")
-    else:
-        say(text)
+    try:
+        if args.verb == "serve":
+            serve(study, args.host, args.port, args.public_name)
+        elif args.verb == "invite":
+            invite(study, args.url, args.count, args.renew)
+        else:
+            _tell(study, args)
+    except sqlite3.Error as error:
+        raise ValueError(f"{study.database}: cannot be read or written ({error})") from None
 
 
-def serve(study: Study, host: str, port: int) -> None:
+def serve(study: Study, host: str, port: int, public_name: str | None = None) -> None:
     """Look at every video, then serve the page until Ctrl-C."""
+    if public_name and not re.fullmatch(r"[a-zA-Z0-9.-]+", public_name):
+        raise ValueError(f"--public-name {public_name}: give the name alone, such as study.example.org")
     desk = open_desk(study)
     door = _listen(host, port)
     name = f"[{host}]" if ":" in host else host
     items = sum(not item.check for item in desk.items.values())
     say(f"{study.title}: {items} items, answers in {study.database}")
-    if host not in LOOPBACK:
-        say("whoever reaches this machine can see the videos and take part under any name")
+    if study.joins == "open" and (host not in LOOPBACK or public_name):
+        say(f"whoever reaches this page can see videos and take part, {study.max_raters} people at most")
+    if study.joins == "invited" and not desk.answers.raters():
+        say("nobody is invited yet: `python -m megatv.eval.human invite` makes links, also while this runs")
     say(f"open http://{name}:{door.getsockname()[1]}/ in a browser; Ctrl-C ends, and answers are kept")
-    # a browser that has paused a video holds its connection: Ctrl-C does not wait for that
-    config = uvicorn.Config(make_app(desk), log_level="warning", ws="none", timeout_graceful_shutdown=2)
+    names = own_names(host) | ({public_name.lower()} if public_name else set())
     try:
-        uvicorn.Server(config).run([door])
+        uvicorn.Server(configure(desk, names, behind_proxy=bool(public_name))).run([door])
     finally:
         desk.answers.close()
+
+
+def configure(desk: Desk, names: frozenset[str], *, behind_proxy: bool = False) -> uvicorn.Config:
+    """How the page is served. behind_proxy: a proxy on this machine says whose request it passes on."""
+    return uvicorn.Config(
+        make_app(desk, names),
+        http=PatientProtocol,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        timeout_keep_alive=5,
+        proxy_headers=behind_proxy,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=2,  # a browser that has paused a video holds its connection
+    )
 
 
 def open_desk(study: Study) -> Desk:
@@ -76,7 +97,56 @@ def open_desk(study: Study) -> Desk:
     if study.kind == "pairwise" and (warning := tell_apart(*infos)):
         say(f"warning: {warning}")
     items = _items(study, write=True)
-    return Desk(study, items, Answers(study, items.values(), videos=True))
+    answers = Answers(study, items.values(), create=True)
+    try:
+        answers.claim_videos(items.values())
+    except ValueError:
+        answers.close()
+        raise
+    return Desk(study, items, answers)
+
+
+def invite(study: Study, url: str, count: int, renew: int | None) -> None:
+    """Say a link for each name of `raters` that has none, for `count` people more, or again for one rater."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise ValueError(f"--url {url}: give what people open, such as http://127.0.0.1:{PORT}/")
+    if not 0 <= count <= MAX_INVITED:
+        raise ValueError(f"--count {count}: it must be from 0 to {MAX_INVITED}")
+    with closing(Answers(study, _items(study).values(), create=True)) as answers:
+        known = answers.raters()
+        names = {rater.name for rater in known}
+        again = [rater for rater in known if rater.number == renew]
+        if renew is not None and not again:
+            raise ValueError(f"--renew {renew}: there is no rater-{renew}; the report says who there is")
+        again += [rater for rater in answers.without_invitation() if rater.name in study.raters]
+        links = [(rater, answers.renew(rater)) for rater in dict.fromkeys(again)]
+        links += [answers.invite(name) for name in study.raters if name not in names]
+        links += [answers.invite() for _ in range(count)]
+    for rater, token in links:
+        say(f"{rater.label}{f' {rater.name}' if rater.name else ''}: {url.rstrip('/')}/#{token}")
+    if not links:
+        say("nobody is left to invite: --count N makes N links more, --renew NUMBER another for rater-NUMBER")
+
+
+def _tell(study: Study, args: argparse.Namespace) -> None:
+    """The answers as a report or as rows."""
+    export = args.verb == "export"
+    shape = _suffix(args.out, *(SHAPES if export else REPORTS)) if args.out else ".md"
+    items = _items(study)
+    with closing(Answers(study, items.values(), create=False)) as answers:
+        tasks, raters = answers.tasks(), answers.raters()
+    if export:
+        table = rows(study, items, tasks, raters, names=args.names)
+        text = to_csv(table) if shape == ".csv" else to_jsonl(table)
+    else:
+        told = figures(study, items, tasks, raters, names=args.names)
+        text = to_markdown(told) if shape == ".md" else json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+    if args.out:
+        _write(Path(args.out), text)
+        say(f"{args.out} written, from {sum(task.answered is not None for task in tasks)} answered tasks")
+    else:
+        say(text)
 
 
 def command() -> NoReturn:
@@ -115,15 +185,16 @@ def _suffix(out: str, *known: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    """The file appears whole or not at all, for its owner alone, and in the place of a link."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            partial.write_text(text, encoding="utf-8")
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
             os.replace(partial, path)
         finally:
-            partial.unlink(missing_ok=True)
+            Path(partial).unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"--out {path}: cannot be written ({error.strerror}); name another one") from None
 
@@ -132,15 +203,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m megatv.eval.human", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, what in (
+        ("invite", "a secret link for each person: for the names in `raters`, and for --count more"),
         ("serve", "show the study on a web page"),
         ("export", "every answer as a row of a .csv or .jsonl file"),
         ("report", "win rates or scores with intervals, agreement, people; .md or .json"),
     ):
         one = verbs.add_parser(verb, help=what, description=what)
         one.add_argument("study", help="the study's YAML")
-        if verb == "serve":
+        if verb == "invite":
+            one.add_argument("--count", type=int, default=0, help="so many links without names")
+            one.add_argument("--renew", type=int, metavar="NUMBER", help="another link for rater-NUMBER")
+            one.add_argument("--url", default=f"http://127.0.0.1:{PORT}/", help="where people open the page")
+        elif verb == "serve":
             one.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
-            one.add_argument("--port", type=int, default=8420, help="0 takes any that is free")
+            one.add_argument("--port", type=int, default=PORT, help="0 takes any that is free")
+            one.add_argument("--public-name", metavar="NAME", help="name under which a proxy serves the page")
         else:
             one.add_argument("--out", required=verb == "export", help="the file to write")
+            one.add_argument("--names", action="store_true", help="what raters call themselves as well")
     return parser

@@ -28,6 +28,8 @@ class BodyLimit:
         size = 0
         while not read or read[-1].get("more_body"):
             read.append(await receive())
+            if read[-1]["type"] == "http.disconnect":
+                return
             size += len(read[-1].get("body", b""))
             if size > MAX_BODY_BYTES:
                 await _refuse(send)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ from typing import Any
 def to_markdown(told: dict[str, Any]) -> str:
     """A page to read. told: what `report.figures` gives."""
     lines = [
-        f"# {told['title']}",
+        f"# {plain(told['title'])}",
         "",
         f"{told['items_with_enough_raters']} of {told['items']} items were judged by "
         f"{told['raters_per_item']} people or more whose answers count. {told['raters_left_out']} of "
@@ -26,10 +27,10 @@ def to_markdown(told: dict[str, Any]) -> str:
         "",
     ]
     lines += _table(
-        ("name", "items", "checks", "failed", "left out", "median seconds"),
+        ("who", "items", "checks", "failed", "left out", "median seconds"),
         (
             (
-                p["rater"],
+                plain(", ".join(filter(None, (p["rater"], p.get("name"))))),
                 p["items"],
                 p["checks"],
                 p["failed"],
@@ -44,8 +45,9 @@ def to_markdown(told: dict[str, Any]) -> str:
 
 def _pairwise(told: dict[str, Any]) -> Iterable[str]:
     first, second = told["systems"]
+    one, other = plain(first), plain(second)
     yield from _table(
-        ("", f"{first} preferred", "tie", f"{second} preferred", "difference", "answers", "agreement"),
+        ("", f"{one} preferred", "tie", f"{other} preferred", "difference", "answers", "agreement"),
         (
             (
                 f"**{name}**",
@@ -59,7 +61,7 @@ def _pairwise(told: dict[str, Any]) -> Iterable[str]:
     )
     yield ""
     yield from _table(
-        ("answers", f"{first} clearly", "slightly", "tie", "slightly", f"{second} clearly"),
+        ("answers", f"{one} clearly", "slightly", "tie", "slightly", f"{other} clearly"),
         (
             (f"**{name}**", *(result["counts"][step] for step in ("2", "1", "0", "-1", "-2")))
             for name, result in told["questions"].items()
@@ -74,9 +76,12 @@ def _pointwise(told: dict[str, Any]) -> Iterable[str]:
         yield f"## {name.capitalize()}"
         yield ""
         yield from _table(
-            ("score, 0 to 1", *scores),
+            ("score, 0 to 1", *map(plain, scores)),
             (
-                (group, *(_score(system[group]) if group in system else "-" for system in scores.values()))
+                (
+                    plain(group),
+                    *(_score(system[group]) if group in system else "-" for system in scores.values()),
+                )
                 for group in groups
             ),
         )
@@ -86,17 +91,23 @@ def _pointwise(told: dict[str, Any]) -> Iterable[str]:
     yield 'Videos that were left alone count as correct when people said that the action was "not" shown.'
 
 
+def plain(text: str) -> str:
+    """A text as it reads, whatever is in it: no picture, link, markup, cell, line or hidden letter.
+
+    CommonMark takes a backslash before any ASCII punctuation; the three of HTML are named, for readers that
+    know less. An address is broken up too, since some readers make links of what looks like one.
+    """
+    seen = "".join(letter if letter.isprintable() else " " for letter in text)
+    named = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+    return re.sub(r"[!-/:-@\[-`{-~]", lambda found: named.get(found[0], "\\" + found[0]), seen)
+
+
 def _table(head: Iterable[object], body: Iterable[Iterable[object]]) -> Iterable[str]:
-    cells = [_escape(cell) for cell in head]
+    cells = [str(cell) for cell in head]
     yield f"| {' | '.join(cells)} |"
     yield f"|{'---|' * len(cells)}"
     for row in body:
-        yield f"| {' | '.join(map(_escape, row))} |"
-
-
-def _escape(cell: object) -> str:
-    """A name that cannot leave its cell, nor become markup of its own."""
-    return str(cell).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+        yield f"| {' | '.join(map(str, row))} |"
 
 
 def _share(found: dict[str, Any], *, signed: bool = False) -> str:

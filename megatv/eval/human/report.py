@@ -11,6 +11,7 @@ import io
 import json
 import math
 import time
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from megatv.eval.human.answers import Task
 from megatv.eval.human.assign import failed_checks, left_out
 from megatv.eval.human.questions import questions_of
+from megatv.eval.human.raters import Rater
 from megatv.eval.human.stats import krippendorff_alpha, mean_interval
 from megatv.eval.human.study import Study
 from megatv.eval.human.tasks import Item, oriented, passed, shown
@@ -26,14 +28,24 @@ from megatv.eval.human.tasks import Item, oriented, passed, shown
 Row = dict[str, Any]
 
 
-def rows(study: Study, items: dict[str, Item], tasks: Iterable[Task]) -> list[Row]:
-    """One row for each answer to a question, checks too.
+def rows(
+    study: Study,
+    items: dict[str, Item],
+    tasks: Iterable[Task],
+    raters: Iterable[Rater],
+    *,
+    names: bool = False,
+) -> list[Row]:
+    """One row for each answer to a question, checks too. `names`: what raters call themselves as well.
 
     score    above 0 prefers the first system, 2 to -2 (pairwise); 0 to 1 (pointwise; controls turned round)
     counted  false for checks and for raters who failed them
     """
     tasks = [task for task in tasks if task.answered]
     away = left_out(study, items, tasks)
+    people = {rater.id: rater for rater in raters}
+    if any(task.rater not in people for task in tasks):
+        raise ValueError(f"{study.database}: has answers of nobody who takes part; undo what changed it")
     found = []
     for task in tasks:
         item = items[task.item]
@@ -43,7 +55,8 @@ def rows(study: Study, items: dict[str, Item], tasks: Iterable[Task]) -> list[Ro
             value = task.answers[question]
             found.append(
                 {
-                    "rater": task.rater,
+                    "rater": people[task.rater].label,
+                    **({"rater_name": people[task.rater].name} if names else {}),
                     "name": item.name,
                     "systems": " | ".join(item.systems),
                     "shown": " | ".join(order),
@@ -64,15 +77,21 @@ def rows(study: Study, items: dict[str, Item], tasks: Iterable[Task]) -> list[Ro
 
 
 def to_csv(table: list[Row]) -> str:
-    """CSV with a header. Texts that a spreadsheet would take for formulas get an apostrophe."""
+    """CSV with a header, texts in quotes. Those that a spreadsheet takes for formulas get an apostrophe."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(table[0]) if table else ["rater"], lineterminator="\n")
+    head = list(table[0]) if table else ["rater"]
+    writer = csv.DictWriter(file, head, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     for row in table:
-        writer.writerow(
-            {k: "'" + v if isinstance(v, str) and v[:1] in "=+-@\t" and v else v for k, v in row.items()}
-        )
+        writer.writerow({key: _no_formula(v) if isinstance(v, str) else v for key, v in row.items()})
     return file.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    """A cell's text. Spreadsheets look past spaces, and take wide letters for the narrow ones."""
+    text = "".join(" " if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
+    first = next((c for c in text if c.isprintable() and not c.isspace()), "")
+    return "'" + text if first and unicodedata.normalize("NFKC", first)[0] in "=+-@|%" else text
 
 
 def to_jsonl(table: list[Row]) -> str:
@@ -80,9 +99,11 @@ def to_jsonl(table: list[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
 
 
-def figures(study: Study, items: dict[str, Item], tasks: list[Task], raters: list[str]) -> dict[str, Any]:
-    """All figures of the report as plain data; NaN becomes None."""
-    table = rows(study, items, tasks)
+def figures(
+    study: Study, items: dict[str, Item], tasks: list[Task], raters: list[Rater], *, names: bool = False
+) -> dict[str, Any]:
+    """All figures of the report as plain data; NaN becomes None. `names`: as for `rows`."""
+    table = rows(study, items, tasks, raters)
     counted = [row for row in table if row["counted"]]
     away = left_out(study, items, tasks)
     failures = failed_checks(study, items, tasks)
@@ -91,15 +112,18 @@ def figures(study: Study, items: dict[str, Item], tasks: list[Task], raters: lis
     enough = sum(sum(i == item.id for _, i in judged) >= study.raters_per_item for item in real)
     people = []
     for rater in raters:
-        mine = [task for task in tasks if task.rater == rater and task.answered]
+        mine = [task for task in tasks if task.rater == rater.id and task.answered]
+        if rater.joined is None and not mine:
+            continue  # invited, and has not come
         seconds = [task.seconds for task in mine if task.seconds is not None]
         people.append(
             {
-                "rater": rater,
+                "rater": rater.label,
+                **({"name": rater.name} if names else {}),
                 "items": sum(not items[task.item].check for task in mine),
                 "checks": sum(items[task.item].check for task in mine),
-                "failed": failures[rater],
-                "left_out": rater in away,
+                "failed": failures[rater.id],
+                "left_out": rater.id in away,
                 "median_seconds": float(np.median(seconds)) if seconds else None,
             }
         )

@@ -6,11 +6,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from megatv.eval.human.raters import MAX_NAME, read_name
 from megatv.schema import build
 from megatv.yaml_tree import read_yaml
 
 Kind = Literal["pairwise", "pointwise"]
 Criterion = Literal["alignment", "fidelity", "quality", "overall"]
+
+MAX_LABEL = 200
+MAX_STUDY_BYTES = 200_000
+
+
+def is_label(text: str) -> bool:
+    """Whether a text can stand in a table: one line, not long, of letters that can be seen."""
+    return len(text) <= MAX_LABEL and text.isprintable()
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return read_name(name) == name
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,10 @@ class Study:
     items_per_rater    at most so many for one person; null: all that are open
     checks             attention checks for each person: a video beside, or in place of, a degraded copy
     failures_allowed   a person who fails more checks is left out of the report, and others are asked instead
-    raters             names that may take part; empty: anyone who gives a name
+    raters             names of people to invite; `invite` makes a link for each
+    joins              `invited`: only those with a link of `invite`; `open`: whoever reaches the page, too
+    max_raters         so many people may an open study have, the invited among them
+    joins_per_hour     so many may join it from one address within an hour
     """
 
     kind: Kind
@@ -50,6 +69,9 @@ class Study:
     checks: int = 3
     failures_allowed: int = 0
     raters: tuple[str, ...] = ()
+    joins: Literal["invited", "open"] = "invited"
+    max_raters: int = 200
+    joins_per_hour: int = 20
 
     def __post_init__(self) -> None:
         names = [system.name for system in self.systems]
@@ -62,6 +84,20 @@ class Study:
             ),
             (len(set(names)) == len(names), f"systems: {', '.join(names)}: give every one a name of its own"),
             (all(names), "systems: a name is empty: the report needs it"),
+            (
+                all(map(is_label, [*names, self.title])),
+                f"systems and title: each is one line of at most {MAX_LABEL} letters that can be seen",
+            ),
+            (
+                len(set(self.raters)) == len(self.raters) and all(map(_is_name, self.raters)),
+                f"raters: every name has 1 to {MAX_NAME} letters that can be seen, and stands there once",
+            ),
+            (
+                self.joins == "invited" or not self.raters,
+                "joins is open, but raters names people to invite: leave one of the two out",
+            ),
+            (self.max_raters >= 1, f"max_raters is {self.max_raters}: it must be at least 1"),
+            (self.joins_per_hour >= 1, f"joins_per_hour is {self.joins_per_hour}: it must be at least 1"),
             (
                 bool(self.database),
                 "database is empty: name a file for answers, such as runs/study.sqlite",
@@ -85,12 +121,15 @@ class Study:
 
 def read_study(path: str | Path) -> Study:
     """The study of a YAML file. Raises ValueError with the file, the key and the remedy."""
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise ValueError(
             f"{path}: does not exist; give the YAML of a study, such as configs/study/pairwise.yaml"
         )
+    if path.stat().st_size > MAX_STUDY_BYTES:
+        raise ValueError(f"{path}: is larger than {MAX_STUDY_BYTES} bytes, so it is not the YAML of a study")
     tree = read_yaml(path)
     try:
         return build(Study, tree)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {str(error)[:500]}") from None

@@ -6,13 +6,16 @@ Nothing that reaches the page names a system, a file or a check: items and video
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from megatv.data.video import decode_video, probe, write_video
+from megatv.eval.human.database import refuse_link
 from megatv.eval.human.questions import judging, questions_of
 from megatv.eval.human.study import Study
 from megatv.eval.human.videos import Video, Videos
@@ -76,6 +79,8 @@ def make_checks(study: Study, items: list[Item], folder: Path, *, write: bool) -
         original = source.videos[draw(study.seed, "which", number) % len(source.videos)]
         name = f"check-{number}"
         copy = folder / f"{_opaque(study, name, original.video)}.mp4"
+        refuse_link(folder)
+        refuse_link(copy)
         if write and not copy.exists():
             _degrade(original, copy)
         degraded = Video(name, str(copy), original.prompt, original.caption, original.start, original.stop)
@@ -114,11 +119,6 @@ def oriented(study: Study, item: Item, rater: str, question: str, value: str) ->
     return 1 - score if question == "correctness" and item.videos[0].control else score
 
 
-def video_id(study: Study, item: Item, index: int) -> str:
-    """Opaque name of one of the item's videos."""
-    return _opaque(study, "video", item.id, index)
-
-
 def check_places(study: Study, rater: str, load: int) -> list[int]:
     """After how many items, one at least, this rater meets each check: spread over `load` items, jittered."""
     edges = np.linspace(1, max(1, load), study.checks + 1).astype(int)
@@ -143,6 +143,8 @@ def _degrade(original: Video, copy: Path) -> None:
     size = 2 * max(1, round(scale / 2))
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        write_video(copy, frames[held].repeat(size, 1).repeat(size, 2), fps=rate)
+        with TemporaryDirectory(dir=copy.parent, prefix=".") as made:  # a name that nobody has put a link at
+            write_video(Path(made, copy.name), frames[held].repeat(size, 1).repeat(size, 2), fps=rate)
+            os.replace(Path(made, copy.name), copy)
     except OSError as error:
         raise ValueError(f"{copy}: cannot be written ({error.strerror}); choose another database") from None

@@ -8,7 +8,8 @@ for each video, paths relative to it:
      "start": 0.8125, "stop": 1.0625, "action": "jump", "control": false}
 
 The last five are for pointwise studies: what was asked for, when (seconds), which group of the report it
-belongs to, and whether nobody intervened (then "no" is the right answer, TV2TV section 3.3).
+belongs to, and whether nobody intervened (then "no" is the right answer, TV2TV section 3.3). All files lie
+within the folder, or the manifest's: neither names nor links lead out of it, since strangers see them.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from pathlib import Path
 from megatv.config import FPS, TEMPORAL_FACTOR
 from megatv.data.video import VideoInfo, iterate_video, probe
 from megatv.data.video_source import open_video
-from megatv.eval.human.study import Study
+from megatv.eval.human.study import MAX_LABEL, Study, is_label
 from megatv.schema import build
+from megatv.untrusted import inside, parse_json
 
 SUFFIXES = (".mp4", ".webm", ".m4v")
 CODECS = ("h264", "vp8", "vp9", "av1")
@@ -30,6 +32,11 @@ PIXELS = ("yuv420p", "yuvj420p")
 """Kinds, codecs and, of H.264, pixels that browsers play."""
 CHUNK_SECONDS = TEMPORAL_FACTOR / FPS
 """STOP comes so long after START where nothing else is said: the chunk that the words were for."""
+MAX_TEXT_BYTES = 20_000
+"""Of a prompt or caption: what a person can be asked to read, many times over."""
+MAX_FILE_BYTES = 20_000_000
+"""Of a manifest or transcript."""
+MAX_VIDEOS = 10_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,12 @@ class Video:
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("name is empty: videos are matched by it")
+        for key, label in (("name", self.name), ("action", self.action)):
+            if not is_label(label):
+                raise ValueError(f"{key} is {label[:40]!r}: give at most {MAX_LABEL} visible letters")
+        for key, text in (("prompt", self.prompt), ("caption", self.caption)):
+            if len(text) > MAX_TEXT_BYTES:
+                raise ValueError(f"{key} has {len(text)} letters: give at most {MAX_TEXT_BYTES}")
         if self.start is not None and self.stop is None:
             object.__setattr__(self, "stop", self.start + CHUNK_SECONDS)
         if self.start is not None and self.stop is not None and not 0 <= self.start < self.stop:
@@ -135,21 +148,22 @@ def tell_apart(left: list[VideoInfo], right: list[VideoInfo]) -> str:
 
 
 def _videos_of(place: Path) -> Videos:
-    if place.is_dir():
-        listed = list(_folder(place))
-    elif place.is_file():
-        listed = list(_manifest(place))
-    else:
+    if not place.is_dir() and not place.is_file():
         raise ValueError(f"{place}: is neither a folder of videos nor a manifest; check systems' videos")
-    if not listed:
-        raise ValueError(f"{place}: holds no videos ({', '.join(SUFFIXES)}, or NAME/video.mp4)")
     found: Videos = {}
-    for video in listed:
-        if video.name in found:
-            raise ValueError(f"{place}: two videos are named {video.name}; names must be unique")
-        if not Path(video.video).is_file():
-            raise ValueError(f"{place}: {video.video} does not exist")
-        found[video.name] = video
+    try:
+        for video in _folder(place) if place.is_dir() else _manifest(place):
+            if video.name in found:
+                raise ValueError(f"{place}: two videos are named {video.name}; names must be unique")
+            if not Path(video.video).is_file():
+                raise ValueError(f"{place}: {video.video} does not exist")
+            if len(found) == MAX_VIDEOS:
+                raise ValueError(f"{place}: holds more than {MAX_VIDEOS} videos; name a part of them")
+            found[video.name] = video
+    except OSError as error:
+        raise ValueError(f"{place}: cannot be read ({error.strerror})") from None
+    if not found:
+        raise ValueError(f"{place}: holds no videos ({', '.join(SUFFIXES)}, or NAME/video.mp4)")
     return dict(sorted(found.items()))
 
 
@@ -158,51 +172,72 @@ def _folder(folder: Path) -> Iterator[Video]:
         if path.name.startswith("."):
             continue  # what the sampler has not finished
         if path.suffix.lower() in SUFFIXES:
-            words = path.with_suffix(".txt")
-            prompt = _text(words).strip() if words.is_file() else ""
-            yield Video(path.stem, str(path), prompt)
+            words = _within(folder, f"{path.stem}.txt")
+            prompt = _text(words, MAX_TEXT_BYTES).strip() if words.is_file() else ""
+            yield _video(path, path.stem, str(_within(folder, path.name)), prompt)
         elif (path / "video.mp4").is_file():
-            yield _sampled(path)
+            yield _sampled(folder, path.name)
 
 
-def _sampled(folder: Path) -> Video:
+def _sampled(folder: Path, name: str) -> Video:
     """A video with its prompt and first intervention, where the sampler let it begin (at a chunk's start)."""
-    transcript = folder / "transcript.json"
+    video, transcript = (_within(folder, f"{name}/{file}") for file in ("video.mp4", "transcript.json"))
+    if not transcript.is_file():
+        return _video(video, name, str(video))
+    text = _text(transcript, MAX_FILE_BYTES)
     try:
-        told = json.loads(_text(transcript)) if transcript.is_file() else {}
+        told = parse_json(text)
         first = (told.get("interventions") or [{}])[0]
-        chunks = told["runs"][0]["chunks"] if told else []
+        chunks = told["runs"][0]["chunks"]
         forced = [chunk["start_seconds"] for chunk in chunks if chunk["source"] == "forced"]
-        start = float((forced or [first["seconds"]])[0]) if first else None
-        return Video(
-            folder.name,
-            str(folder / "video.mp4"),
-            str(told.get("prompt", "")),
-            caption=str(first.get("text", "")),
-            start=start,
-        )
-    except (AttributeError, LookupError, TypeError, json.JSONDecodeError):
+        start = (forced or [first["seconds"]])[0] if first else None
+        prompt, caption = told.get("prompt", ""), first.get("text", "")
+        fields = {"name": name, "video": str(video), "prompt": prompt, "caption": caption, "start": start}
+        return build(Video, fields)
+    except (AttributeError, LookupError, TypeError, ValueError):
         raise ValueError(f"{transcript}: is not a transcript of megatv.sample; remove it") from None
 
 
 def _manifest(path: Path) -> Iterator[Video]:
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path, MAX_FILE_BYTES).splitlines(), 1):
         if not line.strip():
             continue
         try:
-            video: Video = build(Video, json.loads(line))
-            yield replace(video, video=str(path.parent / video.video))
+            video: Video = build(Video, parse_json(line))
+            if not video.video.isprintable():
+                raise ValueError(f"video is {video.video[:40]!r}: give a name of visible letters")
+            yield replace(video, video=str(inside(path.parent, video.video)))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: line {number} is not JSON ({error.msg})") from None
         except ValueError as error:
-            raise ValueError(f"{path}: line {number}: {error}") from None
+            raise ValueError(f"{path}: line {number}: {str(error)[:500]}") from None
 
 
-def _text(path: Path) -> str:
+def _video(path: Path, name: str, video: str, prompt: str = "") -> Video:
     try:
-        return path.read_text(encoding="utf-8")
+        return Video(name, video, prompt)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from None
+
+
+def _within(folder: Path, name: str) -> Path:
+    try:
+        return inside(folder, name)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def _text(path: Path, most: int) -> str:
+    """A file of at most so many bytes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) > most:
+        raise ValueError(f"{path}: is larger than {most} bytes")
+    try:
+        return data.decode()
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is not UTF-8 text") from None
 

@@ -12,7 +12,7 @@ import pytest
 from megatv.data.toy_world import META_PROMPT, simulate
 from megatv.data.video import write_video
 from megatv.eval.human.cli import open_desk
-from megatv.eval.human.server import Desk
+from megatv.eval.human.desk import Desk
 from megatv.eval.human.study import Study, System
 
 NAMES = ("duel-0", "duel-1", "duel-2", "duel-3")
@@ -49,7 +49,12 @@ def make_study(videos: Path, tmp_path: Path) -> Callable[..., Study]:
     def make(kind: str = "pairwise", **changes: object) -> Study:
         pair = (System("ours", str(videos / "ours")), System("theirs", str(videos / "theirs")))
         alone = (System("ours", str(videos / "ours.jsonl")),)
-        base = {"systems": pair if kind == "pairwise" else alone, "checks": 1, "raters_per_item": 2}
+        base = {
+            "systems": pair if kind == "pairwise" else alone,
+            "checks": 1,
+            "raters_per_item": 2,
+            "joins": "open",
+        }
         base["database"] = str(tmp_path / "answers.sqlite")
         return Study(kind=kind, **{**base, **changes})  # type: ignore[arg-type]
 
@@ -62,7 +67,7 @@ def desk(make_study: Callable[..., Study]) -> Iterator[Callable[..., Desk]]:
     opened: list[Desk] = []
 
     def make(kind: str = "pairwise", **changes: object) -> Desk:
-        opened.append(open_desk(make_study(kind, **changes)))
+        opened.append(open_desk(make_study(kind, **{"joins_per_hour": 99, **changes})))
         return opened[-1]
 
     yield make

@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from megatv.eval.human.cli import _listen
-from megatv.eval.human.server import Desk, make_app
+from megatv.eval.human.cli import _listen, configure
+from megatv.eval.human.desk import Desk
+from megatv.guard import own_names
 
 WELCOME = "!document.querySelector('#welcome').hidden"
 VIDEOS = "[...document.querySelectorAll('video')]"
+GREETED = "document.querySelector('.primary')?.textContent == 'Go on as Ada'"
 PLAYING = f"{VIDEOS}.length && {VIDEOS}.every(v => v.currentTime > 0.2 && !v.paused)"
 DRIFT = f"Math.abs({VIDEOS}[0].currentTime - {VIDEOS}[1].currentTime)"
 
@@ -31,13 +33,19 @@ SCREEN = {"width": 1280, "height": 720, "deviceScaleFactor": 1, "mobile": False}
 def served(desk: Desk) -> Iterator[str]:
     """The address at which a thread serves a desk."""
     door = _listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(desk), log_level="error", ws="none"))
+    server = uvicorn.Server(configure(desk, own_names("127.0.0.1")))
     thread = threading.Thread(target=server.run, args=([door],), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{door.getsockname()[1]}/"
     server.should_exit = True
     thread.join(20)
     door.close()
+
+
+def ada(desk):
+    """The one rater."""
+    (rater,) = desk.answers.raters()
+    return rater
 
 
 @pytest.mark.slow
@@ -62,6 +70,7 @@ def test_a_pairwise_study_from_begin_to_thanks(browser, desk: Callable[..., Desk
         assert browser.evaluate("document.querySelector('.next').disabled")
         browser.press("1")
         browser.press("3")
+        assert "Ada" not in browser.evaluate("location.href")
         browser.goto(address)  # the tab was closed and opened again: the same task, with what was answered
         browser.wait_for(WELCOME)
         browser.click(".primary")
@@ -81,7 +90,7 @@ def test_a_pairwise_study_from_begin_to_thanks(browser, desk: Callable[..., Desk
         browser.evaluate("{ window.fetch = window.kept }")
         browser.wait_for("document.querySelector('.count').textContent.startsWith('1 of 3')")
         assert browser.evaluate("document.querySelector('#trouble').hidden")
-        assert list(one.answers.task("Ada", item).answers.values()) == [
+        assert list(one.answers.task(ada(one), item).answers.values()) == [
             "left_much",
             "tie",
             "right_little",
@@ -92,7 +101,7 @@ def test_a_pairwise_study_from_begin_to_thanks(browser, desk: Callable[..., Desk
         browser.click(".question .tie")
         browser.click(".next")
         browser.wait_for("document.querySelectorAll('[aria-checked=true]').length == 0")
-        assert one.answers.task("Ada", item).answers["alignment"] == "tie"
+        assert one.answers.task(ada(one), item).answers["alignment"] == "tie"
         for done in (2, 3):
             for _ in range(4):
                 browser.press("2")
@@ -105,10 +114,19 @@ def test_a_pairwise_study_from_begin_to_thanks(browser, desk: Callable[..., Desk
 
 @pytest.mark.slow
 def test_a_pointwise_study_marks_start_and_stop(browser, desk: Callable[..., Desk], tmp_path):
-    one = desk("pointwise", checks=0, title="Did it happen?")
+    one = desk("pointwise", checks=0, title="Did it happen?", joins="invited")
+    _, token = one.answers.invite("Ada")
     with served(one) as address:
-        browser.goto(f"{address}?rater=Ada")
+        browser.goto(address)
         browser.wait_for(WELCOME)
+        assert "open the link that you were given" in browser.evaluate("document.body.innerText")
+        assert browser.evaluate("document.querySelector('.primary').hidden")
+        browser.evaluate(f"void (location.hash = '{token}')")  # pasted over it, which loads nothing by itself
+        browser.wait_for(f"document.readyState == 'complete' && {GREETED}")
+        assert browser.evaluate("location.href") == address  # neither in the history nor on a picture of it
+        browser.goto(address)
+        browser.wait_for(GREETED)
+        browser.screenshot(Path(os.environ.get("SCREENSHOTS", tmp_path)) / "study_welcome.png")
         browser.click(".primary")
         browser.wait_for("document.querySelector('.badge')?.textContent == 'START'")
         browser.screenshot(Path(os.environ.get("SCREENSHOTS", tmp_path)) / "study_pointwise.png")
@@ -120,4 +138,25 @@ def test_a_pointwise_study_marks_start_and_stop(browser, desk: Callable[..., Des
         browser.press("Enter")
         browser.wait_for("document.querySelector('.count').textContent.startsWith('1 of 4')")
     assert list(one.answers.tasks()[0].answers.values()) == ["yes", "moderate"]
+    assert not browser.errors
+
+
+@pytest.mark.slow
+def test_somebody_else_at_the_same_browser(browser, desk: Callable[..., Desk], tmp_path):
+    one = desk(checks=0, title="<img src=x onerror=alert(1)>")
+    with served(one) as address:
+        for name in ("Ada", "<b>Ben</b>"):
+            browser.goto(address)
+            browser.wait_for(WELCOME)
+            if name != "Ada":
+                browser.wait_for(GREETED)
+                browser.screenshot(Path(os.environ.get("SCREENSHOTS", tmp_path)) / "study_again.png")
+                browser.click(".other")
+            browser.click("input")
+            browser.type(name)
+            browser.click(".primary")
+            browser.wait_for(PLAYING)
+            assert browser.evaluate("document.querySelector('.who').textContent") == name
+        assert browser.evaluate("document.querySelectorAll('img, .who b').length") == 0
+    assert [rater.name for rater in one.answers.raters()] == ["Ada", "<b>Ben</b>"]
     assert not browser.errors

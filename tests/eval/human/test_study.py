@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import av
@@ -29,6 +30,14 @@ SYSTEMS = [{"name": "a", "videos": "x"}, {"name": "b", "videos": "y"}]
         ({"database": ""}, "database is empty"),
         ({"rater": 3}, "unknown key 'rater'; did you mean 'raters'?"),
         ({"seed": "0"}, "seed must be a whole number"),
+        ({"title": "a\x1b[2Jb"}, "letters that can be seen"),
+        ({"title": "x" * 201}, "at most 200 letters"),
+        ({"systems": [{"name": "a\nb", "videos": "x"}, SYSTEMS[1]]}, "letters that can be seen"),
+        ({"raters": ["Ada", "Ada"]}, "stands there once"),
+        ({"raters": ["Ada"], "joins": "open"}, "leave one of the two out"),
+        ({"joins": "any"}, "joins is 'any': choose one of invited, open"),
+        ({"max_raters": 0}, "max_raters is 0"),
+        ({"joins_per_hour": 0}, "joins_per_hour is 0"),
     ],
 )
 def test_bad_yaml(tmp_path, changes, sentence):
@@ -53,7 +62,8 @@ def test_folders_that_do_not_fit(make_study, videos, tmp_path):
         return path
 
     ours = videos / "ours"
-    one = {"name": "duel-0", "video": str(ours / "duel-0.mp4")}
+    shutil.copy(ours / "duel-0.mp4", tmp_path)
+    one = {"name": "duel-0", "video": "duel-0.mp4"}
     assert "is neither a folder" in refused("pairwise", ours, tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     assert "holds no videos" in refused("pairwise", ours, tmp_path / "empty")
@@ -151,3 +161,108 @@ def test_answers_belong_to_one_study(desk, make_study, videos, tmp_path):
     (tmp_path / "text.sqlite").write_text("this is no database, but long enough to be looked at" * 20)
     with pytest.raises(ValueError, match="is no database that can be used"):
         open_desk(make_study(database=str(tmp_path / "text.sqlite")))
+
+
+SECRET = "a secret of this machine"
+DEEP = "[" * 5000
+
+
+@pytest.fixture
+def place(videos, tmp_path):
+    """A folder with one whole video, beside a file and a video that nobody may see."""
+    place = tmp_path / "place"
+    place.mkdir()
+    shutil.copy(videos / "ours/duel-0.mp4", place / "duel-0.mp4")
+    shutil.copy(videos / "ours/duel-0.mp4", tmp_path / "private.mp4")
+    (tmp_path / "private.txt").write_text(SECRET)
+    return place
+
+
+def refusal(make_study, place):
+    with pytest.raises(ValueError) as error:
+        find_videos(make_study("pointwise", systems=(System("a", str(place)),)))
+    assert SECRET not in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 900
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('{"name": "a", "video": "../private.mp4"}', "does not name a file within"),
+        ('{"name": "a", "video": "x/../../private.mp4"}', "does not name a file within"),
+        ('{"name": "a", "video": "/etc/passwd"}', "does not name a file within"),
+        ('{"name": "a", "video": "..\\\\private.mp4"}', "does not name a file within"),
+        ('{"name": "a", "video": "link.mp4"}', "is a link that leads out of"),
+        ('{"name": "a", "video": "links/private.mp4"}', "is a link that leads out of"),
+        ('{"name": "a", "video": "http://127.0.0.1:1/x.mp4"}', "does not exist"),
+        ('{"name": "a", "video": "\\u001b[2J"}', "visible letters"),
+        ('{"name": "a\\u202eb", "video": "duel-0.mp4"}', "visible letters"),
+        ('{"name": "\\ud800", "video": "duel-0.mp4"}', "visible letters"),
+        ('{"name": "a", "video": "duel-0.mp4", "prompt": "%s"}' % ("x" * 20001), "at most 20000"),
+        ('{"name": "a", "video": ["duel-0.mp4"]}', "video must be text"),
+        ('{"name": ' + DEEP, "line 1 is not JSON (nested too deeply)"),
+        ('{"name": "a", "start": 1%s' % ("0" * 5000), "line 1 is not JSON"),
+        ('{"name": "a", "start": NaN, "video": "duel-0.mp4"}', "must be a finite number"),
+        ("3", "must be a section with keys"),
+    ],
+    ids=range(16),
+)
+def test_a_manifest_stays_in_its_folder(make_study, place, line, sentence):
+    (place / "link.mp4").symlink_to(place.parent / "private.mp4")
+    (place / "links").symlink_to(place.parent)
+    manifest = place / "m.jsonl"
+    manifest.write_text(line)
+    assert sentence in refusal(make_study, manifest) and str(manifest) in refusal(make_study, manifest)
+
+
+def test_a_folder_stays_in_itself(make_study, place):
+    (place / "duel-0.txt").symlink_to(place.parent / "private.txt")
+    assert "'duel-0.txt' is a link that leads out of" in refusal(make_study, place)
+    (place / "duel-0.txt").unlink()
+    (place / "other.mp4").symlink_to("../private.mp4")
+    assert "'other.mp4' is a link that leads out of" in refusal(make_study, place)
+    (place / "other.mp4").unlink()
+    (place / "sampled").mkdir()
+    shutil.copy(place / "duel-0.mp4", place / "sampled/video.mp4")
+    (place / "duel-0.mp4").unlink()
+    (place / "sampled/transcript.json").symlink_to("../../private.txt")
+    assert "'sampled/transcript.json' is a link" in refusal(make_study, place)
+    (place / "sampled/transcript.json").unlink()
+    for text in (DEEP, '{"a": 1%s}' % ("0" * 5000), '{"interventions": 3}', '{"prompt": ["x"], "runs": []}'):
+        (place / "sampled/transcript.json").write_text(text)
+        assert "is not a transcript of megatv.sample" in refusal(make_study, place)
+    (place / "sampled/transcript.json").write_bytes(b"\xff")
+    assert "is not UTF-8 text" in refusal(make_study, place)
+    with (place / "sampled/transcript.json").open("wb") as file:
+        file.truncate(1 << 40)  # takes no room on the disk, but would in memory
+    assert "is larger than 20000000 bytes" in refusal(make_study, place)
+
+
+def test_a_yaml_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "study.yaml"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match="is larger than 200000 bytes"):
+        read_study(path)
+
+
+def test_degraded_copies_follow_no_link(make_study, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "answers.checks").symlink_to(outside)
+    with pytest.raises(ValueError, match=r"answers\.checks: is a link"):
+        open_desk(make_study())
+    assert not list(outside.iterdir())
+    (tmp_path / "answers.checks").unlink()
+    open_desk(make_study()).answers.close()
+    (copy,) = (tmp_path / "answers.checks").iterdir()
+    copy.unlink()
+    partial = copy.with_name(f".{copy.name}.partial")
+    partial.symlink_to(outside / "taken.mp4")
+    open_desk(make_study()).answers.close()
+    assert copy.is_file() and not copy.is_symlink() and not list(outside.iterdir())
+    copy.unlink()
+    copy.symlink_to(outside / "taken.mp4")
+    with pytest.raises(ValueError, match=r"\.mp4: is a link"):
+        open_desk(make_study())
+    assert not list(outside.iterdir())

@@ -17,18 +17,21 @@ import pytest
 from megatv.data.video import decode_video, probe
 from megatv.eval.human import cli
 from megatv.eval.human.answers import Task
-from megatv.eval.human.report import figures, rows, to_csv
+from megatv.eval.human.markdown import to_markdown
+from megatv.eval.human.report import figures, rows, to_csv, to_jsonl
+from megatv.eval.human.study import System
 from megatv.eval.human.tasks import check_places, oriented, passed, swapped
 
 
-def say(desk, rater, name, value):
+def say(desk, rater, name, value, comment="fine"):
     """A rater's answer to every question about an item: one that means `value` on their sides."""
+    known = {one.name: one for one in desk.answers.raters()}
+    person = known[rater] if rater in known else desk.answers.join(desk.answers.invite(rater)[0], rater)
     item = next(item for item in desk.items.values() if item.name == name)
-    if desk.study.kind == "pairwise" and swapped(desk.study, rater, item):
+    if desk.study.kind == "pairwise" and swapped(desk.study, person.id, item):
         value = MIRROR.get(value, value)
-    desk.answers.join(rater)
-    desk.answers.give(rater, lambda _: item.id)
-    desk.answers.save(Task(rater, item.id, 0, dict.fromkeys(desk.questions, value), "fine", 4.0))
+    desk.answers.give(person, lambda _: item.id)
+    desk.answers.save(Task(person.id, item.id, 0, dict.fromkeys(desk.questions, value), comment, 4.0))
 
 
 MIRROR = {
@@ -89,25 +92,25 @@ def test_figures_of_known_answers(desk):
         assert result["counts"] == {"2": 2, "1": 2, "0": 2, "-1": 0, "-2": 2}
         assert result["difference"]["mean"] == 0.25 and result["alpha"] == 1
         assert result["difference"]["low"] < 0 < result["difference"]["high"]
-    table = rows(one.study, one.items, one.answers.tasks())
+    table = rows(one.study, one.items, one.answers.tasks(), one.answers.raters())
     assert len(table) == 3 * 5 * 4
-    assert {row["counted"] for row in table if row["rater"] == "Eve"} == {False}
+    assert {row["counted"] for row in table if row["rater"] == "rater-3"} == {False}
     for row in table:
         assert set(row["shown"].split(" | ")) == set(row["systems"].split(" | "))
 
 
 def test_controls_count_the_other_way_round(desk):
     one = desk("pointwise", checks=0)
+    ada, _ = one.answers.invite("Ada")
     for name, value in zip(("duel-0", "duel-1", "duel-2", "duel-3"), "1113", strict=True):
         item = next(item for item in one.items.values() if item.name == name)
-        one.answers.join("Ada")
-        one.answers.give("Ada", lambda _, item=item: item.id)
+        one.answers.give(ada, lambda _, item=item: item.id)
         answer = {"correctness": {"1": "yes", "3": "no"}[value], "quality": "moderate"}
-        one.answers.save(Task("Ada", item.id, 0, answer))
+        one.answers.save(Task(ada.id, item.id, 0, answer))
     item = next(item for item in one.items.values() if item.name == "duel-3")
     assert oriented(one.study, item, "Ada", "correctness", "no") == 1
     assert oriented(one.study, item, "Ada", "correctness", "unsure") == 0.5
-    told = figures(one.study, one.items, one.answers.tasks(), ["Ada"])
+    told = figures(one.study, one.items, one.answers.tasks(), one.answers.raters())
     scores = told["questions"]["correctness"]["scores"]["ours"]
     assert {group: s["n"] for group, s in scores.items()} == {
         "with intervention": 3,
@@ -121,11 +124,49 @@ def test_controls_count_the_other_way_round(desk):
     assert told["questions"]["quality"]["scores"]["ours"]["jump"]["mean"] == pytest.approx(2 / 3)
 
 
-def test_a_comment_is_no_formula(desk):
+@pytest.mark.parametrize(
+    "comment",
+    ["=1+1", "  =1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\uff1d1+1", "\u200b=1", "|calc", "%0"],
+)
+def test_a_comment_is_no_formula(desk, comment):
     one = desk()
-    say(one, "=SUM(A1)", "duel-0", "tie")
-    table = list(csv.DictReader(io.StringIO(to_csv(rows(one.study, one.items, one.answers.tasks())))))
-    assert {row["rater"] for row in table} == {"'=SUM(A1)"}
+    say(one, "=Eve()", "duel-0", "tie", comment)
+    told = (one.study, one.items, one.answers.tasks(), one.answers.raters())
+    text = to_csv(rows(*told, names=True))
+    table = list(csv.DictReader(io.StringIO(text)))
+    assert {row["rater"] for row in table} == {"rater-1"}
+    assert {row["rater_name"] for row in table} == {"'=Eve()"}
+    assert all(row["comment"].startswith("'") for row in table)
+    assert "Eve" not in to_csv(rows(*told)) and "Eve" not in to_jsonl(rows(*told))
+
+
+def test_a_comment_stays_in_its_cell_whatever_parts_cells(desk):
+    one = desk()
+    say(one, "Ada", "duel-0", "tie", 'fine;=1+1\t=1\n=1","=1')
+    text = to_csv(rows(one.study, one.items, one.answers.tasks(), one.answers.raters()))
+    assert text.count('"fine;=1+1 =1\n=1"",""=1"') == 4  # within quotes, which are doubled
+
+
+PICTURE = (
+    "![x](http://evil.example/x.png) <img src=//evil.example> | www.evil.example `a` [b]: http://e.example"
+)
+
+
+def test_markdown_of_strangers_makes_no_picture_link_or_cell(desk, videos):
+    one = desk(
+        title=PICTURE,
+        systems=(System(PICTURE, str(videos / "ours")), System("b&<i>", str(videos / "theirs"))),
+    )
+    say(one, "Ada <b>", "duel-0", "left_much")
+    told = figures(one.study, one.items, one.answers.tasks(), one.answers.raters(), names=True)
+    text = to_markdown(told)
+    assert "evil" in text and "rater\\-1\\, Ada &lt;b&gt;" in text
+    for markup in ("![", "](", "<", "://", "www.", "`", "]:"):
+        assert markup not in re.sub(r"\\.", "", text), markup
+    rows_of_cells = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows_of_cells} == {8, 7}
+    anonymous = figures(one.study, one.items, one.answers.tasks(), one.answers.raters())
+    assert "Ada" not in to_markdown(anonymous) and "Ada" not in json.dumps(anonymous)
 
 
 @pytest.fixture
@@ -150,7 +191,7 @@ def test_export_and_report_from_the_command_line(desk, study_file, tmp_path, cap
     say(one, "A|<b>", "duel-0", "left_much")
     cli.main(["report", str(study_file)])
     shown = capsys.readouterr().out
-    assert "| **quality** | 100 % (100 to 100) | 0 % (0 to 0) |" in shown and "A\\|&lt;b>" in shown
+    assert "| **quality** | 100 % (100 to 100) | 0 % (0 to 0) |" in shown and "rater\\-1" in shown
     out = tmp_path / "deep/report.json"
     cli.main(["report", str(study_file), "--out", str(out)])
     assert json.loads(out.read_text())["questions"]["overall"]["alpha"] is None

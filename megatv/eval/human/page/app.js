@@ -21,12 +21,20 @@ const WORDS = {
   },
 };
 
-let study, rater, task, before, chosen, active, opened, sending;
+// What this browser keeps: one that keeps nothing plays along until its tab is closed.
+const store = {
+  get(key) { try { return localStorage.getItem(key); } catch { return null; } },
+  set(key, value) { try { localStorage.setItem(key, value); return true; } catch { return false; } },
+  remove(key) { try { store.remove(key); } catch { /* nothing was kept */ } },
+};
+
+let study, token, rater, task, before, chosen, active, opened, sending;
 const player = new Player($("#task"));
 
 async function ask(path, body) {
-  const init = body && { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
-  const reply = await fetch(path, init);
+  const headers = token ? { authorization: `Bearer ${token}` } : {};  // a header: URLs are written down
+  const reply = await fetch(path, body ? { method: "POST",
+    headers: { ...headers, "content-type": "application/json" }, body: JSON.stringify(body) } : { headers });
   const told = await reply.json().catch(() => ({ error: `the server answered ${reply.status}` }));
   if (!reply.ok) throw Object.assign(new Error(told.error || "the server refused"), { status: reply.status });
   return told;
@@ -60,10 +68,8 @@ async function start() {
   const { lead, rules } = WORDS[study.kind];
   $("#welcome .lead").textContent = lead;
   $("#welcome .rules").replaceChildren(...rules.map((rule) => element("li", rule)));
-  const given = new URLSearchParams(location.search).get("rater") || localStorage.getItem("rater") || "";
-  $("#welcome input").value = given;
-  $("#welcome .primary").textContent = given ? `Go on as ${given}` : "Begin";
-  $("#welcome input").oninput = () => { $("#welcome .primary").textContent = "Begin"; };
+  await recognize();
+  welcome();
   const keys = study.kind === "pointwise" ? [...KEYS, REPLAY_KEY] : KEYS;
   $(".keys").replaceChildren(...keys.map(([key, what]) => {
     const hint = element("span", what);
@@ -73,13 +79,56 @@ async function start() {
   show("welcome");
 }
 
+const place = () => `token/${study.id}`;
+
+// Whose page this is: the link's token comes before the one that this browser kept.
+async function recognize() {
+  const link = location.hash.slice(1);
+  for (const known of [link, store.get(place())]) {
+    if (!known) continue;
+    token = known;
+    try {
+      ({ rater } = await ask("/api/me"));
+    } catch (error) {
+      token = null;
+      if (error.status !== 401) throw error;
+      $("#welcome .error").textContent = error.message;
+      continue;
+    }
+    $("#welcome .error").textContent = "";
+    if (store.set(place(), token)) history.replaceState(null, "", location.pathname);
+    return;
+  }
+}
+
+function welcome() {
+  const open = study.joins === "open", shut = !open && !rater;
+  $("#welcome label").hidden = shut || Boolean(rater?.name);
+  $("#welcome input").required = !$("#welcome label").hidden;
+  $("#welcome .primary").hidden = shut;
+  $("#welcome .primary").textContent = rater?.name ? `Go on as ${rater.name}` : "Begin";
+  $("#welcome .other").hidden = !(open && rater);
+  $("#welcome .soft").textContent = shut
+    ? "This study is for those who are invited: open the link that you were given."
+    : `Every answer is kept at once. You may close this page and come back ${open ? "with this browser" : "by your link"}.`;
+}
+
+$("#welcome .other").onclick = () => {
+  store.remove(place());
+  token = rater = null;
+  welcome();
+  $("#welcome input").focus();
+};
+window.onhashchange = () => location.reload();  // another link, pasted over this page
+
 $("#welcome form").onsubmit = async (event) => {
   event.preventDefault();
   try {
-    ({ rater } = await ask("/api/raters", { rater: $("#welcome input").value }));
-    localStorage.setItem("rater", rater);
-    $("header .who").textContent = rater;
-    turn(await ask(`/api/next?rater=${encodeURIComponent(rater)}`));
+    const told = await ask("/api/raters", { name: $("#welcome input").value });
+    rater = told.rater;
+    if (told.token) store.set(place(), token = told.token);
+    $("header .who").textContent = rater.name;
+    turn(await ask("/api/next"));
   } catch (error) {
     $("#welcome .error").textContent = error.message;
   }
@@ -87,14 +136,14 @@ $("#welcome form").onsubmit = async (event) => {
 
 // Task
 
-const draft = () => `draft/${study.id}/${rater}/${task.item}`;
+const draft = () => `draft/${study.id}/${rater.number}/${task.item}`;
 
 function turn(told) {
   $("header .progress i").style.width = `${100 * told.done / Math.max(1, told.total)}%`;
   $("header .count").textContent = `${told.done} of ${told.total} done`;
   ({ task, before } = told);
   if (!task) {
-    $("#end .name").textContent = `, ${rater}`;
+    $("#end .name").textContent = `, ${rater.name}`;
     $("#end .lead").textContent = told.done
       ? `${told.done === 1 ? "Your one task is" : `All of your ${told.done} tasks are`} answered and saved. You may close this page.`
       : "There is nothing left to judge at the moment: others have answered everything.";
@@ -103,7 +152,7 @@ function turn(told) {
     return;
   }
   let kept = null;
-  try { kept = JSON.parse(localStorage.getItem(draft())); } catch { /* not ours: begin without */ }
+  try { kept = JSON.parse(store.get(draft())); } catch { /* not ours: begin without */ }
   chosen = { ...task.answers, ...kept?.answers };
   show("task");
   const asked = task.caption ?? task.prompt;
@@ -168,7 +217,7 @@ function paint() {
 }
 
 function keepDraft() {
-  localStorage.setItem(draft(), JSON.stringify({ answers: chosen, comment: $(".comment").value }));
+  store.set(draft(), JSON.stringify({ answers: chosen, comment: $(".comment").value }));
   $("header .saved").textContent = "";
 }
 
@@ -178,12 +227,12 @@ async function next() {
   button.disabled = sending = true;
   const key = draft();
   const seconds = Math.round((performance.now() - opened) / 100) / 10;
-  const said = { rater, item: task.item, answers: chosen, comment: $(".comment").value, seconds };
+  const said = { item: task.item, answers: chosen, comment: $(".comment").value, seconds };
   for (;;) {
     try {
       const told = await ask("/api/answers", said);
       sending = false;
-      localStorage.removeItem(key);
+      store.remove(key);
       $("header .saved").textContent = "saved";
       turn(told);
       return;
@@ -202,7 +251,7 @@ async function next() {
 async function back() {
   if (sending) return;
   try {
-    if (before) turn(await ask(`/api/tasks/${before}?rater=${encodeURIComponent(rater)}`));
+    if (before) turn(await ask(`/api/tasks/${before}`));
   } catch (error) {
     trouble(error.message);
   }

@@ -1,0 +1,127 @@
+"""The SQLite file of a study: private, no link, nobody else's, and brought up to today's tables.
+
+A file of another program, or one with triggers, views or other tables, is refused before anything in it is
+changed: its tables must be, word for word, those that this module makes.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from contextlib import closing, suppress
+from pathlib import Path
+
+BUSY_SECONDS = 2.0
+"""How long a write waits for another process that writes."""
+MAX_VALUE_BYTES = 1_000_000
+"""The longest text in a file that is read at all."""
+
+TASKS = (
+    "answers TEXT, comment TEXT NOT NULL DEFAULT '', seconds REAL, answered REAL, PRIMARY KEY (rater, item) )"
+)
+TABLES = {
+    "meta": "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "people": (
+        "CREATE TABLE people ( number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, name TEXT NOT NULL, "
+        "token TEXT, joined REAL )"
+    ),
+    "tasks": f"CREATE TABLE tasks ( rater TEXT NOT NULL, item TEXT NOT NULL, given REAL NOT NULL, {TASKS}",
+}
+"""people: sides and order are drawn from `id`, `token` is the hash of a secret, `joined` in Unix seconds."""
+TABLES_OF_NAMES = {
+    "meta": TABLES["meta"],
+    "raters": "CREATE TABLE raters (name TEXT PRIMARY KEY, joined REAL NOT NULL)",
+    "tasks": (
+        "CREATE TABLE tasks ( rater TEXT NOT NULL REFERENCES raters, item TEXT NOT NULL, "
+        f"given REAL NOT NULL, {TASKS}"
+    ),
+}
+"""Before there were invitations: raters were known by their names."""
+
+
+def open_database(path: Path, *, create: bool) -> sqlite3.Connection:
+    """A connection to a study's file, which transactions write. `create`: the file may be new.
+
+    Raises ValueError with one sentence for what is not such a file.
+    """
+    try:
+        _claim_file(path, create=create)
+        connection = connect(path)
+    except (OSError, sqlite3.Error) as error:
+        raise _unusable(path, error) from None
+    try:
+        _bring_up_to_date(connection, path)
+        connection.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.Error as error:
+        connection.close()
+        raise _unusable(path, error) from None
+    except ValueError:
+        connection.close()
+        raise
+    return connection
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """One more connection to a file that `open_database` has opened; threads may share it."""
+    connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+def refuse_link(path: Path) -> None:
+    """Raises ValueError when a file or folder beside the answers is a link, which may lead anywhere."""
+    if path.is_symlink():
+        raise ValueError(f"{path}: is a link; let `database` name the place that it leads to, or remove it")
+
+
+def _claim_file(path: Path, *, create: bool) -> None:
+    """A regular file that only its owner reads, made if it is not there."""
+    files = [path.with_name(path.name + end) for end in ("", "-wal", "-shm")]
+    for place in (path.parent, *files):
+        refuse_link(place)
+    if create:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+    if not path.exists():
+        raise ValueError(f"{path}: does not exist, so there are no answers yet; serve the study first")
+    for file in files:
+        if file.exists():
+            mode = file.stat().st_mode
+            if not stat.S_ISREG(mode):
+                raise ValueError(f"{file}: is no file; name another database")
+            if mode & 0o077:
+                file.chmod(0o600)
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
+    """Today's tables in a file that is empty or has those of names; ValueError for any other."""
+    with connection, closing(connection.cursor()) as cursor:
+        cursor.execute("BEGIN IMMEDIATE")
+        found = {
+            name: " ".join((sql or "").split())
+            for name, sql in cursor.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+        }
+        if found == TABLES:
+            return
+        if found == TABLES_OF_NAMES:
+            cursor.execute("ALTER TABLE tasks RENAME TO tasks_of_names")
+        elif found:
+            raise ValueError(f"{path}: is the database of something else; name another one")
+        for name, sql in TABLES.items():
+            if name not in found or name == "tasks":
+                cursor.execute(sql)
+        if found:
+            cursor.execute(
+                "INSERT INTO people (id, name, joined) SELECT name, name, joined FROM raters "
+                "ORDER BY joined, rowid"
+            )
+            cursor.execute("INSERT INTO tasks SELECT * FROM tasks_of_names ORDER BY given, rowid")
+            cursor.execute("DROP TABLE tasks_of_names")
+            cursor.execute("DROP TABLE raters")
+
+
+def _unusable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: is no database that can be used ({error}); name another one")
