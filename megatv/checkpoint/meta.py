@@ -48,9 +48,10 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: is no record but {short(meta)}; use an earlier checkpoint")
     version = meta.get("format")
     if type(version) is not int or version != FORMAT:
+        writer = short(meta.get("megatv", "unknown")).strip("'")
         raise OtherFormat(
             f"{path}: checkpoint format {short(version)} is not {FORMAT}, which this megatv reads; use the "
-            f"megatv that wrote it (version {short(meta.get('megatv', 'unknown'))})"
+            f"megatv that wrote it (version {writer})"
         )
     for key, (is_right, what) in FIELDS.items():
         if not is_right(meta.get(key)) and (key in meta or key in REQUIRED):
