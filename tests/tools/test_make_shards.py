@@ -68,6 +68,9 @@ def folder(tmp_path):
             path / f"{name}.mp4", np.broadcast_to(brightness[:, None, None, None], (frames, 32, 32, 3))
         )
     (path / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "private.mp4").write_bytes((path / "short.mp4").read_bytes())
+    (path / "link.mp4").symlink_to(tmp_path / "private.mp4")
+    (path / "up").symlink_to(tmp_path)
     return path
 
 
@@ -113,7 +116,13 @@ def test_videos_become_padded_clips_with_their_words(run, folder, tmp_path, caps
     first_of_group = np.stack([v[0] for v in valid])
     assert abs(first_of_group.mean()) < 0.02 and abs(np.concatenate([v[1:] for v in valid]).mean()) < 0.02
     assert "3 examples of 13 latents, 7.2 s of video" in capsys.readouterr().out
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.jsonl", "config.yaml", "set", "videos"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "c.jsonl",
+        "config.yaml",
+        "private.mp4",
+        "set",
+        "videos",
+    ]
 
 
 def test_the_rest_of_a_video_becomes_a_padded_clip_when_it_holds_a_group(run, folder, tmp_path):
@@ -172,6 +181,13 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(run, tmp_pat
     ("line", "message"),
     [
         (line_of("none.mp4"), "video 'none.mp4' is not in .*videos; copy it there"),
+        (line_of("../private.mp4"), "'../private.mp4' does not name a file within .*videos"),
+        (line_of("a/../../private.mp4"), "does not name a file within .*videos"),
+        (line_of("/etc/passwd"), "'/etc/passwd' does not name a file within .*videos"),
+        (line_of("link.mp4"), "'link.mp4' is a link that leads out of .*videos"),
+        (line_of("up/private.mp4"), "'up/private.mp4' is a link that leads out of .*videos"),
+        (line_of("x" * 300 + ".mp4"), "does not name a file within .*videos"),
+        (line_of("a\0.mp4"), "does not name a file within .*videos"),
         (line_of("broken.mp4"), r"broken\.mp4: does not decode"),
         (
             line_of("short.mp4", (1.0, "a"), (0.5, "b")),
