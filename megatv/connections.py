@@ -1,0 +1,130 @@
+"""A server that outlives its guests: bounds on connections, and an end to those that never finish.
+
+Uvicorn waits without end for a request that was begun and for a reader that does not read. Here a connection
+is cut off when it
+
+    has not sent the head of its next request in time, however slowly it drips
+    leaves what it was sent unread for too long, or lets too much of it pile up
+    is to be closed and does not close
+    sends one WebSocket message in very many parts
+
+When all places are taken, a newcomer takes that of the one that has asked nothing for the longest time; where
+everybody is being served, it is refused with a sentence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+REFUSAL = "all connections of this server are in use: close a tab, or try again in a moment"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """total, of_one    connections in all, and from one address
+    request_seconds     for the head of a request, counted from the connection's start or the last answer
+    stalled_seconds     for which a reader may leave more unread than the system's buffers hold
+    max_unread_bytes    of one connection      max_parts  of one WebSocket message
+    """
+
+    total: int
+    of_one: int
+    request_seconds: float
+    stalled_seconds: float
+    max_unread_bytes: int
+    max_parts: int
+
+
+class Http(H11Protocol):
+    """A connection that is let in or refused."""
+
+    def __init__(self, bounds: Bounds, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self.bounds = bounds
+        self.began = time.monotonic()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Let it in, in another's place if need be."""
+        super().connection_made(transport)
+        places = [(self.bounds.total, list(self.connections))]
+        if self.client is not None:
+            places.append((self.bounds.of_one, [c for c in self.connections if _host(c) == _host(self)]))
+        for most, others in places:
+            if len(others) > most:
+                idle = [c for c in others if c is not self and _asks_nothing(c)]
+                if not idle:
+                    self._refuse()
+                    return
+                oldest = min(idle, key=lambda c: c.began)
+                self.connections.discard(oldest)  # now, not when the loop tells it that it was cut off
+                oldest.transport.abort()
+
+    def _refuse(self) -> None:
+        body = REFUSAL.encode()
+        head = (
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+        self.connections.discard(self)
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's, which looks after its connections at every tick, ten times a second.
+
+    settings   of `uvicorn.Config`; `http` and `ws` are its own
+    """
+
+    def __init__(self, app: Any, bounds: Bounds, **settings: Any) -> None:
+        self.bounds = bounds
+        self._since: dict[Any, tuple[object, float]] = {}
+        http: Any = functools.partial(Http, bounds)
+        super().__init__(uvicorn.Config(app, http=http, **settings))
+
+    async def on_tick(self, counter: int) -> bool:
+        """Cut off who keeps us waiting."""
+        now = time.monotonic()
+        before, self._since = self._since, {}
+        for connection in list(self.server_state.connections):
+            state, patience = self._state(connection)
+            if patience is None:
+                continue
+            found, since = before.get(connection, (None, now))
+            self._since[connection] = state, since if found == state else now
+            if now - self._since[connection][1] > patience:
+                connection.transport.abort()
+        return await super().on_tick(counter)
+
+    def _state(self, connection: Any) -> tuple[object, float | None]:
+        """What the connection keeps us waiting for, and for how long it may; None: we are not waiting."""
+        bounds, transport = self.bounds, connection.transport
+        unread = transport.get_write_buffer_size()
+        if unread > bounds.max_unread_bytes or len(getattr(connection, "frames", ())) > bounds.max_parts:
+            return "too much", 0.0
+        if transport.is_closing():
+            return "closing", bounds.stalled_seconds
+        if unread > transport.get_write_buffer_limits()[1]:
+            return "unread", bounds.stalled_seconds
+        if _asks_nothing(connection):
+            return ("idle", connection.cycle), bounds.request_seconds
+        return None, None
+
+
+def _host(connection: Any) -> str | None:
+    return connection.client[0] if connection.client else None
+
+
+def _asks_nothing(connection: Any) -> bool:
+    """Whether it is between two requests, or in the head of one."""
+    if isinstance(connection, WebSocketsSansIOProtocol):
+        return False
+    return connection.cycle is None or connection.cycle.response_complete
