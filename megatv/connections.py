@@ -43,7 +43,22 @@ class Bounds:
     max_parts: int
 
 
-class Http(H11Protocol):
+class _Watched(asyncio.Protocol):
+    """drained: how often all but a rest of what it was sent was read, after it had piled up."""
+
+    drained = 0
+
+    def resume_writing(self) -> None:
+        """The transport's word for it."""
+        self.drained += 1
+        super().resume_writing()
+
+
+class WebSocket(_Watched, WebSocketsSansIOProtocol):
+    """A connection that became a WebSocket."""
+
+
+class Http(_Watched, H11Protocol):
     """A connection that is let in or refused."""
 
     def __init__(self, bounds: Bounds, **uvicorns: Any) -> None:
@@ -54,10 +69,9 @@ class Http(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let it in, in another's place if need be."""
         super().connection_made(transport)
-        places = [(self.bounds.total, list(self.connections))]
-        if self.client is not None:
-            places.append((self.bounds.of_one, [c for c in self.connections if _host(c) == _host(self)]))
-        for most, others in places:
+        everybody: list[Any] = list(self.connections)
+        same = [connection for connection in everybody if _host(connection) == _host(self)]
+        for most, others in ((self.bounds.of_one, same), (self.bounds.total, everybody)):
             if len(others) > most:
                 idle = [c for c in others if c is not self and _asks_nothing(c)]
                 if not idle:
@@ -88,7 +102,7 @@ class Server(uvicorn.Server):
         self.bounds = bounds
         self._since: dict[Any, tuple[object, float]] = {}
         http: Any = functools.partial(Http, bounds)
-        super().__init__(uvicorn.Config(app, http=http, **settings))
+        super().__init__(uvicorn.Config(app, http=http, ws=WebSocket, **settings))
 
     async def on_tick(self, counter: int) -> bool:
         """Cut off who keeps us waiting."""
@@ -105,7 +119,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _state(self, connection: Any) -> tuple[object, float | None]:
-        """What the connection keeps us waiting for, and for how long it may; None: we are not waiting."""
+        """What it keeps us waiting for, and for how many seconds it may; None: for nothing."""
         bounds, transport = self.bounds, connection.transport
         unread = transport.get_write_buffer_size()
         if unread > bounds.max_unread_bytes or len(getattr(connection, "frames", ())) > bounds.max_parts:
@@ -113,7 +127,7 @@ class Server(uvicorn.Server):
         if transport.is_closing():
             return "closing", bounds.stalled_seconds
         if unread > transport.get_write_buffer_limits()[1]:
-            return "unread", bounds.stalled_seconds
+            return ("unread", connection.drained), bounds.stalled_seconds
         if _asks_nothing(connection):
             return ("idle", connection.cycle), bounds.request_seconds
         return None, None
@@ -125,6 +139,6 @@ def _host(connection: Any) -> str | None:
 
 def _asks_nothing(connection: Any) -> bool:
     """Whether it is between two requests, or in the head of one."""
-    if isinstance(connection, WebSocketsSansIOProtocol):
+    if isinstance(connection, WebSocket):
         return False
     return connection.cycle is None or connection.cycle.response_complete

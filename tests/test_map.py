@@ -49,7 +49,7 @@ LAYERS = [
             "megatv.plan",
         ],
     ),
-    ("judge", ["megatv.eval", "megatv.guard"]),
+    ("judge", ["megatv.eval", "megatv.guard", "megatv.connections"]),
     ("show", ["megatv.studio"]),
 ]
 OUTSIDE = ["launch", "tools"]
@@ -64,7 +64,7 @@ DOORS = {
     "streaming": ["megatv.data.shards", "megatv.data.remote"],
     "ray": ["megatv.curate.engine"],
     "fastapi": ["megatv.eval.human.server", "megatv.studio"],
-    "uvicorn": ["megatv.eval.human.cli", "megatv.studio.cli"],
+    "uvicorn": ["megatv.connections", "megatv.eval.human.cli"],
     "httpx": ["megatv.curate.endpoint"],
     "tiktoken": ["megatv.data.tokenizer"],
     "triton": ["megatv_kernels"],

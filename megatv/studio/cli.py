@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import uvicorn
 
 import megatv
+from megatv.connections import Bounds, Server
 from megatv.guard import own_names
 from megatv.log import main_guard, say
 from megatv.model.precision import CHOICES
@@ -21,6 +21,15 @@ from megatv.sample.inputs import held_out, read_example
 from megatv.studio import limits
 from megatv.studio.app import make_app
 from megatv.studio.session import Model
+
+BOUNDS = Bounds(
+    total=limits.MAX_CONNECTIONS,
+    of_one=limits.MAX_CONNECTIONS_OF_ONE,
+    request_seconds=limits.REQUEST_SECONDS,
+    stalled_seconds=limits.STALLED_SECONDS,
+    max_unread_bytes=limits.MAX_UNREAD_BYTES,
+    max_parts=limits.MAX_PARTS,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,17 +51,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"studio: open http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
     if not ipaddress.ip_address(host).is_loopback:
         say("studio: everyone who reaches this address may use it; there is no password and no encryption")
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            ws="websockets-sansio",
-            ws_max_size=limits.MAX_MESSAGE_BYTES,
-            ws_max_queue=32,
-            ws_ping_interval=10,
-            ws_ping_timeout=20,
-            timeout_graceful_shutdown=2,
-        )
+    server = Server(
+        app,
+        BOUNDS,
+        loop="asyncio",
+        log_level="warning",
+        backlog=128,
+        h11_max_incomplete_event_size=limits.MAX_HEAD_BYTES,
+        ws_max_size=limits.MAX_MESSAGE_BYTES,
+        ws_ping_interval=10,
+        ws_ping_timeout=20,
+        ws_per_message_deflate=False,  # a compressor for every viewer, and frames hardly shrink
+        timeout_graceful_shutdown=2,
     )
     server.run(sockets=[listening])
 
