@@ -8,7 +8,7 @@ is cut off when it
     is to be closed and does not close
     sends one WebSocket message in very many parts
 
-When all places are taken, a newcomer takes that of the one that has asked nothing for the longest time; where
+When all places are taken, a newcomer takes that of the oldest one that has not sent all of its request; where
 everybody is being served, it is refused with a sentence.
 """
 
@@ -25,6 +25,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 REFUSAL = "all connections of this server are in use: close a tab, or try again in a moment"
+MAX_REFUSED = 16
+"""Connections that are still to be told so."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class _Watched(asyncio.Protocol):
     """drained: how often all but a rest of what it was sent was read, after it had piled up."""
 
     drained = 0
+    refused = False
 
     def resume_writing(self) -> None:
         """The transport's word for it."""
@@ -59,7 +62,7 @@ class WebSocket(_Watched, WebSocketsSansIOProtocol):
 
 
 class Http(_Watched, H11Protocol):
-    """A connection that is let in or refused."""
+    """A connection that is let in, or answered with REFUSAL whatever it asks."""
 
     def __init__(self, bounds: Bounds, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
@@ -69,19 +72,20 @@ class Http(_Watched, H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let it in, in another's place if need be."""
         super().connection_made(transport)
-        everybody: list[Any] = list(self.connections)
-        same = [connection for connection in everybody if _host(connection) == _host(self)]
-        for most, others in ((self.bounds.of_one, same), (self.bounds.total, everybody)):
-            if len(others) > most:
-                idle = [c for c in others if c is not self and _asks_nothing(c)]
-                if not idle:
-                    self._refuse()
-                    return
-                oldest = min(idle, key=lambda c: c.began)
-                self.connections.discard(oldest)  # now, not when the loop tells it that it was cut off
-                oldest.transport.abort()
+        for most, whose in ((self.bounds.of_one, _host(self)), (self.bounds.total, None)):
+            others = [c for c in self._others() if not c.refused and whose in (None, _host(c))]
+            if len(others) >= most and not _end_oldest([c for c in others if _is_unfinished(c)]):
+                self.refused = True
+                break
+        refused = [c for c in self._others() if c.refused]
+        if len(refused) >= MAX_REFUSED:
+            _end_oldest(refused)
 
-    def _refuse(self) -> None:
+    def data_received(self, data: bytes) -> None:
+        """Part of a request; a refusal waits for it, or the end of the connection would overtake it."""
+        if not self.refused:
+            super().data_received(data)
+            return
         body = REFUSAL.encode()
         head = (
             "HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\n"
@@ -89,7 +93,9 @@ class Http(_Watched, H11Protocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
-        self.connections.discard(self)
+
+    def _others(self) -> list[Any]:
+        return [connection for connection in self.connections if connection is not self]
 
 
 class Server(uvicorn.Server):
@@ -133,6 +139,15 @@ class Server(uvicorn.Server):
         return None, None
 
 
+def _end_oldest(connections: list[Any]) -> bool:
+    """End the oldest connection now, not when the loop comes to it. False when there is none."""
+    if connections:
+        oldest = min(connections, key=lambda connection: connection.began)
+        oldest.connections.discard(oldest)
+        oldest.transport.abort()
+    return bool(connections)
+
+
 def _host(connection: Any) -> str | None:
     return connection.client[0] if connection.client else None
 
@@ -142,3 +157,8 @@ def _asks_nothing(connection: Any) -> bool:
     if isinstance(connection, WebSocket):
         return False
     return connection.cycle is None or connection.cycle.response_complete
+
+
+def _is_unfinished(connection: Any) -> bool:
+    """Whether it has not sent all of a request."""
+    return _asks_nothing(connection) or (isinstance(connection, Http) and connection.cycle.more_body)

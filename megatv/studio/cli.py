@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from fastapi import FastAPI
 
 import megatv
 from megatv.connections import Bounds, Server
@@ -21,15 +22,6 @@ from megatv.sample.inputs import held_out, read_example
 from megatv.studio import limits
 from megatv.studio.app import make_app
 from megatv.studio.session import Model
-
-BOUNDS = Bounds(
-    total=limits.MAX_CONNECTIONS,
-    of_one=limits.MAX_CONNECTIONS_OF_ONE,
-    request_seconds=limits.REQUEST_SECONDS,
-    stalled_seconds=limits.STALLED_SECONDS,
-    max_unread_bytes=limits.MAX_UNREAD_BYTES,
-    max_parts=limits.MAX_PARTS,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,20 +43,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"studio: open http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
     if not ipaddress.ip_address(host).is_loopback:
         say("studio: everyone who reaches this address may use it; there is no password and no encryption")
-    server = Server(
+    server_of(app).run(sockets=[listening])
+
+
+def server_of(app: FastAPI) -> Server:
+    """The studio's server, with all its bounds."""
+    bounds = Bounds(
+        total=limits.MAX_CONNECTIONS,
+        of_one=limits.MAX_CONNECTIONS_OF_ONE,
+        request_seconds=limits.REQUEST_SECONDS,
+        stalled_seconds=limits.STALLED_SECONDS,
+        max_unread_bytes=limits.MAX_UNREAD_BYTES,
+        max_parts=limits.MAX_PARTS,
+    )
+    return Server(
         app,
-        BOUNDS,
+        bounds,
         loop="asyncio",
         log_level="warning",
         backlog=128,
         h11_max_incomplete_event_size=limits.MAX_HEAD_BYTES,
         ws_max_size=limits.MAX_MESSAGE_BYTES,
-        ws_ping_interval=10,
-        ws_ping_timeout=20,
+        ws_ping_interval=limits.PING_SECONDS,
+        ws_ping_timeout=limits.PONG_SECONDS,
         ws_per_message_deflate=False,  # a compressor for every viewer, and frames hardly shrink
         timeout_graceful_shutdown=2,
     )
-    server.run(sockets=[listening])
 
 
 def command() -> None:

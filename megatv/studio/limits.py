@@ -52,11 +52,13 @@ PIECE_BYTES = 64 << 10
 """A file is sent in such pieces, as fast as it is read."""
 
 MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE = 512, 400
-"""Connections in all and from one address; one that asks nothing makes room for a new one."""
+"""Connections in all and from one address; one whose request is not whole makes room for a new one."""
 REQUEST_SECONDS = 10.0
 """How long a connection may take for the head of its next request, and for its end after the last."""
 STALLED_SECONDS = 20.0
 """How long a reader may leave what was sent to it unread."""
+PING_SECONDS, PONG_SECONDS = 10.0, 20.0
+"""How often a tab is asked whether it is still there, and how long it may take to say so."""
 MAX_UNREAD_BYTES = 8 << 20
 """What may wait in one connection to be read; a message of frames is smaller."""
 MAX_PARTS = 64

@@ -79,7 +79,7 @@ def test_a_branch_takes_room_for_its_own_chunks_only(studio):
         tab.say("branch", take=0, chunk=12)
         tab.until("status", status="finished", take=1)
         branch = studio.app.state.worker.takes()[1]
-        assert branch._will_hold == (2 * 4 + 45) * FRAME  # its stream draws none of the shared, but shows them
+        assert branch._will_hold == (2 * 4 + 45) * FRAME  # its stream shows the shared, too
         assert branch.held_bytes == 2 * 4 * FRAME + 28
 
 
