@@ -62,7 +62,7 @@ def finish(tab, take):
 def test_200_viewers_of_one_session(real_studio):
     studio = real_studio
     session = studio.session()
-    with connect_sync(studio.sockets + session) as tab:
+    with connect_sync(studio.sockets + session, max_queue=None) as tab:
         tab.send(wish())
         finish(tab, 0)
         tab.send(json.dumps({"type": "close", "take": 0}))
@@ -149,7 +149,7 @@ def test_connections_that_never_finish(studio):
     ]
     for said in kinds:
         lines = [studio.line(said) for _ in range(100)]
-        with connect_sync(studio.sockets + session) as tab:
+        with connect_sync(studio.sockets + session, max_queue=None) as tab:
             tab.send(wish(seconds=1.0))
             while isinstance(tab.recv(timeout=20), str):
                 pass
@@ -171,7 +171,7 @@ def test_connections_that_never_finish(studio):
 def test_a_handshake_then_silence(studio):
     """A process that was stopped answers no ping; its place is free again after some time."""
     session = studio.session()
-    with connect_sync(studio.sockets + session) as tab:
+    with connect_sync(studio.sockets + session, max_queue=None) as tab:
         lines = [studio.line(HANDSHAKE.format(session).encode()) for _ in range(3)]
         seen = 0
         while seen != 4:
