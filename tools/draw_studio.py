@@ -76,7 +76,7 @@ def draw(address: str, args: argparse.Namespace) -> None:
         page.click("#hold")
         page.wait_for("document.querySelector('.pill.making, .pill.finished')")
         page.screenshot(Path(args.out))
-    with Image.open(args.out) as picture:
+    with Image.open(args.out, formats=["PNG"]) as picture:
         picture.convert("RGB").quantize(256).save(args.out, optimize=True)
 
 

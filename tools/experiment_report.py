@@ -216,7 +216,8 @@ def main() -> None:
     if len(sys.argv) != 2 or not Path(sys.argv[1], "scores.json").is_file():
         raise ValueError("give the folder that experiment.py wrote: python tools/experiment_report.py OUT")
     out = Path(sys.argv[1])
-    sheets = {path.stem.removeprefix("sheet_"): Image.open(path).copy() for path in out.glob("sheet_*.png")}
+    drawn = {path.stem.removeprefix("sheet_"): path for path in out.glob("sheet_*.png")}
+    sheets = {name: Image.open(path, formats=["PNG"]).copy() for name, path in drawn.items()}
     write_report(out, json.loads((out / "scores.json").read_text()), sheets)
 
 

@@ -189,7 +189,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = FPS) -> None:
     Raises ValueError when the frames are not of that kind or H.264 cannot hold their size.
     """
     path = Path(path)
-    _check_frames(frames, str(path))
+    _checked(frames, str(path))
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)  # it may be a link
     try:
@@ -202,14 +202,36 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = FPS) -> None:
 
 def encode_video(frames: np.ndarray, *, crf: int, fps: float = FPS) -> bytes:
     """An mp4 of the frames uint8 [F, H, W, 3] as H.264 (yuv420p), its bytes; ValueError as `write_video`."""
-    _check_frames(frames, "video bytes")
+    return encode_clips([frames], crf=crf, fps=fps)
+
+
+def encode_clips(
+    clips: Iterable[np.ndarray], *, crf: int, fps: float = FPS, most: int | None = None
+) -> bytes:
+    """One mp4 of clips uint8 [F, H, W, 3] that follow each other, read one by one; see `encode_video`.
+
+    most  bytes that it may have, else ValueError
+    """
     file = io.BytesIO()
+
+    def frames() -> Iterator[np.ndarray]:
+        for clip in clips:
+            for pixels in _checked(clip, "video bytes"):
+                check_size()
+                yield pixels
+
+    def check_size() -> None:
+        if most is not None and file.tell() > most:
+            raise ValueError(f"this video has more than {most >> 20} MiB as a file: make a shorter one")
+
     with av.open(file, "w", format="mp4") as container:
-        _encode(container, frames, fps, crf=crf)
+        _encode(container, frames(), fps, crf=crf)
+    check_size()
     return file.getvalue()
 
 
-def _check_frames(frames: np.ndarray, name: str) -> None:
+def _checked(frames: np.ndarray, name: str) -> np.ndarray:
+    """The frames, if an mp4 can hold them."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
         raise ValueError(
             f"{name}: frames must be uint8 [F, H, W, 3] with F >= 1, got {frames.dtype} {frames.shape}"
@@ -217,17 +239,20 @@ def _check_frames(frames: np.ndarray, name: str) -> None:
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         raise ValueError(f"{name}: yuv420p needs an even width and height, got {width}x{height}")
+    return frames
 
 
-def _encode(container: OutputContainer, frames: np.ndarray, fps: float, *, crf: int) -> None:
-    """All frames as the one H.264 stream of an open container."""
+def _encode(container: OutputContainer, frames: Iterable[np.ndarray], fps: float, *, crf: int) -> None:
+    """All frames [H, W, 3] as the one H.264 stream of an open container."""
+    frames = iter(frames)
+    first = next(frames)
     stream = container.add_stream("libx264", Fraction(fps).limit_denominator(1001), options={"crf": str(crf)})
-    height, width = frames.shape[1:3]
+    height, width = first.shape[:2]
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     # What swscale makes of RGB; said, so that no decoder has to guess it from the size.
     stream.codec_context.colorspace = Colorspace.SMPTE170M
     stream.codec_context.color_range = ColorRange.MPEG
-    for pixels in frames:
+    for pixels in itertools.chain([first], frames):
         container.mux(stream.encode(VideoFrame.from_ndarray(pixels, format="rgb24")))
     container.mux(stream.encode())
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from megatv.config import FPS
 from megatv.data.format import check_codec
+from megatv.data.picture import FORMATS, read_picture
 from megatv.data.remote import open_shards
 from megatv.data.sequence import texts_by_chunk
 from megatv.data.shards import Shards
@@ -54,7 +54,7 @@ class Asked:
         if self.image is not None:
             size = sampler.config.video
             given = () if self.image_words is None else (self.image_words,)
-            picture = read_picture(self.image, size.width, size.height)
+            picture = read_first_picture(self.image, size.width, size.height)
             return dataclasses.replace(request, first_image=picture, given_words=given)
         if self.video is not None:
             return dataclasses.replace(request, first_latents=read_start(self.video, sampler))
@@ -125,28 +125,17 @@ def read_batch(path: str) -> dict[str, Asked]:
     return found
 
 
-def read_picture(path: str, width: int, height: int) -> np.ndarray:
+def read_first_picture(path: str, width: int, height: int) -> np.ndarray:
     """uint8 [height, width, 3] of a picture file. Raises ValueError when it is none."""
     try:
-        with Image.open(path) as image:
-            picture = upright(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"--image {path}: cannot be read as a picture ({error}); give a PNG or JPEG"
-        ) from None
-    if picture.size != (width, height):
-        say(f"{path}: resized from {picture.width}x{picture.height} to the model's {width}x{height}")
-    return scale(picture, width, height)
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The picture as a viewer shows it, in RGB."""
-    return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def scale(picture: Image.Image, width: int, height: int) -> np.ndarray:
-    """uint8 [height, width, 3], scaled without letterboxing as training videos are."""
-    return np.array(picture.resize((width, height), Image.Resampling.BICUBIC))
+        pixels, (was_width, was_height) = read_picture(Path(path), width, height)
+    except OSError as error:
+        raise ValueError(f"--image {path}: cannot be read ({error.strerror}); give a {FORMATS}") from None
+    except ValueError as error:
+        raise ValueError(f"--image {path}: {error}") from None
+    if (was_width, was_height) != (width, height):
+        say(f"{path}: resized from {was_width}x{was_height} to the model's {width}x{height}")
+    return pixels
 
 
 def read_start(path: str, sampler: Sampler) -> np.ndarray:

@@ -78,8 +78,9 @@ class Stream(Iterator[Event]):
         return twin
 
     def close(self) -> None:
-        """Stop, and free what the video needed."""
+        """Stop, and free what the video needed; it may still be branched, which needs no frames."""
         self._events.close()
+        self._draft.frames.clear()
 
     def _make(self) -> Generator[Event, None, None]:
         for _, event in self.sampler.events([self._draft], self.settings, overlap=self.overlap):

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
@@ -18,14 +17,13 @@ from fastapi.staticfiles import StaticFiles
 
 from megatv.config import FPS, GROUP_FRAMES
 from megatv.data.toy_world import META_PROMPT
-from megatv.data.video import encode_video
 from megatv.guard import Guard
-from megatv.sample.render import enlarge
 from megatv.studio import limits
-from megatv.studio.picture import read_picture
+from megatv.studio.downloads import Downloads
 from megatv.studio.protocol import parse
 from megatv.studio.session import Model, Session, Viewer
 from megatv.studio.take import Take
+from megatv.studio.uploads import Uploads
 from megatv.studio.worker import Worker
 
 STATIC = Path(__file__).parent / "static"
@@ -37,6 +35,7 @@ def make_app(model: Model, names: frozenset[str]) -> FastAPI:
     names   under which it may be opened: see `guard.own_names`
     """
     worker = Worker(model)
+    uploads, downloads = Uploads(), Downloads(worker.takes)
     about = describe(model)
 
     @asynccontextmanager
@@ -77,27 +76,20 @@ def make_app(model: Model, names: frozenset[str]) -> FastAPI:
     @app.post("/api/sessions/{name}/picture")
     async def picture(name: str, request: Request) -> dict[str, str]:
         session = find(name)
-        data = await _read_body(request)
-        try:
-            video = model.config.video
-            session.picture, note = await run_in_threadpool(read_picture, data, video.width, video.height)
-        except ValueError as error:
-            raise HTTPException(422, str(error)) from None
-        return {"note": note}
+        video = model.config.video
+        session.picture, size = await uploads.receive(request, video.width, video.height)
+        resized = "" if size == (video.width, video.height) else ", resized to the model's {}x{}"
+        return {"note": "{}x{}".format(*size) + resized.format(video.width, video.height)}
 
     @app.get("/api/sessions/{name}/takes/{number}/video.mp4")
     async def video(name: str, number: int) -> Response:
-        frames = list(find_take(name, number).frames)
-        if not frames:
-            raise HTTPException(409, "this take has no frames yet")
-        data = await run_in_threadpool(lambda: encode_video(enlarge(np.concatenate(frames)), crf=18))
-        return _file(data, "video/mp4", f"take-{number}.mp4")
+        return await downloads.send_video(find_take(name, number))
 
     @app.get("/api/sessions/{name}/takes/{number}/transcript.json")
     async def transcript(name: str, number: int) -> Response:
         tree = {**model.record, **find_take(name, number).record()}
         data = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
-        return _file(data.encode(), "application/json", f"take-{number}.json")
+        return downloads.send(data.encode(), "application/json", f"take-{number}.json")
 
     @app.websocket("/ws/{name}")
     async def watch(socket: WebSocket, name: str) -> None:
@@ -181,17 +173,3 @@ async def _refuse(socket: WebSocket, reason: str, kind: str = "refused") -> None
     with suppress(WebSocketDisconnect, RuntimeError):
         await socket.send_text(json.dumps([{"type": kind, "message": reason}]))
         await socket.close(1008)
-
-
-async def _read_body(request: Request) -> bytes:
-    """The body, read no further than its limit."""
-    data = bytearray()
-    async for piece in request.stream():
-        data += piece
-        if len(data) > limits.MAX_PICTURE_BYTES:
-            raise HTTPException(413, f"the picture is larger than {limits.MAX_PICTURE_BYTES >> 20} MiB")
-    return bytes(data)
-
-
-def _file(data: bytes, kind: str, name: str) -> Response:
-    return Response(data, media_type=kind, headers={"content-disposition": f'attachment; filename="{name}"'})

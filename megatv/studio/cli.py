@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import uvicorn
+from fastapi import FastAPI
 
 import megatv
 from megatv.checkpoint.trust import Trust
+from megatv.connections import Bounds, Server
 from megatv.guard import own_names
 from megatv.log import main_guard, say
 from megatv.model.precision import CHOICES
@@ -45,19 +46,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"studio: open http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
     if not ipaddress.ip_address(host).is_loopback:
         say("studio: everyone who reaches this address may use it; there is no password and no encryption")
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            ws="websockets-sansio",
-            ws_max_size=limits.MAX_MESSAGE_BYTES,
-            ws_max_queue=32,
-            ws_ping_interval=10,
-            ws_ping_timeout=20,
-            timeout_graceful_shutdown=2,
-        )
+    server_of(app).run(sockets=[listening])
+
+
+def server_of(app: FastAPI) -> Server:
+    """The studio's server, with all its bounds."""
+    bounds = Bounds(
+        total=limits.MAX_CONNECTIONS,
+        of_one=limits.MAX_CONNECTIONS_OF_ONE,
+        request_seconds=limits.REQUEST_SECONDS,
+        stalled_seconds=limits.STALLED_SECONDS,
+        max_unread_bytes=limits.MAX_UNREAD_BYTES,
+        max_parts=limits.MAX_PARTS,
     )
-    server.run(sockets=[listening])
+    return Server(
+        app,
+        bounds,
+        loop="asyncio",
+        log_level="warning",
+        backlog=128,
+        h11_max_incomplete_event_size=limits.MAX_HEAD_BYTES,
+        ws_max_size=limits.MAX_MESSAGE_BYTES,
+        ws_ping_interval=limits.PING_SECONDS,
+        ws_ping_timeout=limits.PONG_SECONDS,
+        ws_per_message_deflate=False,  # a compressor for every viewer, and frames hardly shrink
+        timeout_graceful_shutdown=2,
+    )
 
 
 def command() -> None:

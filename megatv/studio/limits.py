@@ -1,4 +1,7 @@
-"""Every bound of the studio, so that no page can make it grow without end."""
+"""Every bound of the studio, so that no page can make it grow without end.
+
+Those on a picture's pixels and on its decoding are in `megatv.data.picture`.
+"""
 
 MAX_SECONDS = 64.0
 """Length of one video."""
@@ -8,12 +11,14 @@ MAX_TEXT = 4000
 """Characters of a prompt, or of the words of one chunk."""
 MAX_TAKES = 8
 """Videos of one session, branches included."""
+MAX_OPEN, MAX_OPEN_IN_ALL = 4, 8
+"""Videos that are being made or paused, in one session and in all: each holds a KV cache."""
 MAX_SESSIONS = 8
 """Sessions at once; one that nobody watches makes room for a new one."""
-MAX_VIEWERS = 16
+MAX_VIEWERS = 200
 """Tabs that watch one session."""
 MAX_HELD_BYTES = 2 << 30
-"""Frames that all sessions hold together."""
+"""Frames of all takes together: those made, and those that takes in the making will hold at their end."""
 KEEP_SECONDS = 120.0
 """How long a session outlives its last tab, so that a reload finds it. Its work stops at once."""
 
@@ -21,11 +26,42 @@ MAX_MESSAGE_BYTES = 16 << 10
 """One message of a page."""
 MESSAGES_PER_SECOND, BURST = 40.0, 80
 """What one page may say; the game's keys need about 10 a second."""
-MAX_WAITING = 64
-"""Commands that wait for the worker."""
+MAX_WAITING, MAX_WAITING_OF_ONE = 64, 32
+"""Commands that wait for the worker, in all and of one tab."""
+MAX_PRIVATE = 64
+"""Messages for one tab alone that it has not read yet."""
 MAX_BATCH = 256
 """Messages that travel together to a viewer who catches up."""
 
 MAX_PICTURE_BYTES = 10 << 20
-MAX_PICTURE_PIXELS = 50_000_000
-"""A first picture as a file, and as pixels: a small file may unpack to a very large picture."""
+"""A first picture as a file."""
+MAX_UPLOAD_BYTES = 64 << 20
+"""Pictures on their way or waiting to be decoded, over all connections."""
+UPLOAD_SECONDS = 20.0
+"""How long one picture may be on its way."""
+MAX_PICTURES_WAITING = 16
+"""Pictures that wait to be decoded, one at a time."""
+
+MAX_VIDEO_BYTES = 64 << 20
+"""One take as an mp4 file."""
+MAX_DOWNLOAD_BYTES = 256 << 20
+"""Files that are being sent, and finished takes that are kept as files, in all."""
+MAX_VIDEOS_WAITING = 8
+"""Takes that wait to be encoded, one at a time."""
+PIECE_BYTES = 64 << 10
+"""A file is sent in such pieces, as fast as it is read."""
+
+MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE = 512, 400
+"""Connections in all and from one address; one whose request is not whole makes room for a new one."""
+REQUEST_SECONDS = 10.0
+"""How long a connection may take for the head of its next request, and for its end after the last."""
+STALLED_SECONDS = 20.0
+"""How long a reader may leave what was sent to it unread."""
+PING_SECONDS, PONG_SECONDS = 10.0, 20.0
+"""How often a tab is asked whether it is still there, and how long it may take to say so."""
+MAX_UNREAD_BYTES = 8 << 20
+"""What may wait in one connection to be read; a message of frames is smaller."""
+MAX_PARTS = 64
+"""Parts in which one WebSocket message may come."""
+MAX_HEAD_BYTES = 16 << 10
+"""The head of one request."""

@@ -108,9 +108,8 @@ def parse(message: str) -> AnyCommand:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(
-            f"this message makes no sense: {where + ': ' if where else ''}{first['msg']}"
-        ) from None
+        reason = f"{where[:80] + ': ' if where else ''}{first['msg'][:100]}"  # both may repeat the message
+        raise ValueError(f"this message makes no sense: {reason}") from None
 
 
 RAW_PIXELS = 128 * 128

@@ -15,7 +15,9 @@ import numpy as np
 from megatv.config import Config, SampleConfig
 from megatv.data.toy_world import Action
 from megatv.sample import Request, Stream
+from megatv.sample.timeline import chunks_within, frames_of
 from megatv.studio import limits
+from megatv.studio.log import Log
 from megatv.studio.protocol import AnyCommand, Branch, Control, Edit, Keys, Make, Play
 from megatv.studio.take import Take
 
@@ -39,67 +41,71 @@ class Model:
 
 
 class Viewer:
-    """One tab: how far it has read in the session's log, and what is for it alone."""
+    """One tab: how far it has read in the session's log, and what is for it alone.
+
+    waiting   commands of it that wait for the worker
+    """
 
     def __init__(self, session: Session) -> None:
-        self.session, self.read = session, 0
-        self._past = len(session.log)
+        self.session, self.read, self.waiting = session, 0, 0
+        self._past = session.log.end
         self._live = False
-        self.private: deque[dict[str, Any]] = deque(maxlen=limits.MAX_WAITING)
-        self._news = asyncio.Event()
+        self._told = 0
+        self._private: deque[dict[str, Any]] = deque()
         self._loop = asyncio.get_running_loop()
-
-    def wake(self) -> None:
-        """There is something to read; from any thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._news.set)
+        self.news = asyncio.Event()
 
     def tell(self, message: dict[str, Any]) -> None:
-        """A message for this tab alone; from any thread."""
-        self.private.append(message)
-        self.wake()
+        """A message for this tab alone, from any thread; a tab that reads none of them misses the rest."""
+        if len(self._private) < limits.MAX_PRIVATE:
+            self._private.append(message)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.news.set)
 
     async def messages(self) -> str | bytes:
         """What comes next: a list of messages as JSON, or one chunk's frames."""
         while True:
-            self._news.clear()
-            found = list(self.private)
-            self.private.clear()
-            log = self.session.log
-            while self.read < len(log) and len(found) < limits.MAX_BATCH:
-                message = log[self.read]
-                if isinstance(message, bytes):
-                    if found:
-                        break
-                    self.read += 1
-                    return message
-                if message is not None:
-                    found.append(message)
-                self.read += 1
+            self.news.clear()
+            found = [json.dumps(self._private.popleft()) for _ in range(len(self._private))]
+            if self._told != (count := len(self.session.viewers)):
+                self._told = count
+                found.append(json.dumps({"type": "viewers", "count": count}))
+            read = self.session.log.read(self.read, limits.MAX_BATCH)
+            if not isinstance(read[0], bytes):
+                found += read[0]
+                self.read = read[1]
+            elif not found:
+                self.read = read[1]
+                return read[0]
             if not self._live and self.read >= self._past:
                 self._live = True  # what follows happens now
-                found.append({"type": "live"})
+                found.append('{"type": "live"}')
             if found:
-                return json.dumps(found)
-            await self._news.wait()
+                return f"[{','.join(found)}]"
+            await self.news.wait()
 
 
 class Session:
-    """`takes` and `obey` belong to the worker's thread; `viewers` to the web's; the log only grows.
+    """`takes` and `obey` belong to the worker's thread, `viewers` to the web's.
 
+    admit     raises ValueError when the studio has no room for a video of so many bytes of frames
     picture   the first picture of the next video, uint8 [H, W, 3]
     left      when the last viewer left, or it was made (time.monotonic); None while somebody watches
+    watched   whether anybody ever has
     """
 
-    def __init__(self, name: str, model: Model) -> None:
-        self.name, self._model = name, model
+    def __init__(self, name: str, model: Model, admit: Callable[[int], None]) -> None:
+        self.name, self._model, self._admit = name, model, admit
         self.takes: dict[int, Take] = {}
-        self.log: list[dict[str, Any] | bytes | None] = []
+        self.log = Log()
         self.viewers: set[Viewer] = set()
         self.picture: np.ndarray | None = None
         self.left: float | None = time.monotonic()
-        self._owners: list[int] = []
+        self.watched = False
+        self._closed: dict[int, int] = {}
         self._count = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waking = False
 
     def join(self) -> Viewer:
         """A new tab. Raises ValueError when there are too many."""
@@ -107,8 +113,9 @@ class Session:
             raise ValueError(f"{limits.MAX_VIEWERS} tabs watch this session already: close one")
         viewer = Viewer(self)
         self.viewers.add(viewer)
-        self.left = None
-        self._count_viewers()
+        self.left, self.watched = None, True
+        self._loop = asyncio.get_running_loop()
+        self._wake()
         return viewer
 
     def leave(self, viewer: Viewer) -> None:
@@ -116,15 +123,11 @@ class Session:
         self.viewers.discard(viewer)
         if not self.viewers:
             self.left = time.monotonic()
-        self._count_viewers()
+        self._wake()
 
     def working(self) -> list[Take]:
         """Takes that want to go on; none while nobody watches."""
         return [take for take in self.takes.values() if take.status == "making"] if self.viewers else []
-
-    def held_bytes(self) -> int:
-        """Of all its frames."""
-        return sum(take.held_bytes for take in self.takes.values())
 
     def close(self) -> None:
         """End all its work and free the sampler's memory."""
@@ -160,7 +163,7 @@ class Session:
                 take.turn("stopped")
 
     def _make(self, command: Make) -> None:
-        self._check_room()
+        will_hold = self._check_room(command.seconds)
         request = Request(
             command.prompt,
             first_image=self.picture if command.picture else None,
@@ -183,7 +186,7 @@ class Session:
             top_p=command.top_p,
         )
         stream = self._model.open_stream(request, settings)
-        take = self._add(stream, request, settings, example=command.example)
+        take = self._add(stream, request, settings, will_hold, example=command.example)
         take.take_keys(command.game)
 
     def _from_example(self, request: Request, index: int) -> Request:
@@ -195,31 +198,40 @@ class Session:
         return replace(request, first_latents=latents, given_words=given)
 
     def _branch(self, parent: Take, command: Branch) -> None:
-        self._check_room()
         if command.chunk >= len(parent.frames):
             raise ValueError("this chunk is not made yet: change its words, or branch from an earlier one")
+        assert parent.request.seconds is not None
+        shared = 0 if parent.request.mode == "think2v" else command.chunk
+        will_hold = self._check_room(parent.request.seconds, shared)
         stream = parent.stream.branch(command.chunk, command.text, command.seed)
         request = parent.request
         if command.seed is not None:
             request = replace(request, seed=command.seed)
-        self._add(stream, request, parent.settings, parent, command.chunk)
+        self._add(stream, request, parent.settings, will_hold, parent, command.chunk)
 
     def _add(
         self,
         stream: Stream,
         request: Request,
         settings: SampleConfig,
+        will_hold: int,
         parent: Take | None = None,
         left_at: int | None = None,
         example: int | None = None,
     ) -> Take:
         number, self._count = self._count, self._count + 1
 
-        def say(message: dict[str, Any] | bytes) -> None:
-            self._say(message, number)
-
-        take = Take(number, stream, request, settings, say, parent=parent, left_at=left_at, example=example)
-        self.takes[number] = take
+        self.takes[number] = take = Take(
+            number,
+            stream,
+            request,
+            settings,
+            self._say,
+            will_hold,
+            parent=parent,
+            left_at=left_at,
+            example=example,
+        )
         return take
 
     def _close(self, take: Take) -> None:
@@ -228,21 +240,43 @@ class Session:
             raise ValueError("other takes branch from this one: close them first")
         take.stream.close()
         del self.takes[take.number]
-        for place, owner in enumerate(self._owners):
-            if owner == take.number:
-                self.log[place] = None
-        self._say({"type": "closed", "take": take.number}, take.number)
+        self.log.forget(take.number)
+        behind = min((viewer.read for viewer in tuple(self.viewers)), default=self.log.end)
+        for number, place in tuple(self._closed.items()):
+            if place < behind:  # everybody has heard that it is closed, and who comes later never saw it
+                self.log.forget(number)
+                del self._closed[number]
+        self._closed[take.number] = self.log.end
+        self._say({"type": "closed", "take": take.number})
 
-    def _check_room(self) -> None:
+    def _check_room(self, seconds: float, shared: int = 0) -> int:
+        """Bytes of frames that a video will hold whose first chunks are shared. ValueError without room."""
         if len(self.takes) >= limits.MAX_TAKES:
             raise ValueError(f"a session holds {limits.MAX_TAKES} takes: close one that you need no more")
+        if sum(take.is_open for take in self.takes.values()) >= limits.MAX_OPEN:
+            raise ValueError(
+                f"{limits.MAX_OPEN} takes of this session are being made or paused: stop one, or wait for it"
+            )
+        video = self._model.config.video
+        chunks = chunks_within(seconds, video.groups)
+        others = frames_of(shared, video.groups)
+        own = frames_of(chunks, video.groups) - others
+        # its own as pixels and as messages; its stream has those of the shared chunks, too
+        will_hold = (2 * own + others) * video.width * video.height * 3
+        self._admit(will_hold)
+        return will_hold
 
-    def _say(self, message: dict[str, Any] | bytes, owner: int) -> None:
-        self._owners.append(owner)
-        self.log.append(message)
-        for viewer in tuple(self.viewers):
-            viewer.wake()
+    def _say(self, message: dict[str, Any], packed: bytes | None = None) -> None:
+        self.log.add(packed or json.dumps(message), message["take"], message["type"], message.get("chunk"))
+        self._wake()
 
-    def _count_viewers(self) -> None:
+    def _wake(self) -> None:
+        """Viewers have something to read; from any thread. One call for all of them, if none is under way."""
+        if self._loop is not None and not self._loop.is_closed() and not self._waking:
+            self._waking = True
+            self._loop.call_soon_threadsafe(self._wake_all)
+
+    def _wake_all(self) -> None:
+        self._waking = False
         for viewer in self.viewers:
-            viewer.tell({"type": "viewers", "count": len(self.viewers)})
+            viewer.news.set()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -14,17 +13,27 @@ from megatv.sample import ChunkStarted, ChunkWords, Finished, FramesDecoded, Req
 from megatv.studio.game import Game
 from megatv.studio.protocol import pack_frames
 
+if TYPE_CHECKING:
+    from megatv.studio.downloads import File
+
 Status = Literal["making", "paused", "stopped", "finished", "failed"]
-Say = Callable[["dict[str, Any] | bytes"], None]
+
+
+class Say(Protocol):
+    """Tell all viewers; `packed` travels in the place of a message that says what it is."""
+
+    def __call__(self, message: dict[str, Any], packed: bytes | None = None) -> None: ...
 
 
 class Take:
-    """Lives in the worker's thread. `say` puts a message into the session's log.
+    """Lives in the worker's thread. `say` puts a message into the session's log; see `Session._say`.
 
     number, parent        its name, and the take that it branched from
     left_at, at           the chunk at which it did; the first chunk of its own, 0 when none is shared
     example               the held-out example that it starts from
     words, frames         of every chunk so far: ChunkWords, and uint8 [n, H, W, 3]
+    will_hold             bytes of frames that it will hold when all its chunks are made
+    video                 the take as an mp4 file, while that is kept (see `megatv.studio.downloads`)
     """
 
     def __init__(
@@ -34,6 +43,7 @@ class Take:
         request: Request,
         settings: SampleConfig,
         say: Say,
+        will_hold: int,
         *,
         parent: Take | None = None,
         left_at: int | None = None,
@@ -50,6 +60,8 @@ class Take:
         self.status: Status = "making"
         self.game: Game | None = None
         self.plan = ""
+        self.video: File | None = None
+        self._will_hold, self._holds = will_hold, 0
         self._next = 0
         self._keyed: int | None = None
         say(
@@ -71,14 +83,22 @@ class Take:
         self.turn("making")
 
     @property
+    def is_open(self) -> bool:
+        """Whether it may go on, and keeps the sampler's memory for that."""
+        return self.status in ("making", "paused")
+
+    @property
     def held_bytes(self) -> int:
-        """Of the frames that it does not share with the take it left."""
-        return sum(frames.nbytes for frames in self.frames[self.at :])
+        """Of the frames that it does not share with the take it left, as pixels and as messages.
+
+        While it is open, those that it will hold at its end count too.
+        """
+        return max(self._holds, self._will_hold) if self.is_open else self._holds
 
     def turn(self, status: Status, why: str = "") -> None:
         """Enter a status and say so; the last three are for good and free the sampler's memory."""
         self.status = status
-        if status not in ("making", "paused"):
+        if not self.is_open:
             self.take_keys(False)
             self.stream.close()
         self._say({"type": "status", "take": self.number, "status": status, "why": why})
@@ -99,22 +119,20 @@ class Take:
             self.turn("failed", reason)
             return
         if isinstance(event, TextToken):
-            if event.chunk >= self.at:
-                self._say({"type": "token", "take": self.number, "chunk": event.chunk, "text": event.text})
+            self._spoken(event)
         elif isinstance(event, ChunkStarted):
             self._started(event)
         elif isinstance(event, FramesDecoded):
             self._decoded(event)
         elif isinstance(event, Finished):
-            self.plan = event.result.plan
-            self._say({"type": "finished", "take": self.number, "plan": self.plan})
+            self._planned(event.result.plan)
             self.turn("finished", "the model ended it" if event.result.ended else "")
         else:
             self.turn("finished", "the model ended it before its first chunk: try another seed")
 
     def edit(self, chunk: int, text: str) -> None:
         """The user's words for a chunk to come. Raises ValueError when it is too late."""
-        if self.status not in ("making", "paused"):
+        if not self.is_open:
             raise ValueError("this take is not being made any more: branch from one of its chunks instead")
         if chunk < self.at:
             raise ValueError("this chunk is the other take's, too: branch from it instead")
@@ -123,7 +141,7 @@ class Take:
 
     def take_keys(self, on: bool) -> None:
         """Hand the game's controls to the person, or back to the model."""
-        if on and self.status not in ("making", "paused"):
+        if on and not self.is_open:
             raise ValueError("this take is not being made any more: start a new game")
         if on and self.request.mode != "tv2tv":
             raise ValueError("the keys need the mode tv2tv, in which words come before every chunk")
@@ -169,8 +187,21 @@ class Take:
         """Whether a chunk of its own is next, and not begun."""
         return self.at <= self._next <= len(self.frames) and self._next < len(self.stream.starts)
 
+    def _spoken(self, event: TextToken) -> None:
+        if event.chunk >= self.at:
+            self._say({"type": "token", "take": self.number, "chunk": event.chunk, "text": event.text})
+        if event.chunk == 0 and self.request.mode == "think2v":
+            self.plan += event.text
+
+    def _planned(self, plan: str) -> None:
+        self.plan = plan
+        if plan:
+            self._say({"type": "plan", "take": self.number, "text": plan})
+
     def _started(self, event: ChunkStarted) -> None:
         self._next = event.chunk + 1
+        if event.chunk == 0:
+            self._planned(self.plan)  # of which the tokens are outdated when the words come
         if event.chunk >= self.at:
             self.words[event.chunk :] = [event.words]
             said = {"text": event.words.text, "source": event.words.source, "cut": event.words.cut}
@@ -180,7 +211,9 @@ class Take:
         if event.chunk >= self.at:
             self.frames[event.chunk :] = [event.frames]
             first = round(event.start_seconds * FPS)
-            self._say(pack_frames(self.number, event.chunk, first, event.frames))
+            packed = pack_frames(self.number, event.chunk, first, event.frames)
+            self._holds += event.frames.nbytes + len(packed)
+            self._say({"type": "frames", "take": self.number, "chunk": event.chunk}, packed)
 
     def _one_frame(self, chunk: int) -> bool:
         following = self.stream.starts[chunk + 1 : chunk + 2]

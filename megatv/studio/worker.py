@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 from megatv.log import say
 from megatv.studio import limits
-from megatv.studio.protocol import AnyCommand, Branch, Make
+from megatv.studio.protocol import AnyCommand
 from megatv.studio.session import Model, Session, Viewer
 from megatv.studio.take import Take
 
+BUSY = "the studio is busy: too many wishes wait for it, try again in a moment"
 IDLE_SECONDS = 0.5
 """How often an idle worker looks for sessions that were left."""
 
@@ -53,31 +54,36 @@ class Worker:
                     f"{limits.MAX_SESSIONS} sessions are being watched, more the studio does not hold: "
                     "join one of them, or close its tabs"
                 )
-            self._forget(min(left, key=lambda session: session.left or 0.0))
-        session = Session(secrets.token_urlsafe(9), self._model)
+            self._forget(min(left, key=lambda session: (session.watched, session.left)))
+        session = Session(secrets.token_urlsafe(9), self._model, self._admit)
         self.sessions[session.name] = session
         return session
+
+    def takes(self) -> list[Take]:
+        """All there are, those of sessions that are about to end included; from any thread."""
+        sessions = (*tuple(self.sessions.values()), *tuple(self._ended))
+        return [take for session in sessions for take in tuple(session.takes.values())]
 
     def ask(self, session: Session, viewer: Viewer, command: AnyCommand) -> None:
         """Have a command done; what is wrong with it goes to the viewer. ValueError when too many wait."""
 
         def job() -> None:
+            viewer.waiting -= 1
             try:
-                if isinstance(command, Make | Branch):
-                    self._check_memory()
                 session.obey(command)
             except ValueError as error:
                 viewer.tell({"type": "error", "message": str(error)})
 
+        if viewer.waiting >= limits.MAX_WAITING_OF_ONE:
+            raise ValueError(BUSY)
         self._put(job)
+        viewer.waiting += 1
 
     def _put(self, job: Callable[[], None]) -> None:
         try:
             self._jobs.put_nowait(job)
         except queue.Full:
-            raise ValueError(
-                "the studio is busy: too many wishes wait for it, try again in a moment"
-            ) from None
+            raise ValueError(BUSY) from None
 
     def wake(self) -> None:
         """There may be work again: somebody came."""
@@ -124,9 +130,16 @@ class Worker:
         if self.sessions.pop(session.name, None) is not None:
             self._ended.append(session)
 
-    def _check_memory(self) -> None:
-        held = sum(session.held_bytes() for session in tuple(self.sessions.values()))
-        if held > limits.MAX_HELD_BYTES:
+    def _admit(self, size: int) -> None:
+        """Raise ValueError when there is no room for a take that will hold so many bytes of frames."""
+        takes = self.takes()
+        if sum(take.is_open for take in takes) >= limits.MAX_OPEN_IN_ALL:
             raise ValueError(
-                f"the studio holds {held / (1 << 30):.1f} GiB of frames: close takes that you need no more"
+                f"{limits.MAX_OPEN_IN_ALL} takes are being made or paused in this studio: wait for one"
+            )
+        free = limits.MAX_HELD_BYTES - sum(take.held_bytes for take in takes)
+        if size > free:
+            raise ValueError(
+                f"this video needs {size / (1 << 20):.1f} MiB for its frames, and the studio has "
+                f"{max(0, free) / (1 << 20):.1f} MiB left: make a shorter one, or close takes"
             )

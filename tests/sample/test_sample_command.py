@@ -200,6 +200,7 @@ BASE = ["--prompt", PROMPT, *QUICK]
         (["--prompt", "word " * 200, *QUICK], "shorten the prompt"),
         ([*BASE, "--image", "missing.png"], "missing.png"),
         ([*BASE, "--image", __file__], "cannot be read as a picture"),
+        ([*BASE, "--image", "/"], "--image /: cannot be read .Is a directory"),
         ([*BASE, "--example", "2"], "examples 0 to 1"),
         ([*BASE, "--weights", "ema"], "ema"),
     ],

@@ -153,9 +153,16 @@ class Tab:
             self.seen.append(unpack(event["bytes"]))
 
     def story(self) -> list[dict[str, Any]]:
-        """What is the same for every tab."""
+        """What is the same for every tab that reads all of it as it happens."""
         private = ("hello", "viewers", "live", "error", "refused")
         return [m for m in self.seen if m["type"] not in private]
+
+    def outcome(self) -> dict[tuple, dict[str, Any]]:
+        """What a tab knows in the end, however late it came: the last message of each kind on each thing."""
+        last: dict[tuple, dict[str, Any]] = {}
+        for message in self.story():
+            last[message["type"], message["take"], message.get("chunk")] = message
+        return {key: m for key, m in last.items() if key[0] not in ("token", "planned")}
 
 
 def unpack(data: bytes) -> dict[str, Any]:

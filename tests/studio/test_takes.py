@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from megatv.data.video import decode_video, probe
-from megatv.studio import limits
 
 pytestmark = pytest.mark.timeout(60)
 JUMP = "(space). 0, 0, 0, 0."
 
 
-def test_words_come_before_their_chunk_and_all_of_both_arrives(studio):
+def test_words_come_before_their_chunk_and_all_of_both_arrives(open_studio):
+    studio = open_studio(0.01)  # time enough for the tab to read every token before its words are settled
     with studio.tab(studio.session()) as tab:
         hello = tab.until("hello")
         assert (hello["width"], hello["mode"], hello["game"], hello["step"]) == (32, "tv2tv", True, 7)
@@ -42,7 +42,7 @@ def test_everybody_sees_the_same_however_late(open_studio):
         with studio.tab(session) as second:
             for tab in (first, second):
                 tab.until("status", status="finished")
-            assert second.story() == first.story()
+            assert second.outcome() == first.outcome()
             assert first.until("viewers", count=2)
 
 
@@ -177,21 +177,6 @@ def test_a_closed_take_is_forgotten(studio):
         with studio.tab(session) as late:
             late.until("closed", take=1)
             assert {m["take"] for m in late.story() if m["type"] != "closed"} == {0}
-
-
-def test_takes_are_bounded(studio, monkeypatch):
-    monkeypatch.setattr(limits, "MAX_TAKES", 2)
-    monkeypatch.setattr(limits, "MAX_HELD_BYTES", 200_000)
-    with studio.tab(studio.session()) as tab:
-        tab.make()
-        tab.make(seed=1)
-        tab.until("status", status="finished", take=1)
-        tab.make(seed=2)
-        assert "GiB of frames" in tab.until("error")["message"]
-        monkeypatch.setattr(limits, "MAX_HELD_BYTES", 1 << 30)
-        tab.seen.clear()
-        tab.make(seed=2)
-        assert "holds 2 takes" in tab.until("error")["message"]
 
 
 def test_a_video_may_start_from_a_held_out_example(studio):

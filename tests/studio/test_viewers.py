@@ -137,3 +137,16 @@ def test_tabs_and_sessions_are_bounded(studio, monkeypatch):
             assert gone.until("gone") and here.until("live")
             full = studio.web.post("/api/sessions")
             assert full.status_code == 503 and "close its tabs" in full.json()["detail"]
+
+
+def test_a_clock_that_jumps(open_studio, monkeypatch):
+    """Neither the past nor the future ends a session or holds a game back."""
+    studio = open_studio(0.002)
+    session = studio.session()
+    with studio.tab(session) as tab:
+        for take, now in enumerate((0.0, 4e9, 1e9)):
+            monkeypatch.setattr(time, "time", lambda now=now: now)
+            tab.make(seconds=1.0, game=True)
+            tab.until("status", status="finished", take=take)
+    with studio.tab(session) as tab:
+        tab.until("live")

@@ -96,6 +96,10 @@ const handlers = {
       emit("plan", { take });
     }
   },
+  plan(message, take) {
+    take.plan = message.text;
+    emit("plan", { take });
+  },
   words(message, take) {
     const chunk = take.chunks[message.chunk];
     Object.assign(chunk, { text: message.text, source: message.source, cut: message.cut, live: "", planned: null, stage: "drawing" });

@@ -1,0 +1,89 @@
+"""Pictures from strangers, the one place where they are opened.
+
+A small file may unpack to gigabytes, keep a decoder busy for hours, or meet a fault of the decoder's. So a
+picture is decoded in a process of its own (`picture_child`), with bounds on its memory and time; afterwards
+all it took is given back. Only formats that people use for pictures are read: others, such as EPS, would
+start further programs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import features
+
+FORMATS = "PNG, JPEG, WebP or AVIF" if features.check("avif") else "PNG, JPEG or WebP"
+
+MAX_FILE_BYTES = 64 << 20
+"""One picture as a file."""
+MAX_PIXELS = 16_000_000
+"""One picture unpacked, width times height."""
+MAX_DECODER_BYTES = 1 << 30
+"""Address space of the process that decodes it; a picture of MAX_PIXELS takes about half of it at most."""
+MAX_DECODER_SECONDS = 10
+"""Computing time of that process. With others beside it, it may take three times as long by the clock."""
+
+CHILD = Path(__file__).with_name("picture_child.py")
+TOO_LONG = "reading it takes too long"
+
+_turn = threading.Lock()
+"""Whoever holds it decodes: one picture at a time."""
+
+
+class Picture(NamedTuple):
+    """pixels: uint8 [height, width, 3], scaled; size: (width, height) of the upright picture before."""
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+
+
+def read_picture(source: bytes | Path, width: int, height: int) -> Picture:
+    """A picture scaled without letterboxing, as training videos are; what is transparent lies over black.
+
+    Raises ValueError with one sentence when it cannot be read, or is too large; OSError when a path cannot.
+    """
+    data = source if isinstance(source, bytes) else _read(source)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"this file is larger than {MAX_FILE_BYTES >> 20} MiB: give a smaller picture")
+    with _turn:
+        reply = _decode(data, width, height)
+    head = struct.calcsize("<2I")
+    pixels = np.frombuffer(reply, np.uint8, offset=head).reshape(height, width, 3).copy()
+    return Picture(pixels, struct.unpack_from("<2I", reply))
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_FILE_BYTES + 1)
+
+
+def _decode(data: bytes, width: int, height: int) -> bytes:
+    """The child's reply. ValueError with what it says, or with how it ended."""
+    bounds = (width, height, MAX_PIXELS, MAX_DECODER_BYTES, MAX_DECODER_SECONDS)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", CHILD, *map(str, bounds)],  # -P: this folder hides no library
+            input=data,
+            capture_output=True,
+            timeout=3 * MAX_DECODER_SECONDS,
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        )
+    except subprocess.TimeoutExpired:
+        reason = TOO_LONG
+    else:
+        if done.returncode == 0:
+            return done.stdout
+        endings = {1: done.stdout.decode().strip(), -signal.SIGXCPU: TOO_LONG}
+        reason = endings.get(done.returncode) or "its decoder broke down"
+    raise ValueError(
+        f"this file cannot be read as a picture ({reason}): give a {FORMATS} of at most "
+        f"{MAX_PIXELS // 1_000_000} million pixels"
+    )

@@ -1,0 +1,231 @@
+"""Connections that never finish, never read or are too many; on loopback, with short patience."""
+
+import asyncio
+import socket
+import threading
+import time
+from contextlib import ExitStack, closing, contextmanager
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from megatv.connections import MAX_REFUSED, REFUSAL, Bounds, Server
+
+pytestmark = pytest.mark.timeout(60)
+BOUNDS = Bounds(
+    total=8, of_one=6, request_seconds=0.6, stalled_seconds=0.6, max_unread_bytes=4 << 20, max_parts=8
+)
+GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+async def app(scope, receive, send):
+    """`/` answers at once, `/slow` after 1.5 s, `/large` with 64 MiB; a WebSocket echoes, or floods."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            while message.get("text") == "flood":
+                await send({"type": "websocket.send", "bytes": bytes(100_000)})
+            await send({"type": "websocket.send", "text": message.get("text") or ""})
+        return
+    await asyncio.sleep(1.5 * (scope["path"] == "/slow"))
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-it", b"is us")]})
+    for _ in range(1024 * (scope["path"] == "/large")):
+        await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
+    await send({"type": "http.response.body", "body": b"fine"})
+
+
+@pytest.fixture
+def server():
+    found = Server(
+        app, BOUNDS, log_level="critical", lifespan="off", ws_max_size=16 << 10, timeout_graceful_shutdown=1
+    )
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=found.run, args=([listening],))
+    thread.start()
+    found.address = listening.getsockname()
+    yield found
+    found.should_exit = True
+    thread.join()
+
+
+@contextmanager
+def line(server, said=b""):
+    with closing(socket.create_connection(server.address, timeout=10)) as found:
+        found.sendall(said)
+        yield found
+
+
+def seconds_to_end(found):
+    """Until the server ends the connection; what it sent is thrown away."""
+    began = time.monotonic()
+    try:
+        while found.recv(1 << 16):
+            pass
+    except ConnectionResetError:
+        pass
+    return time.monotonic() - began
+
+
+def hear(found):
+    """One answer, or what came before the connection's end."""
+    answer = b""
+    while not answer.endswith(b"\r\n0\r\n\r\n") and (piece := found.recv(1000)):
+        answer += piece
+    return answer
+
+
+def answers(server):
+    with line(server, GET) as found:
+        return b"is us" in hear(found)
+
+
+def settled(server, count):
+    """Wait until so many connections are left."""
+    while len(server.server_state.connections) != count:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HT", GET[:-2], UPGRADE[:-2], GET, GET * 3])
+def test_a_connection_that_asks_nothing_more_is_ended(server, said):
+    with line(server, said) as found:
+        assert seconds_to_end(found) < 5
+    settled(server, 0)
+
+
+@pytest.mark.parametrize("drip", [b"x", b"x: y\r\n"])
+def test_dripping_does_not_win_time(server, drip):
+    with line(server, GET[:-2]) as found, pytest.raises(OSError):
+        for _ in range(100):
+            found.sendall(drip)
+            time.sleep(0.1)
+
+
+def test_dripping_the_body_of_an_answered_request_does_not_either(server):
+    said = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10000\r\n\r\n"
+    with line(server, said) as found, pytest.raises(OSError):
+        for _ in range(100):
+            found.sendall(b"x")
+            time.sleep(0.1)
+
+
+def test_who_asks_on_is_served_on_and_who_waits_is_not_hurried(server):
+    with line(server) as busy, line(server, GET.replace(b"/ ", b"/slow ")) as waits:
+        for _ in range(12):
+            busy.sendall(GET)
+            assert b"is us" in hear(busy)
+            time.sleep(0.1)
+        assert b"is us" in hear(waits)
+
+
+HALF_A_BODY = b"POST /slow HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nabc"
+
+
+@pytest.mark.parametrize("others", [b"", b"GET / HT", UPGRADE[:-2], HALF_A_BODY, GET])
+def test_those_who_never_finish_lock_nobody_out(server, others):
+    idle = [socket.create_connection(server.address) for _ in range(30)]
+    try:
+        for found in idle:
+            found.sendall(others)
+            assert answers(server)
+        assert len(server.server_state.connections) <= BOUNDS.of_one
+    finally:
+        for found in idle:
+            found.close()
+
+
+def test_when_all_are_served_a_newcomer_is_refused_with_a_sentence(server):
+    target = "ws://{}:{}".format(*server.address)
+    with ExitStack() as stack:
+        tabs = [stack.enter_context(connect(target)) for _ in range(BOUNDS.of_one)]
+        for _ in range(40):  # who says nothing is refused, too
+            stack.enter_context(line(server))
+        with line(server, GET) as found:
+            answer = hear(found)
+        assert answer.startswith(b"HTTP/1.1 503") and answer.endswith(REFUSAL.encode())
+        assert len(server.server_state.connections) <= BOUNDS.of_one + MAX_REFUSED
+        tabs.pop().close()
+        while not answers(server):
+            time.sleep(0.05)
+        for tab in tabs:
+            tab.send("still here")
+            assert tab.recv(timeout=10) == "still here"
+
+
+@pytest.mark.parametrize("said", [GET.replace(b"/ ", b"/large "), UPGRADE])
+def test_a_reader_who_does_not_read_is_cut_off(server, said):
+    with line(server) as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        found.sendall(said)
+        if said == UPGRADE:
+            assert found.recv(1000)
+            found.sendall(bytes([0x81, 0x80 | 5]) + bytes(4) + b"flood")
+        for _ in range(100):
+            if not server.server_state.connections:
+                break
+            found.recv(1)  # a byte at a time is not reading
+            time.sleep(0.05)
+        settled(server, 0)
+
+
+def test_a_reader_who_is_slow_but_reads_is_not(server):
+    with line(server, GET.replace(b"/ ", b"/large ")) as found:
+        read, began = 0, time.monotonic()
+        while read < 64 << 20:
+            read += len(found.recv(1 << 20))
+            time.sleep(0.02 if time.monotonic() - began < 3 else 0)
+        assert time.monotonic() - began > BOUNDS.stalled_seconds
+
+
+def test_pings_that_nobody_reads_the_answers_of(server):
+    with line(server, UPGRADE) as found:
+        assert found.recv(1000)
+        pings = (bytes([0x89, 0x80 | 100]) + bytes(4) + bytes(100)) * 600
+        with pytest.raises(OSError):
+            for _ in range(10_000):
+                found.sendall(pings)
+    settled(server, 0)
+
+
+def test_a_message_in_endless_parts(server):
+    with line(server, UPGRADE) as found:
+        assert found.recv(1000)
+        found.sendall(bytes([0x01, 0x80]) + bytes(4))
+        with pytest.raises(OSError):
+            for _ in range(10_000):
+                found.sendall((bytes([0x00, 0x80]) + bytes(4)) * 1000)
+                time.sleep(0.01)
+    settled(server, 0)
+    target = "ws://{}:{}".format(*server.address)
+    with connect(target) as tab:
+        tab.send(["a", "b", "c"])
+        assert tab.recv(timeout=10) == "abc"
+    with pytest.raises(ConnectionClosed), connect(target) as tab:
+        tab.send("x" * (16 << 10 | 1))
+        tab.recv(timeout=10)
+
+
+def test_a_head_that_does_not_end(server):
+    with line(server) as found, pytest.raises(OSError):
+        for _ in range(1000):
+            found.sendall(b"GET /" + b"x" * 10_000)
+            time.sleep(0.005)
+
+
+def test_a_clock_that_jumps_hurries_nobody(server, monkeypatch):
+    target = "ws://{}:{}".format(*server.address)
+    with connect(target) as tab, line(server) as busy:
+        for now in (0.0, 4e9, 1e9):
+            monkeypatch.setattr(time, "time", lambda now=now: now)
+            busy.sendall(GET)
+            assert b"is us" in hear(busy)
+            time.sleep(0.2)
+            tab.send("here")
+            assert tab.recv(timeout=10) == "here"
+    with line(server) as found:
+        assert seconds_to_end(found) < 5
