@@ -19,6 +19,8 @@ from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
+from megatv.untrusted import parse_json, printable
+
 T = TypeVar("T")
 
 SECONDS_TO_SPEAK = 10.0
@@ -47,7 +49,7 @@ def main_guard(main: Callable[[], int | None]) -> NoReturn:
         ended = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
         if rank() == 0 or isinstance(error, AloneError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
         else:
             ended.wait(SECONDS_TO_SPEAK)
         code = 2
@@ -65,7 +67,7 @@ def progress(iterable: Iterable[T], *, total: int | None = None, desc: str = "")
 def say(line: str) -> None:
     """Print one line from rank 0, above the progress bar if there is one."""
     if rank() == 0:
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write(printable(line), file=sys.stdout)
         sys.stdout.flush()
 
 
@@ -185,7 +187,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            records.append(parse_json(line))
         except json.JSONDecodeError:
             break
     return records

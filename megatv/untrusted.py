@@ -1,4 +1,4 @@
-"""Reading what a stranger may have written: JSON texts, and the names of files in them."""
+"""What a stranger may have written: reading JSON texts and names of files, and printing any of it."""
 
 from __future__ import annotations
 
@@ -125,6 +125,14 @@ def inside(folder: Path, name: Any, *, links: bool = False) -> Path:
     if not links and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ValueError(f"{_short(name)} is a link that leads out of {folder}")
     return path
+
+
+def printable(text: str) -> str:
+    """`text` with control characters and halves of characters escaped: a terminal would obey the first.
+
+    Line breaks and tabs stay.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _bytes(name: str) -> int:

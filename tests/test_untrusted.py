@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatv import untrusted
+from megatv.log import main_guard
 from megatv.untrusted import inside, json_lines, parse_json, plain_name, read_bytes
 
 
@@ -125,3 +126,16 @@ def test_files_are_read_within_their_bounds(tmp_path: Path, monkeypatch: pytest.
         list(json_lines(file))
     with pytest.raises(ValueError, match=r"none\.jsonl: cannot be read \(No such file"):
         list(json_lines(tmp_path / "none.jsonl"))
+
+
+def test_a_terminal_is_told_nothing() -> None:
+    assert printable("a\x1b[2J\x9b\r\ud800\u202eb\n\té") == "a\\x1b[2J\\x9b\\r\\ud800\\u202eb\n\té"
+
+
+def test_errors_are_printed_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise ValueError("the name 'a\x1b]0;title\x07\ud800' is unknown")
+
+    with pytest.raises(SystemExit):
+        main_guard(main)
+    assert capsys.readouterr().err == "error: the name 'a\\x1b]0;title\\x07\\ud800' is unknown\n"

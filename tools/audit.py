@@ -21,6 +21,7 @@ from pathlib import Path
 from lock import LOCK, ROOT
 
 from megatv.log import main_guard
+from megatv.untrusted import parse_json
 
 OSV = "https://api.osv.dev/v1/query"
 KNOWN = {"package": {"ecosystem": "PyPI", "name": "jinja2"}, "version": "2.4.1"}
@@ -59,7 +60,7 @@ def answers(service: str) -> str | None:
     )
     try:
         with urllib.request.urlopen(request, timeout=10) as reply:
-            known = json.loads(reply.read(1 << 20))
+            known = parse_json(reply.read(1 << 20))
     except (OSError, ValueError) as error:
         return str(error)
     return (
@@ -126,7 +127,7 @@ def main() -> int:
         args.sbom,
         sys.executable,
     )
-    print(f"{args.sbom}: {len(json.loads(args.sbom.read_text())['components'])} packages")
+    print(f"{args.sbom}: {len(parse_json(args.sbom.read_text())['components'])} packages")
     if why := answers(args.service):
         print(f"not audited: {args.service} does not answer here ({why})")
         return 0

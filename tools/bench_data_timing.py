@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from megatv.untrusted import parse_json
+
 Row = dict[str, Any]
 """One line of a table: plain data by column; `skipped` says why a contestant did not take part."""
 Tables = dict[str, list[Row]]
@@ -76,7 +78,7 @@ def together(function: Callable[..., Any], calls: Iterable[Iterable[Any]]) -> li
         child.communicate()
         if child.returncode:
             raise RuntimeError(f"{function.__name__} failed in its own process, see above")
-    return [json.loads(answer) for answer in answers]
+    return [parse_json(answer) for answer in answers]
 
 
 def wait_for_others() -> None:

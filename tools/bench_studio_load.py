@@ -34,6 +34,7 @@ from websockets.asyncio.client import connect
 
 from megatv.log import main_guard
 from megatv.studio import limits
+from megatv.untrusted import parse_json
 
 MIB = 1 << 20
 HANDSHAKE = (
@@ -73,7 +74,7 @@ class Studio:
     def session(self) -> str:
         """A new one."""
         with urllib.request.urlopen(self.ask("/api/sessions", b"")) as answer:
-            return json.load(answer)["session"]
+            return parse_json(answer.read())["session"]
 
     def ask(self, path: str, data: bytes | None = None) -> urllib.request.Request:
         """A request; with data, a POST."""

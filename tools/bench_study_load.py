@@ -33,6 +33,7 @@ import numpy as np
 
 from megatv.data.video import write_video
 from megatv.log import main_guard, say
+from megatv.untrusted import parse_json
 
 ANSWERS = dict.fromkeys(("alignment", "fidelity", "quality", "overall"), "tie")
 WAIT_SECONDS = 3.0
@@ -71,7 +72,7 @@ class Server:
             sent = None if body is None else json.dumps(body)
             connection.request("GET" if body is None else "POST", path, sent, headers)
             reply = connection.getresponse()
-            return reply.status, json.loads(reply.read())
+            return reply.status, parse_json(reply.read())
         finally:
             connection.close()
 

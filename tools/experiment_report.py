@@ -6,7 +6,6 @@ python tools/experiment_report.py OUT     # draw the plots and the page again fr
 from __future__ import annotations
 
 import base64
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 
 from megatv.curate.page import Html, page, table, tag
 from megatv.log import main_guard
+from megatv.untrusted import parse_json
 
 NAMES = {"tv2tv": "TV2TV", "t2v": "T2V", "think2v": "Think2V", "data": "true episodes"}
 CLAIMS = (
@@ -218,7 +218,7 @@ def main() -> None:
     out = Path(sys.argv[1])
     drawn = {path.stem.removeprefix("sheet_"): path for path in out.glob("sheet_*.png")}
     sheets = {name: Image.open(path, formats=["PNG"]).copy() for name, path in drawn.items()}
-    write_report(out, json.loads((out / "scores.json").read_text()), sheets)
+    write_report(out, parse_json((out / "scores.json").read_text()), sheets)
 
 
 if __name__ == "__main__":

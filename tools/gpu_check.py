@@ -42,6 +42,7 @@ from megatv.objective.pretrain import pretrain_loss, weighted
 from megatv.parallel.layers import Layers
 from megatv.sample import Finished, FramesDecoded, Intervention, Request, Sampler, Stream
 from megatv.types import IGNORE, Batch
+from megatv.untrusted import parse_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -86,7 +87,7 @@ def in_a_process(name: str, small: bool) -> Any:
         command = [sys.executable, __file__, "--only", name, "--out", str(out), *["--small"] * small]
         code = subprocess.run(command, check=False).returncode
         if out.exists():
-            return json.loads(out.read_text())[name]
+            return parse_json(out.read_text())[name]
         return {"error": f"its process ended with code {code} and wrote nothing"}
 
 

@@ -5,7 +5,6 @@ python tools/gpu_report.py gpu_check.json > tables.md   # a page of docs/measure
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from attention_report import tables as attention_tables  # the tool beside this one
 
 from megatv.log import main_guard
+from megatv.untrusted import parse_json
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -92,7 +92,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise ValueError("give the file that gpu_check.py wrote: python tools/gpu_report.py gpu_check.json")
     try:
-        report = json.loads(Path(sys.argv[1]).read_text())
+        report = parse_json(Path(sys.argv[1]).read_text())
         print(markdown(report))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{sys.argv[1]}: is no report of gpu_check.py ({error!r})") from None

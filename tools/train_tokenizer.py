@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import base64
-import json
 import os
 from pathlib import Path
 
 from megatv.data.tokenizer import TOY_PATTERN, TOY_WORLD_FILE
 from megatv.data.toy_world import ACTIONS, META_PROMPT, words
 from megatv.log import main_guard
+from megatv.untrusted import parse_json
 
 RANKS = 322
 """256 bytes and all merges that the corpus holds: every word of it, and every set of keys, is one token."""
@@ -49,7 +49,7 @@ def train(texts: list[str], ranks: int) -> list[bytes]:
     bpe.train_from_iterator(texts, trainer)
     byte_of = byte_alphabet()
     tokens = [bytes([value]) for value in range(256)]
-    for left, right in json.loads(bpe.to_str())["model"]["merges"]:
+    for left, right in parse_json(bpe.to_str())["model"]["merges"]:
         tokens.append(bytes(byte_of[c] for c in left + right))
     if len(tokens) != ranks or len(set(tokens)) != ranks:
         raise ValueError(f"the texts gave {len(set(tokens))} tokens instead of {ranks}: ask for fewer ranks")

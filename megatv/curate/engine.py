@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from megatv.curate.manifest import Item, Manifest, Record, key_of, seconds_of
 from megatv.log import say
+from megatv.untrusted import parse_json
 
 WINDOW = 4096
 """Items given to Ray at once, each a task of its own, so that nothing finished waits for its neighbours."""
@@ -227,7 +228,7 @@ def _ray_results(stage: Stage, window: list[tuple[str, Item]]) -> Iterator[Recor
         )
     for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
         for text in batch["record"]:
-            yield Record(**json.loads(text))
+            yield Record(**parse_json(text))
 
 
 class _Task:
@@ -237,7 +238,7 @@ class _Task:
         self._stage = replace(stage, settings=None)  # only the keys depend on them
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        pairs = [json.loads(text) for text in batch["task"]]
+        pairs = [parse_json(text) for text in batch["task"]]
         with ThreadPoolExecutor(max(1, len(pairs))) as pool:
             return {"record": list(pool.map(self._one, pairs))}
 

@@ -42,7 +42,7 @@ from megatv.curate.shots import find_shots
 from megatv.curate.words import human_words, model_words, score_quality
 from megatv.data.captions import read_captions
 from megatv.data.video import decode_video, iterate_video, probe, write_video
-from megatv.untrusted import inside, json_lines
+from megatv.untrusted import inside, json_lines, parse_json
 
 VIDEO_ENDINGS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".mpg")
 
@@ -89,7 +89,7 @@ def stages(places: Places, recipe: Recipe) -> list[Stage]:
     """All stages but the shards, in order."""
 
     def stage(name: str, work: Any, settings: Any, version: int = 1, **options: Any) -> Stage:
-        plain = json.loads(json.dumps(settings, default=asdict))
+        plain = parse_json(json.dumps(settings, default=asdict))
         options = {"makes": ("video",), **options}
         return Stage(name, version, partial(work, places=places, recipe=recipe), plain, **options)
 
