@@ -74,3 +74,16 @@ def test_frozen_text_tower_does_not_move() -> None:
     weight.grad = torch.ones(2, 2)
     optimizer.step()
     assert torch.equal(weight.detach(), torch.ones(2, 2))
+
+
+def test_the_average_moves_a_little_towards_the_weights() -> None:
+    """One step by hand. A decay of one half would hide the direction."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    config = OptimConfig(lr=0.1, ema=0.9, weight_decay=0.0)
+    optimizer = AdamW(parameter_groups([("a", weight)], config), config)
+    optimizer.allocate([weight])
+    optimizer.set_lr(0.1)
+    weight.grad = torch.tensor([3.0, -5.0])
+    optimizer.step()  # Adam's first step is the rate times the gradient's sign
+    assert torch.allclose(weight.detach(), torch.tensor([0.9, -1.9]))
+    assert torch.allclose(optimizer.state[weight]["ema"], torch.tensor([0.99, -1.99]))
