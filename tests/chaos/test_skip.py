@@ -102,3 +102,15 @@ def test_a_spike_is_judged_by_the_median_of_steps_that_counted() -> None:
     again = SkippedSteps(health, json.loads(json.dumps(skipped.state())))
     assert (again.limit, again.total, again.state()) == (12.0, 1, skipped.state())
     assert SkippedSteps(HealthConfig(spike_factor=0, spike_window=1), again.state()).limit == float("inf")
+
+
+def test_only_bad_steps_in_a_row_are_too_many() -> None:
+    skipped = SkippedSteps(HealthConfig(max_skipped_in_a_row=2), {"skipped": 0})
+    for step, applied in enumerate([False, True, False, True, True, False, True], start=1):
+        skipped.count(step, 1.0 if applied else float("inf"), applied, ["a"])
+    assert skipped.total == 3
+    skipped.count(8, float("inf"), False, ["a"])
+    after = SkippedSteps(HealthConfig(max_skipped_in_a_row=2), json.loads(json.dumps(skipped.state())))
+    for one in (skipped, after):  # a restart has met the bad step before it as well
+        with pytest.raises(ValueError, match="step 9: 2 steps in a row"):
+            one.count(9, float("inf"), False, ["b"])

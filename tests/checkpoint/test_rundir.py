@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
 import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,3 +102,51 @@ def test_a_file_system_without_locks_is_a_note(config: Config, monkeypatch: pyte
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert "cannot be locked (No locks available)" in open_run(config, "auto").notes[0]
+
+
+FREE = {"parallel", "checkpoint", "log", "profile", "health", "sample", "attention", "run.dir"} | {
+    f"data.{key}" for key in ("max_bad_samples", "workers", "cache_dir", "cache_bytes")
+}
+"""What a resumed run may change, whole sections and single keys."""
+
+
+def leaves(tree: object, prefix: str = "") -> Iterator[tuple[object, str, str]]:
+    """(section, field, `section.field`) of every value of a config."""
+    for field in dataclasses.fields(tree):  # type: ignore[arg-type]
+        value = getattr(tree, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield tree, field.name, f"{prefix}{field.name}"
+
+
+def other(value: object) -> object:
+    """A value of like kind that is not equal."""
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return value + "x"
+        case tuple():
+            return (*value[:-1], other(value[-1]))
+        case _:
+            return 1
+
+
+NAMES = [name for *_, name in leaves(load_config(Path(__file__).parents[2] / "configs/toy_world.yaml"))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_is_kept_on_resume_or_free(name: str, config: Config, tmp_path: Path) -> None:
+    open_run(config, "auto").lock.close()
+    changed = copy.deepcopy(config)
+    ((section, field),) = ((s, f) for s, f, n in leaves(changed) if n == name)
+    object.__setattr__(section, field, other(getattr(section, field)))  # whether it is valid is no question
+    if name in FREE or name.partition(".")[0] in FREE:
+        object.__setattr__(changed.run, "dir", config.run.dir)
+        open_run(changed, "auto").lock.close()
+    else:
+        with pytest.raises(ValueError, match=re.escape(f"{name} is ")):
+            open_run(changed, "auto")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,41 @@ def test_missing_checkpoint_and_kind_say_so(tmp_path: Path) -> None:
     final = save(tmp_path, 1, {"a": torch.zeros(1)})
     with pytest.raises(ValueError, match="holds no `ema` tensors"):
         store.Tensors(final, "ema")
+
+
+def test_everything_is_on_the_disk_before_the_checkpoint_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not synced may come to the disk in any order, or not: the order of syncs and rename counts."""
+    done: list[tuple[str, str, int]] = []
+    sync, rename = os.fsync, os.rename
+
+    def recorded_sync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        done.append(("sync", path.name, 0 if path.is_dir() else path.stat().st_size))
+        sync(descriptor)
+
+    def recorded_rename(old: Path, new: Path) -> None:
+        done.append(("rename", Path(new).name, len(list(Path(old).iterdir()))))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(os, "rename", recorded_rename)
+    final = store.checkpoint_dir(tmp_path, 7)
+    temporary = store.begin(final)
+    tensors = {"a": torch.randn(64), "b": torch.randn(3, 5)}
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    part = store.part_name("model", 0, 2)
+    files = {part: store.write_tensors(temporary / part, shapes, tensors.values())}
+    index = "model.safetensors.index.json"
+    files[index] = store.write_index(temporary, "model", dict.fromkeys(tensors, part))
+    store.commit(temporary, final, {"step": 7}, files)
+    size = {path.name: path.stat().st_size for path in final.iterdir()}
+    assert done == [
+        ("sync", part, size[part]),
+        ("sync", index, size[index]),
+        ("sync", "meta.json", size["meta.json"]),
+        ("sync", final.name + ".tmp", 0),
+        ("rename", final.name, 3),
+        ("sync", "checkpoints", 0),
+    ]

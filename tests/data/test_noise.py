@@ -73,3 +73,15 @@ def test_epsilon_is_standard_normal_and_flips_are_uniform():
     assert epsilon.std() == pytest.approx(1, abs=0.02)
     flips = np.array([Draws(0, 0, f"clip{i}").chunk(0, (1,), **LOGIT_NORMAL).flip for i in range(2000)])
     assert np.mean(flips < 0.2) == pytest.approx(0.2, abs=0.036)  # 4 sigma
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Draws(1, 12, "clip"), Draws(11, 2, "clip")),
+        (Draws(1, 2, "3clip"), Draws(1, 23, "clip")),
+        (Draws(1, 2, "3"), Draws(12, 3, "")),
+    ],
+)
+def test_parts_of_the_key_do_not_run_together(one, other):
+    assert chunk(one).t != chunk(other).t

@@ -147,3 +147,57 @@ def test_old_runs_resume_in_their_order():
     rows = epoch_of(RowOrder(lengths, np.array([2, 1, 3]), make_config(2, 1, seed=7), BYTES_PER_TOKEN), 3)
     assert [[place.index for place in row] for row in rows] == [[2], [4], [3], [5, 1], [0]]
     assert rows[0] == [Place(2, 3, 100)] and rows[3] == [Place(5, 3, 50), Place(1, 3, 50)]
+
+
+def test_as_many_examples_as_shares_have_a_whole_share_each():
+    """Though their needs differ; only where more of them share a row, each gets by its need."""
+    share = make_config(slots=2).text_rows_per_example
+    two = np.array([[13, 300], [13, 0]], np.int32)
+    (row,) = epoch_of(RowOrder(two, np.array([2]), make_config(slots=2), BYTES_PER_TOKEN), 0)
+    assert [place.text_rows for place in row] == [share] * 2
+    many = np.array([[4, 300], [4, 0], [4, 0], [4, 0], [4, 0]], np.int32)
+    (row,) = epoch_of(RowOrder(many, np.array([5]), make_config(slots=2), BYTES_PER_TOKEN), 0)
+    assert len({place.text_rows for place in row}) == 2
+
+
+def test_windows_come_in_another_order_in_every_epoch():
+    order = RowOrder(None, np.full(24, 5), make_config(window=2, slots=1), BYTES_PER_TOKEN)
+    visited = set()
+    for epoch in range(6):
+        window = [frozenset(row[0].index // 5 for row in rows) for rows in by_tens(epoch_of(order, epoch))]
+        assert all(len(shards) == 2 for shards in window)
+        visited.add(tuple(window))
+    assert len(visited) == 6 and len({frozenset(order) for order in visited}) == 1  # the windows are the same
+
+
+def by_tens(rows):
+    return [rows[at : at + 10] for at in range(0, len(rows), 10)]
+
+
+def test_shards_of_a_window_are_drawn_by_the_seed():
+    def windows(seed):
+        order = RowOrder(None, np.full(24, 5), make_config(window=2, slots=1, seed=seed), BYTES_PER_TOKEN)
+        return {frozenset(row[0].index // 5 for row in rows) for rows in by_tens(epoch_of(order, 0))}
+
+    assert len({frozenset(windows(seed)) for seed in range(4)}) == 4
+
+
+def test_substitutes_do_not_leave_the_window():
+    sizes = np.full(12, 3)
+    order = RowOrder(np.full((36, 2), 13, np.int32), sizes, make_config(window=3, slots=1), BYTES_PER_TOKEN)
+    window_of = {row[0].index: at // 9 for at, row in enumerate(epoch_of(order, 0))}
+    for index in range(36):
+        found = list(order.substitutes(index))
+        assert sorted(found) == sorted(i for i in window_of if window_of[i] == window_of[index])
+
+
+def test_examples_of_two_kinds_meet_other_partners_in_every_epoch():
+    """Equally many long and short ones: drawn by one permutation, the same two would always meet."""
+    lengths = np.array([[12, 0]] * 20 + [[1, 0]] * 20, np.int32)
+    order = RowOrder(lengths, np.array([40]), make_config(slots=1), BYTES_PER_TOKEN)
+    partners = collections.defaultdict(set)
+    for epoch in range(12):
+        for long, short in (sorted(place.index for place in row) for row in epoch_of(order, epoch)):
+            assert long < 20 <= short
+            partners[long].add(short)
+    assert min(map(len, partners.values())) > 3

@@ -115,3 +115,18 @@ def test_more_examples_than_the_row_holds_are_refused(make_config, sequences_of)
     config = make_config()
     with pytest.raises(ValueError, match=r"document 8 does not fit: .* 0 are left"):
         pack(sequences_of([{}] * 9, config), config)
+
+
+def test_positions_of_both_copies_stand_where_their_rows_do(make_config, sequences_of):
+    """With `shared` positions the copies could change places and nobody would see."""
+    config = make_config(sequence__noisy_pos="sequential", sequence__examples_per_row=3, batch__examples=3)
+    sequences = sequences_of([{"valid": 4}, {"captions": {0.0: "ab"}, "valid": 6}], config)
+    batch = pack(sequences, config)
+    text, clean, noisy = batch.positions.split(
+        [config.text_rows, *[config.chunks_per_row * config.tokens_per_chunk] * 2]
+    )
+    for name, found in (("text", text), ("clean", clean), ("noisy", noisy)):
+        wanted = np.concatenate([getattr(s, f"{name}_positions").ravel() for s in sequences])
+        np.testing.assert_array_equal(found[: len(wanted)], wanted, err_msg=name)
+        assert not found[len(wanted) :].any()
+    assert (clean != noisy)[: 10 * config.tokens_per_chunk].all()

@@ -308,3 +308,15 @@ def test_a_pure_function_of_seed_epoch_and_sample(make_example, make_config, let
         assert not np.array_equal(first.noisy, build(example, letters, config, seed=seed, epoch=epoch).noisy)
     fewer = build(make_example(valid=4), letters, config, seed=3, epoch=5)
     np.testing.assert_array_equal(fewer.noisy, first.noisy[:4])  # draws of a chunk know only its index
+
+
+def test_an_example_may_be_given_another_budget(make_example, make_config, letters):
+    """Rows that short examples share give each of them its own."""
+    example, config = make_example({0.0: "a", 1 / 16: "b"}), make_config()
+    rows = len(build(example, letters, config).text_ids)
+    for budget in (rows, rows - 1, 9, rows + 5):
+        cut = build_sequence(example, letters, config, seed=0, epoch=0, text_rows=budget)
+        assert rows - len(cut.text_ids) <= max(0, rows - budget) + 2 and len(cut.text_ids) <= budget
+        assert len(cut.clean) == 13 if budget >= rows else len(cut.clean) < 13
+    with pytest.raises(ValueError, match="takes 6 rows, but it may have 5"):
+        build_sequence(example, letters, config, seed=0, epoch=0, text_rows=5)

@@ -129,3 +129,19 @@ def test_missing_file_and_missing_latents_are_refused(tmp_path: Path) -> None:
         StatsAccumulator().add(np.full((1, 16, 2, 2), np.nan))
     with pytest.raises(ValueError, match="16 channels"):
         stats_of(latents_of(0)).normalize(np.zeros((13, 4, 2, 2)))
+
+
+def test_a_window_that_begins_inside_a_group_comes_back() -> None:
+    """First latents and the rest differ widely here, so that one taken for the other is far off."""
+    stats = LatentStats(
+        np.array([[3.0] * 16, [-40.0] * 16], np.float32), np.array([[0.5] * 16, [20.0] * 16], np.float32)
+    )
+    normal = np.random.default_rng(0).standard_normal((30, 16, 2, 3)).astype(np.float32)
+    whole = stats.denormalize(normal)
+    for offset in range(len(normal)):
+        one = normal[offset : offset + 1]
+        np.testing.assert_array_equal(stats.denormalize(one, offset), whole[offset : offset + 1])
+        np.testing.assert_array_equal(
+            stats.denormalize(torch.from_numpy(one), offset).numpy()[0], whole[offset]
+        )
+        np.testing.assert_allclose(stats.normalize(stats.denormalize(one, offset), offset), one, atol=1e-5)

@@ -47,6 +47,11 @@ def saver(engine: Toy, tmp_path: Path) -> Iterator[Saver]:
     config = load_config(ROOT / "configs/toy_world.yaml", [f"run.dir={tmp_path}", "checkpoint.keep=2"])
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield Saver(config, Mesh(config.parallel), engine)  # type: ignore[arg-type]
+    for thread in threading.enumerate():
+        if (
+            thread.name == "megatv-saver"
+        ):  # a save that was left alone: torch aborts a process that ends in it
+            thread.join(60)
     dist.destroy_process_group()
 
 

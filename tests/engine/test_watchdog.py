@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import distributed_c10d
 
-from megatv.watchdog import verdict, whereabouts
+from megatv import watchdog
+from megatv.watchdog import EXIT_CODE, Watchdog, verdict, whereabouts
 
 
 def report(step: int, counts: dict[str, int], waits_in: str | None = None) -> dict:
@@ -52,3 +56,40 @@ def test_a_rank_says_that_it_waits_in_a_collective() -> None:
     inside = [frame("megatv/feed.py", "next"), frame(distributed_c10d.__file__, "barrier")]
     assert whereabouts(inside) == {"at": "distributed_c10d.py:7 in barrier", "waits_in": "barrier"}
     assert whereabouts(inside[:1]) == {"at": "feed.py:7 in next", "waits_in": None}
+
+
+class Wakings(threading.Event):
+    """The watchdog's pauses without waiting, a hundredth of the time-out each; the run ends after `last`."""
+
+    def __init__(self, last: int, tick_every: int | None) -> None:
+        super().__init__()
+        self.last, self.tick_every, self.count = last, tick_every, 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.count += 1
+        if self.tick_every and self.count % self.tick_every == 0:
+            self.dog.tick(self.count)
+        return self.count == self.last
+
+
+@pytest.mark.parametrize(
+    ("tick_every", "ended", "wakings"),
+    [(70, [], 1000), (1, [], 1000), (None, [EXIT_CODE], 76), (80, [EXIT_CODE], 76)],
+)
+def test_a_run_that_goes_on_outlives_ten_time_outs(
+    tick_every: int | None,
+    ended: list[int],
+    wakings: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Steps of 0.7 time-outs are slow, but no hang; 0.75 without one is, from the first waking on."""
+    codes: list[int] = []
+    monkeypatch.setattr(watchdog.os, "_exit", codes.append)
+    monkeypatch.setattr(watchdog.threading, "Timer", lambda *_: SimpleNamespace(start=lambda: None))
+    dog = Watchdog(12.5, tmp_path, SimpleNamespace(rank=0, world=1, pp=1))  # type: ignore[arg-type]
+    dog._closed = pauses = Wakings(1000, tick_every)
+    pauses.dog = dog
+    dog._watch()
+    assert codes == ended and pauses.count == wakings
+    assert (tmp_path / "hang/rank_0.txt").exists() == bool(ended)

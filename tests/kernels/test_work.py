@@ -177,3 +177,17 @@ def test_the_buffer_carries_every_value(monkeypatch):
     assert torch.equal(buffer[: record.intervals.numel()], record.intervals.flatten())
     start = -(-record.intervals.numel() // 32) * 32
     assert torch.equal(buffer[start : start + work.table.numel()], work.table.flatten())
+
+
+@settings(max_examples=40)
+@given(layout=LAYOUTS, tiles=TILES)
+def test_no_range_begins_or_ends_with_what_sees_nothing(layout, tiles, mask_by_definition):
+    """Rows beyond would be masked away, so results alone do not tell of them: they only cost time."""
+    record, sizes = build(**layout)
+    mask = mask_by_definition(layout["words"], **sizes)
+    work = record.work(*tiles)
+    for items, seen in ((work.forward, mask), (work.backward, mask.T)):
+        for lo, hi, *ranges in items.tolist():
+            for first, _, end in zip(*[iter(ranges)] * 3, strict=True):
+                if first < end:
+                    assert seen[lo:hi, first].any() and seen[lo:hi, end - 1].any(), (lo, hi, first, end)

@@ -111,6 +111,7 @@ def test_a_folder_runs_no_code_and_no_pickle(tmp_path: Path) -> None:
 
 
 def test_faults_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("diffusers", reason="diffusers is optional")
     with pytest.raises(ValueError, match=r"no config\.json"):
         WanCodec(tmp_path)
     other = write_vae(tmp_path / "other", z_dim=8, latents_mean=[0.0] * 8, latents_std=[1.0] * 8)

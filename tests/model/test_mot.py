@@ -234,3 +234,18 @@ def test_bf16_weights_take_fp32_batches():
     assert rough.text_logits.dtype == rough.velocity.dtype == torch.bfloat16
     error = (rough.velocity.double() - exact.velocity).square().mean() / exact.velocity.square().mean()
     assert error < 0.01
+
+
+def test_every_norm_has_the_configs_eps():
+    """On rows as small as eps each norm must show it; the default would hide another one's."""
+    config = small_config()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, norm_eps=0.3))
+    model = MoT(config).double()
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.RMSNorm)}
+    towers = {f"{tower}.{norm}" for tower in ("text", "video") for norm in ("attention_norm", "ffn_norm")}
+    in_blocks = {f"blocks.{i}.{name}" for i in range(2) for name in towers}
+    assert norms.keys() == in_blocks | {"head.text_norm", "head.video_norm"}
+    x = torch.randn(5, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.3
+    for name, norm in norms.items():
+        expected = x / (x.square().mean(-1, keepdim=True) + 0.3).sqrt() * norm.weight
+        torch.testing.assert_close(norm(x), expected, rtol=1e-12, atol=1e-12, msg=name)

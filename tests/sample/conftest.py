@@ -102,7 +102,9 @@ def _make_sampler(
     bias[tokenizer.eos] = 0.0 if eos else -torch.inf
     model, bias = model.to(device), bias.to(device)
     head.register_forward_hook(lambda _module, _args, logits: logits + bias.to(logits))
-    stats = LatentStats(np.full((2, 16), 0.1, np.float32), np.full((2, 16), 0.7, np.float32))
+    # of first latents and of the rest, unlike each other: one taken for the other must show
+    mean, std = (np.repeat(np.array(rows, np.float32)[:, None], 16, 1) for rows in ((0.1, -0.4), (0.7, 1.1)))
+    stats = LatentStats(mean, std)
     return Sampler(model, config, tokenizer, load_codec(config.codec, device), stats)
 
 

@@ -275,3 +275,24 @@ def test_ten_times_the_trained_length(make_sampler, groups, seconds):
     assert [words.start_seconds for words in long.transcript] == chunk_starts(windows)
     assert next(w.start_seconds for w in long.transcript if w.source == "forced") >= late.seconds
     assert np.isfinite(long.latents).all()
+
+
+@pytest.mark.parametrize("interventions", [0, 1, 3])
+def test_words_may_take_the_whole_budget_and_no_token_more(make_sampler, interventions):
+    """90 text rows: BOS, BOF and EOF of 13 chunks, EOS, a token a letter, and the prompt's newline."""
+    sampler = make_sampler(text_rows=90)
+    room = 90 - 1 - 2 * 13 - 1
+
+    def request(letters):
+        if not interventions:
+            return Request("a" * (letters - 1))
+        lengths = [letters // interventions] * (interventions - 1)
+        lengths.append(letters - sum(lengths))
+        return Request(
+            "", interventions=tuple(Intervention(1.0 + i * 0.5, "j" * n) for i, n in enumerate(lengths))
+        )
+
+    sampler.draft(request(room), sampler.config.sample)
+    message = "take 1 tokens more" if interventions else f"takes {room + 1} tokens, .* have room for {room}"
+    with pytest.raises(ValueError, match=message):
+        sampler.draft(request(room + 1), sampler.config.sample)

@@ -90,3 +90,11 @@ def test_streams_differ_by_seed_chunk_and_purpose():
     assert np.array_equal(draws[0], draw_noise(0, 0, shape))
     many = draw_noise(3, 3, (100_000,))
     assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
+
+
+def test_what_is_forbidden_is_never_picked():
+    """Not even by a draw of 0, when it stands first; nor by one just below 1, when it stands last."""
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]])
+    for top_p in (1.0, 0.9):
+        for uniform, token in ((0.0, 1), (1 - 2**-53, 3)):
+            assert pick_tokens(logits, 1.0, [uniform], top_p) == [token]

@@ -191,3 +191,21 @@ def test_decoding_one_by_one_equals_decoding_the_whole(make_sampler, reach, monk
     pieces = [decoder.push(latents[:, i]) for i in range(30)]
     assert [p.shape[1] for p in pieces] == [4 if i % 13 else 1 for i in range(30)]
     torch.testing.assert_close(torch.cat(pieces, 1), codec.decode(latents), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("chunk", [3, 6])
+def test_a_branch_at_forced_words_speaks_its_own(make_sampler, chunk):
+    """Words that were put in before the branch stay; those of its own chunk are what it is to do without."""
+    sampler = make_sampler(bof_bias=-20.0)
+    stream = Stream(sampler, Request("abc", seed=4, interventions=(Intervention(0.5, "jj."),)))
+    stream.intervene(6, "ii.")
+    first = ending(stream)
+    forced = [i for i, words in enumerate(first.transcript) if words.source == "forced"]
+    assert forced == [3, 6]
+    branch = ending(stream.branch(chunk))
+    assert branch.transcript[:chunk] == first.transcript[:chunk]
+    own = branch.transcript[chunk]
+    assert own.source == "own" and own.text not in ("", first.transcript[chunk].text)
+    assert [i for i, words in enumerate(branch.transcript) if words.source == "forced"] == [
+        i for i in forced if i < chunk
+    ]
