@@ -7,7 +7,7 @@ import pytest
 
 from megatv import untrusted
 from megatv.log import main_guard
-from megatv.untrusted import inside, json_lines, parse_json, plain_name, read_bytes
+from megatv.untrusted import inside, json_lines, parse_json, plain_name, printable, read_bytes
 
 
 def test_json_is_read_as_always() -> None:
