@@ -177,7 +177,9 @@ def test_a_reader_who_is_slow_but_reads_is_not(server):
     with line(server, GET.replace(b"/ ", b"/large ")) as found:
         read, began = 0, time.monotonic()
         while read < 64 << 20:
-            read += len(found.recv(1 << 20))
+            piece = found.recv(1 << 20)
+            assert piece, "it was cut off"
+            read += len(piece)
             time.sleep(0.02 if time.monotonic() - began < 3 else 0)
         assert time.monotonic() - began > BOUNDS.stalled_seconds
 
