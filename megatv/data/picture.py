@@ -45,7 +45,7 @@ class Picture(NamedTuple):
     size: tuple[int, int]
 
 
-def read_picture(source: bytes | Path, width: int, height: int) -> Picture:
+def decode_picture(source: bytes | Path, width: int, height: int) -> Picture:
     """A picture scaled without letterboxing, as training videos are; what is transparent lies over black.
 
     Raises ValueError with one sentence when it cannot be read, or is too large; OSError when a path cannot.

@@ -14,7 +14,7 @@ import numpy as np
 
 from megatv.config import FPS
 from megatv.data.format import check_codec
-from megatv.data.picture import FORMATS, read_picture
+from megatv.data.picture import FORMATS, decode_picture
 from megatv.data.remote import open_shards
 from megatv.data.sequence import texts_by_chunk
 from megatv.data.shards import Shards
@@ -54,7 +54,7 @@ class Asked:
         if self.image is not None:
             size = sampler.config.video
             given = () if self.image_words is None else (self.image_words,)
-            picture = read_first_picture(self.image, size.width, size.height)
+            picture = read_picture(self.image, size.width, size.height)
             return dataclasses.replace(request, first_image=picture, given_words=given)
         if self.video is not None:
             return dataclasses.replace(request, first_latents=read_start(self.video, sampler))
@@ -125,10 +125,10 @@ def read_batch(path: str) -> dict[str, Asked]:
     return found
 
 
-def read_first_picture(path: str, width: int, height: int) -> np.ndarray:
+def read_picture(path: str, width: int, height: int) -> np.ndarray:
     """uint8 [height, width, 3] of a picture file. Raises ValueError when it is none."""
     try:
-        pixels, (was_width, was_height) = read_picture(Path(path), width, height)
+        pixels, (was_width, was_height) = decode_picture(Path(path), width, height)
     except OSError as error:
         raise ValueError(f"--image {path}: cannot be read ({error.strerror}); give a {FORMATS}") from None
     except ValueError as error:

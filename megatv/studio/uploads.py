@@ -7,7 +7,7 @@ import asyncio
 from fastapi import HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 
-from megatv.data.picture import Picture, read_picture
+from megatv.data.picture import Picture, decode_picture
 from megatv.studio import limits
 
 TOO_LARGE = f"the picture is larger than {limits.MAX_PICTURE_BYTES >> 20} MiB"
@@ -32,7 +32,7 @@ class Uploads:
             self._waiting += 1
             try:
                 async with self._decoding:
-                    return await run_in_threadpool(read_picture, bytes(data), width, height)
+                    return await run_in_threadpool(decode_picture, bytes(data), width, height)
             finally:
                 self._waiting -= 1
         except ValueError as error:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, features
 
 from megatv.data import picture as reader
-from megatv.data.picture import FORMATS, read_picture
+from megatv.data.picture import FORMATS, decode_picture
 
 KINDS = ["PNG", "JPEG", "WEBP", *(["AVIF"] if features.check("avif") else [])]
 RAMP = np.linspace(0, 255, 64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
@@ -43,7 +43,7 @@ def png(width, height, depth, color, *chunks, rows=b""):
 
 def refused(data, *words):
     with pytest.raises(ValueError) as error:
-        read_picture(data, 32, 32)
+        decode_picture(data, 32, 32)
     sentence = str(error.value)
     assert "\n" not in sentence and len(sentence) < 300
     assert all(word in sentence for word in words), sentence
@@ -53,7 +53,7 @@ def refused(data, *words):
 def test_formats_that_people_use(kind):
     lossless = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}, "JPEG": {"quality": 100}}
     data = encoded(Image.fromarray(RAMP), kind, **lossless.get(kind, {}))
-    pixels, size = read_picture(data, 64, 64)
+    pixels, size = decode_picture(data, 64, 64)
     assert size == (64, 64) and pixels.dtype == np.uint8
     assert abs(pixels.astype(int) - RAMP).max() <= (0 if kind in ("PNG", "WEBP") else 12)
 
@@ -85,19 +85,19 @@ GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGB", "RGBA", "LA"])
 def test_modes_look_as_they_do_in_8_bit_rgb(mode):
     image = Image.fromarray(GREY).convert(mode)
-    pixels = read_picture(encoded(image, "PNG"), 64, 64).pixels
+    pixels = decode_picture(encoded(image, "PNG"), 64, 64).pixels
     assert np.array_equal(pixels, np.asarray(image.convert("RGB")))
 
 
 def test_grey_in_16_bits_looks_as_in_8():
     for wide in (GREY.astype(np.uint16) * 257, GREY.astype(np.uint16) << 8):
-        pixels = read_picture(encoded(Image.fromarray(wide), "PNG"), 64, 64).pixels
+        pixels = decode_picture(encoded(Image.fromarray(wide), "PNG"), 64, 64).pixels
         assert np.array_equal(pixels, np.repeat(GREY[..., None], 3, 2))
 
 
 def test_color_in_16_bits_looks_as_in_8():
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in RAMP.astype(np.uint16) * 257)
-    assert np.array_equal(read_picture(png(64, 64, 16, 2, rows=rows), 64, 64).pixels, RAMP)
+    assert np.array_equal(decode_picture(png(64, 64, 16, 2, rows=rows), 64, 64).pixels, RAMP)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", *KINDS[3:]])
@@ -106,19 +106,19 @@ def test_what_is_transparent_lies_over_black(kind):
     image[:, :32, 3] = 0  # white that nobody sees
     image[32:, 32:, 3] = 128
     options = {"WEBP": {"lossless": True, "exact": True}, "AVIF": {"quality": 100}}.get(kind, {})
-    pixels = read_picture(encoded(Image.fromarray(image), kind, **options), 64, 64).pixels
+    pixels = decode_picture(encoded(Image.fromarray(image), kind, **options), 64, 64).pixels
     assert pixels[:, :32].max() <= 2
     assert pixels[:32, 32:].min() >= 250 and abs(pixels[32:, 32:].astype(int) - 128).max() <= 4
-    small = read_picture(encoded(Image.fromarray(image), kind, **options), 16, 16).pixels
+    small = decode_picture(encoded(Image.fromarray(image), kind, **options), 16, 16).pixels
     assert small[:, :7].max() <= 12  # what is hidden does not show at the edge either
 
 
 def test_a_transparent_palette_entry_lies_over_black():
     image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8), "P")
     image.putpalette([value for entry in range(256) for value in (255 - entry, 200, 100)])
-    pixels = read_picture(encoded(image, "PNG", transparency=5), 8, 8).pixels
+    pixels = decode_picture(encoded(image, "PNG", transparency=5), 8, 8).pixels
     assert pixels[0, 5].tolist() == [0, 0, 0] and pixels[0, 4].tolist() == [251, 200, 100]
-    pixels = read_picture(encoded(image, "PNG", transparency=bytes([0, 128, 255])), 8, 8).pixels
+    pixels = decode_picture(encoded(image, "PNG", transparency=bytes([0, 128, 255])), 8, 8).pixels
     assert pixels[0, :3].tolist() == [[0, 0, 0], [127, 100, 50], [253, 200, 100]]
 
 
@@ -136,13 +136,13 @@ def test_a_transparent_palette_entry_lies_over_black():
 )
 def test_a_transparent_color_of_any_depth_lies_over_black(depth, color, hidden, row, shown):
     content = struct.pack(f">{len(hidden)}H", *hidden)
-    pixels = read_picture(png(8, 1, depth, color, (b"tRNS", content), rows=b"\0" + row), 8, 1).pixels
+    pixels = decode_picture(png(8, 1, depth, color, (b"tRNS", content), rows=b"\0" + row), 8, 1).pixels
     assert pixels[0, :, 0].tolist() == (shown or [0, 2, 4, 0, 8, 10, 12, 14])
 
 
 def test_four_inks_of_a_jpeg():
     image = Image.new("CMYK", (64, 64), (0, 255, 255, 0))
-    assert abs(read_picture(encoded(image, "JPEG"), 8, 8).pixels[4, 4].astype(int) - [255, 0, 0]).max() <= 8
+    assert abs(decode_picture(encoded(image, "JPEG"), 8, 8).pixels[4, 4].astype(int) - [255, 0, 0]).max() <= 8
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,7 +152,7 @@ def test_exif_turns_it_upright(kind, orientation):
     corner[:24, :32] = 255
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels, size = read_picture(encoded(Image.fromarray(corner), kind, exif=exif), 8, 8)
+    pixels, size = decode_picture(encoded(Image.fromarray(corner), kind, exif=exif), 8, 8)
     assert size == ((64, 48) if orientation < 5 else (48, 64))
     row, column = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[
         orientation
@@ -164,7 +164,7 @@ def test_exif_turns_it_upright(kind, orientation):
 @pytest.mark.parametrize("exif", [b"", b"II*\0\xff\xff\xff\xff", b"MM\0*" + b"\0" * 9])
 def test_damaged_exif_does_not_spoil_a_picture(exif):
     data = encoded(Image.fromarray(RAMP), "JPEG", exif=b"Exif\0\0" + exif)
-    assert read_picture(data, 32, 32).size == (64, 64)
+    assert decode_picture(data, 32, 32).size == (64, 64)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -178,7 +178,7 @@ def test_damaged_files_get_one_sentence_or_pixels(kind):
         for at in rng.integers(8, len(data), 8):
             data[at] = rng.integers(256)
         try:
-            assert read_picture(bytes(data), 32, 32).pixels.shape == (32, 32, 3)
+            assert decode_picture(bytes(data), 32, 32).pixels.shape == (32, 32, 3)
         except ValueError as error:
             assert "\n" not in str(error) and "cannot be read as a picture" in str(error)
 
@@ -192,7 +192,7 @@ def test_the_header_is_enough_to_refuse_a_giant(monkeypatch):
     jpeg[at : at + 4] = struct.pack(">2H", 65_500, 65_500)
     for data in (*giants, bytes(webp), bytes(jpeg)):
         refused(data, "16 million pixels")
-    assert read_picture(encoded(Image.new("L", (4000, 4000)), "PNG"), 8, 8).size == (4000, 4000)
+    assert decode_picture(encoded(Image.new("L", (4000, 4000)), "PNG"), 8, 8).size == (4000, 4000)
 
 
 def test_bombs_beside_the_pixels_are_bounded():
@@ -207,7 +207,7 @@ def test_bombs_beside_the_pixels_are_bounded():
     ]:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            read_picture(png(8, 8, 8, 0, (name, content), rows=rows), 8, 8)
+            decode_picture(png(8, 8, 8, 0, (name, content), rows=rows), 8, 8)
         except ValueError as error:
             assert "cannot be read as a picture" in str(error)
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10
@@ -249,7 +249,7 @@ def test_one_picture_at_a_time(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(reader, "CHILD", child)
     shown = []
-    threads = [threading.Thread(target=lambda: shown.append(read_picture(b"x", 32, 32))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: shown.append(decode_picture(b"x", 32, 32))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -262,11 +262,11 @@ def test_a_large_picture_leaves_no_memory_behind():
     program = """
 import io, resource, threading
 from PIL import Image
-from megatv.data.picture import read_picture
+from megatv.data.picture import decode_picture
 file = io.BytesIO()
 Image.new("RGB", (4000, 4000), (1, 2, 3)).save(file, "PNG")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-threads = [threading.Thread(target=read_picture, args=(file.getvalue(), 64, 64)) for _ in range(8)]
+threads = [threading.Thread(target=decode_picture, args=(file.getvalue(), 64, 64)) for _ in range(8)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -277,10 +277,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def test_files(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(RAMP), "PNG"))
-    assert read_picture(tmp_path / "a.png", 64, 64).size == (64, 64)
+    assert decode_picture(tmp_path / "a.png", 64, 64).size == (64, 64)
     (tmp_path / "huge").write_bytes(b"")
     os.truncate(tmp_path / "huge", reader.MAX_FILE_BYTES + 1)
     with pytest.raises(ValueError, match="64 MiB"):
-        read_picture(tmp_path / "huge", 8, 8)
+        decode_picture(tmp_path / "huge", 8, 8)
     with pytest.raises(OSError):
-        read_picture(tmp_path, 8, 8)
+        decode_picture(tmp_path, 8, 8)
