@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import socket
 import sqlite3
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -26,6 +24,7 @@ from megatv.eval.human.tasks import Item, make_checks, make_items
 from megatv.eval.human.videos import find_videos, look_at, tell_apart
 from megatv.guard import own_names
 from megatv.log import main_guard, progress, say
+from megatv.regular_file import write_file
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PORT = 8420
@@ -197,13 +196,7 @@ def _write(path: Path, text: str) -> None:
     """The file appears whole or not at all, for its owner alone, and in the place of a link."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(partial, path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        write_file(path, text, private=True)
     except OSError as error:
         raise ValueError(f"--out {path}: cannot be written ({error.strerror}); name another one") from None
 
