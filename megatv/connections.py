@@ -3,12 +3,12 @@
 Uvicorn waits without end for a request that was begun and for a reader that does not read. Here a connection
 is cut off when it
 
-    has not sent the head of its next request in time, however slowly it drips
+    has not sent the head or the body of its request in time, however slowly it drips
     leaves what it was sent unread for too long, or lets too much of it pile up
     is to be closed and does not close
     sends one WebSocket message in very many parts
 
-When all places are taken, a newcomer takes that of the oldest one that has not sent all of its request; where
+When all places are taken, a newcomer takes that of whoever has kept the server waiting longest; where
 everybody is being served, it is refused with a sentence.
 """
 
@@ -33,28 +33,71 @@ MAX_REFUSED = 16
 class Bounds:
     """total, of_one    connections in all, and from one address
     request_seconds     for the head of a request, counted from the connection's start or the last answer
+    body_seconds        for the body of a request
     stalled_seconds     for which a reader may leave more unread than the system's buffers hold
-    max_unread_bytes    of one connection      max_parts  of one WebSocket message
+    max_unread_bytes    of one connection
+    max_parts           of one WebSocket message; 0 where no WebSockets are served
     """
 
     total: int
     of_one: int
     request_seconds: float
+    body_seconds: float
     stalled_seconds: float
     max_unread_bytes: int
-    max_parts: int
+    max_parts: int = 0
 
 
 class _Watched(asyncio.Protocol):
-    """drained: how often all but a rest of what it was sent was read, after it had piled up."""
+    """A connection that is asked what it keeps the server waiting for.
 
+    awaited, since   for what, and from when on by `time.monotonic`; None: for nothing
+    unread, drained  whether what it was sent piles up, and how often all but a rest of that was read
+    """
+
+    awaited: tuple[object, ...] | None = None
+    since = 0.0
+    unread = refused = False
     drained = 0
-    refused = False
+
+    def pause_writing(self) -> None:
+        """The transport's word for a reader who is behind."""
+        self.unread = True
+        super().pause_writing()
 
     def resume_writing(self) -> None:
-        """The transport's word for it."""
+        """The transport's word for one who has caught up."""
+        self.unread = False
         self.drained += 1
         super().resume_writing()
+
+    def look(self) -> None:
+        """Bring `awaited` and `since` up to date."""
+        awaited = self._awaits()
+        if awaited != self.awaited:
+            self.awaited, self.since = awaited, time.monotonic()
+
+    def is_late(self, bounds: Bounds) -> bool:
+        """Whether it has kept the server waiting for too long, or has it hold too much."""
+        transport: Any = self.transport  # type: ignore[attr-defined]
+        if transport.get_write_buffer_size() > bounds.max_unread_bytes:
+            return True
+        if len(getattr(self, "frames", ())) > bounds.max_parts:
+            return True
+        self.look()
+        if self.awaited is None:
+            return False
+        seconds = {"head": bounds.request_seconds, "body": bounds.body_seconds}
+        patience = seconds.get(str(self.awaited[0]), bounds.stalled_seconds)
+        return time.monotonic() - self.since > patience
+
+    def _awaits(self) -> tuple[object, ...] | None:
+        transport: Any = self.transport  # type: ignore[attr-defined]
+        if transport.is_closing():
+            return ("end",)
+        # a connection that becomes a WebSocket is not told what its answers before had left unread
+        unread = self.unread or transport.get_write_buffer_size() > transport.get_write_buffer_limits()[1]
+        return ("reader", self.drained) if unread else None
 
 
 class WebSocket(_Watched, WebSocketsSansIOProtocol):
@@ -67,19 +110,19 @@ class Http(_Watched, H11Protocol):
     def __init__(self, bounds: Bounds, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self.bounds = bounds
-        self.began = time.monotonic()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let it in, in another's place if need be."""
         super().connection_made(transport)
+        self.look()
         for most, whose in ((self.bounds.of_one, _host(self)), (self.bounds.total, None)):
             others = [c for c in self._others() if not c.refused and whose in (None, _host(c))]
-            if len(others) >= most and not _end_oldest([c for c in others if _is_unfinished(c)]):
+            if len(others) >= most and not _end_longest_awaited(others):
                 self.refused = True
                 break
         refused = [c for c in self._others() if c.refused]
         if len(refused) >= MAX_REFUSED:
-            _end_oldest(refused)
+            _end_longest_awaited(refused)
 
     def data_received(self, data: bytes) -> None:
         """Part of a request; a refusal waits for it, or the end of the connection would overtake it."""
@@ -94,6 +137,13 @@ class Http(_Watched, H11Protocol):
         self.transport.write(head.encode() + body)
         self.transport.close()
 
+    def _awaits(self) -> tuple[object, ...] | None:
+        if found := super()._awaits():
+            return found
+        if self.cycle is None or self.cycle.response_complete:
+            return "head", self.cycle
+        return ("body", self.cycle) if self.cycle.more_body else None
+
     def _others(self) -> list[Any]:
         return [connection for connection in self.connections if connection is not self]
 
@@ -106,59 +156,29 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Any, bounds: Bounds, **settings: Any) -> None:
         self.bounds = bounds
-        self._since: dict[Any, tuple[object, float]] = {}
         http: Any = functools.partial(Http, bounds)
-        super().__init__(uvicorn.Config(app, http=http, ws=WebSocket, **settings))
+        ws: Any = WebSocket if bounds.max_parts else "none"
+        super().__init__(uvicorn.Config(app, http=http, ws=ws, **settings))
 
     async def on_tick(self, counter: int) -> bool:
         """Cut off who keeps us waiting."""
-        now = time.monotonic()
-        before, self._since = self._since, {}
         for connection in list(self.server_state.connections):
-            state, patience = self._state(connection)
-            if patience is None:
-                continue
-            found, since = before.get(connection, (None, now))
-            self._since[connection] = state, since if found == state else now
-            if now - self._since[connection][1] > patience:
+            if isinstance(connection, _Watched) and connection.is_late(self.bounds):
                 connection.transport.abort()
         return await super().on_tick(counter)
 
-    def _state(self, connection: Any) -> tuple[object, float | None]:
-        """What it keeps us waiting for, and for how many seconds it may; None: for nothing."""
-        bounds, transport = self.bounds, connection.transport
-        unread = transport.get_write_buffer_size()
-        if unread > bounds.max_unread_bytes or len(getattr(connection, "frames", ())) > bounds.max_parts:
-            return "too much", 0.0
-        if transport.is_closing():
-            return "closing", bounds.stalled_seconds
-        if unread > transport.get_write_buffer_limits()[1]:
-            return ("unread", connection.drained), bounds.stalled_seconds
-        if _asks_nothing(connection):
-            return ("idle", connection.cycle), bounds.request_seconds
-        return None, None
 
-
-def _end_oldest(connections: list[Any]) -> bool:
-    """End the oldest connection now, not when the loop comes to it. False when there is none."""
-    if connections:
-        oldest = min(connections, key=lambda connection: connection.began)
-        oldest.connections.discard(oldest)
-        oldest.transport.abort()
-    return bool(connections)
+def _end_longest_awaited(connections: list[Any]) -> bool:
+    """End it now, not when the loop comes to it. False when the server waits for none of them."""
+    for connection in connections:
+        connection.look()
+    waiting = [connection for connection in connections if connection.awaited]
+    if waiting:
+        longest = min(waiting, key=lambda connection: connection.since)
+        longest.connections.discard(longest)
+        longest.transport.abort()
+    return bool(waiting)
 
 
 def _host(connection: Any) -> str | None:
     return connection.client[0] if connection.client else None
-
-
-def _asks_nothing(connection: Any) -> bool:
-    """Whether it is between two requests, or in the head of one."""
-    if isinstance(connection, WebSocket):
-        return False
-    return connection.cycle is None or connection.cycle.response_complete
-
-
-def _is_unfinished(connection: Any) -> bool:
-    """Whether it has not sent all of a request."""
-    return _asks_nothing(connection) or (isinstance(connection, Http) and connection.cycle.more_body)

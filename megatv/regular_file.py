@@ -1,43 +1,78 @@
-"""Opening a file that a stranger may have put there: no pipe or device, no link unless asked, bounded."""
+"""Files where a stranger may have put something: no pipe, device or link is opened, and none is too large.
+
+A pipe never answers, a device has no end, and a link leads out of the folder that was given. What is written
+here is new: it replaces nothing half, and goes through no link.
+"""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
+import secrets
 import stat
-from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
 MAX_SMALL_BYTES = 1 << 24
 """Of a file that describes others, such as an index: thirty times what the largest models need."""
 
 
-def open_regular(file: Path, *, links: bool = False) -> BufferedReader:
-    """`file` open for reading, when it is a regular file. OSError; ValueError for a link, a pipe or a device.
+def open_regular(path: str | Path, most: int | None = None, *, links: bool = False) -> io.BufferedReader:
+    """A regular file of at most `most` bytes, open for reading.
 
-    links  whether `file` may be a link, as in the cache of Hugging Face
+    links  whether the path may be that of a link, as in the cache of Hugging Face
+    Raises OSError, and ValueError that begins with the path for a link, what is no file, and too many bytes.
     """
     # O_NONBLOCK: a pipe that nobody writes to does not hold the reader up
     follow = 0 if links else os.O_NOFOLLOW
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | follow)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | follow)
     except OSError as error:
-        if error.errno == errno.ELOOP and file.is_symlink():
+        if error.errno == errno.ELOOP and follow and os.path.islink(path):
             raise ValueError(
-                f"{file}: is a link, and only what lies in its folder itself is read; copy the folder with "
+                f"{path}: is a link, and only what lies in its folder itself is read; copy the folder with "
                 "cp -rL"
             ) from None
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError(f"{file}: is not a regular file")
-    return open(descriptor, "rb")
+    found = os.fstat(handle)
+    if stat.S_ISREG(found.st_mode) and (most is None or found.st_size <= most):
+        return open(handle, "rb")
+    os.close(handle)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    large = f"has {found.st_size} bytes, and at most {most} are read"
+    raise ValueError(f"{path}: {large if stat.S_ISREG(found.st_mode) else 'is not a regular file'}")
 
 
-def read_small(file: Path, *, links: bool = False) -> bytes:
-    """All of a file that is small by its nature. OSError; ValueError as `open_regular`, or when it is not."""
-    with open_regular(file, links=links) as stream:
-        text = stream.read(MAX_SMALL_BYTES + 1)
-    if len(text) > MAX_SMALL_BYTES:
-        raise ValueError(f"{file}: has more than {MAX_SMALL_BYTES} bytes, which no such file needs")
-    return text
+def read_bytes(path: str | Path, most: int = MAX_SMALL_BYTES, *, links: bool = False) -> bytes:
+    """All of a file. Raises as `open_regular` does, and ValueError when the file grows meanwhile."""
+    with open_regular(path, most, links=links) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1)
+    if len(data) > size:
+        raise ValueError(f"{path}: grew while it was read; try again when it is whole")
+    return data
+
+
+def create_file(path: str | Path, *, private: bool = True) -> BinaryIO:
+    """A new file for writing. Raises FileExistsError where anything is, a link too.
+
+    private  only the owner may read it
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o600 if private else 0o666), "wb")
+
+
+def write_file(path: Path, text: str, *, private: bool = False) -> None:
+    """Write UTF-8 atomically, by way of a new file beside `path`; a link there is replaced. Raises OSError.
+
+    A file's name may be no Unicode: what cannot be encoded is written as JSON does, such as \\udcff.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    try:
+        with create_file(partial, private=private) as file:
+            file.write(text.encode(errors="backslashreplace"))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from megatv.regular_file import open_regular
+
 MAX_LINE_BYTES, MAX_LINES_BYTES = 1 << 20, 1 << 30
 """Of one line of a JSONL file, and of the file."""
-MAX_NESTING = 32
-"""Lists and objects within each other in a line: what is read must be writable from anywhere in a program."""
+MAX_LEVELS = 32
+"""Lists and objects within each other in a record: later walks over it stay far below Python's limit."""
 MAX_NAME_BYTES, MAX_PART_BYTES = 1024, 255
 """Of a relative name, and of a file's or folder's own name, as file systems have it."""
 
@@ -36,13 +38,12 @@ def parse_json(text: str | bytes) -> Any:
     raise json.JSONDecodeError(reason, "", 0)
 
 
-def read_bytes(path: Path, most: int) -> bytes:
-    """All of a file. Raises OSError, and ValueError that begins with the path for more than `most` bytes."""
-    with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"{path}: has more than {most:,} bytes, which no such file needs")
-    return data
+def is_deeper(tree: Any, levels: int) -> bool:
+    """Whether plain data has more than `levels` levels of objects and lists."""
+    if not isinstance(tree, (dict, list)):
+        return False
+    inner = tree.values() if isinstance(tree, dict) else tree
+    return levels == 0 or any(is_deeper(value, levels - 1) for value in inner)
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -52,7 +53,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """
     number = size = 0
     try:
-        with path.open("rb") as file:
+        with open_regular(path, links=True) as file:
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number, size = number + 1, size + len(line)
                 where = f"{path} line {number}"
@@ -77,18 +78,9 @@ def _json_line(line: bytes, where: str) -> Any:
         raise ValueError(f"{where}: is not UTF-8, or has half a character (a lone \\ud800) in it") from None
     except ValueError as error:
         raise ValueError(f"{where}: is not valid JSON ({error}); write one object on one line") from None
-    level, inner = 0, [tree]
-    while inner := [child for node in inner for child in _children(node)]:
-        level += 1
-        if level > MAX_NESTING:
-            raise ValueError(
-                f"{where}: is nested too deeply, more than {MAX_NESTING} levels; write it flatter"
-            )
+    if is_deeper(tree, MAX_LEVELS):
+        raise ValueError(f"{where}: is nested too deeply, more than {MAX_LEVELS} levels; write it flatter")
     return tree
-
-
-def _children(node: Any) -> list[Any]:
-    return list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
 
 
 def plain_name(name: Any) -> str:
@@ -127,12 +119,12 @@ def inside(folder: Path, name: Any, *, links: bool = False) -> Path:
     return path
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "\n\t") -> str:
     """`text` with control characters and halves of characters escaped: a terminal would obey the first.
 
-    Line breaks and tabs stay.
+    keep  those that stay: line breaks and tabs
     """
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def _bytes(name: str) -> int:

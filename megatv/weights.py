@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from megatv.regular_file import open_regular, read_bytes
 from megatv.state_dict import read_state_dict
 
 MAX_BYTES = 8 << 30
@@ -108,17 +110,23 @@ def load_torchscript(
 
 
 def _starts_as_zip(file: Path) -> bool:
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file")
-    with file.open("rb") as stream:
+    with _refusing(file), open_regular(file, links=True) as stream:
         return stream.read(4) == b"PK\3\4"
 
 
 def _read(file: Path) -> bytes:
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file")
-    with file.open("rb") as stream:
-        data = stream.read(MAX_BYTES + 1) if file.stat().st_size <= MAX_BYTES else None
-    if data is None or len(data) > MAX_BYTES:
-        raise ValueError(f"{file}: is larger than {MAX_BYTES >> 30} GiB; give a file of weights")
-    return data
+    with _refusing(file):
+        return read_bytes(file, MAX_BYTES, links=True)
+
+
+@contextmanager
+def _refusing(file: Path) -> Iterator[None]:
+    """Say what is wrong with the file, and what to give instead."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file; give a file of weights") from None
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror}); give a file of weights") from None
+    except ValueError as error:
+        raise ValueError(f"{error}; give a file of weights") from None

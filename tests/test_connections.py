@@ -5,16 +5,23 @@ import socket
 import threading
 import time
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from megatv.connections import MAX_REFUSED, REFUSAL, Bounds, Server
+from megatv.connections import MAX_REFUSED, REFUSAL, Bounds, Server, WebSocket
 
 pytestmark = pytest.mark.timeout(60)
 BOUNDS = Bounds(
-    total=8, of_one=6, request_seconds=0.6, stalled_seconds=0.6, max_unread_bytes=4 << 20, max_parts=8
+    total=8,
+    of_one=6,
+    request_seconds=1.0,
+    body_seconds=0.6,
+    stalled_seconds=0.6,
+    max_unread_bytes=4 << 20,
+    max_parts=8,
 )
 GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
 UPGRADE = (
@@ -24,7 +31,10 @@ UPGRADE = (
 
 
 async def app(scope, receive, send):
-    """`/` answers at once, `/slow` after 1.5 s, `/large` with 64 MiB; a WebSocket echoes, or floods."""
+    """`/` answers at once, `/slow` after 1.5 s, `/large` with 64 MiB, `/body` when it has all of the request.
+
+    A WebSocket echoes, or floods.
+    """
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
@@ -34,6 +44,8 @@ async def app(scope, receive, send):
             await send({"type": "websocket.send", "text": message.get("text") or ""})
         return
     await asyncio.sleep(1.5 * (scope["path"] == "/slow"))
+    while scope["path"] == "/body" and (await receive()).get("more_body"):
+        pass
     await send({"type": "http.response.start", "status": 200, "headers": [(b"x-it", b"is us")]})
     for _ in range(1024 * (scope["path"] == "/large")):
         await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
@@ -114,6 +126,17 @@ def test_dripping_the_body_of_an_answered_request_does_not_either(server):
             time.sleep(0.1)
 
 
+def test_nor_does_dripping_the_body_that_an_answer_waits_for(server):
+    said = b"POST /body HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10000\r\n\r\n"
+    began = time.monotonic()
+    with line(server, said) as found, pytest.raises(OSError):
+        for _ in range(100):
+            found.sendall(b"x")
+            time.sleep(0.1)
+    assert time.monotonic() - began < 5
+    settled(server, 0)
+
+
 def test_who_asks_on_is_served_on_and_who_waits_is_not_hurried(server):
     with line(server) as busy, line(server, GET.replace(b"/ ", b"/slow ")) as waits:
         for _ in range(12):
@@ -171,6 +194,53 @@ def test_a_reader_who_does_not_read_is_cut_off(server, said):
             found.recv(1)  # a byte at a time is not reading
             time.sleep(0.05)
         settled(server, 0)
+
+
+def test_a_reader_who_reads_a_little_and_then_nothing_is_cut_off(server):
+    """Below the mark at which writing stops, though not below the one at which it goes on."""
+    with line(server) as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        found.sendall(GET.replace(b"/ ", b"/large "))
+        (served,) = one_served(server)
+        while served.transport.get_write_buffer_size() > served.transport.get_write_buffer_limits()[1]:
+            assert found.recv(1 << 16)
+        settled(server, 0)
+
+
+def test_the_reader_waited_for_longest_makes_room(server):
+    """Before a newer connection that has said nothing: who is least likely to go on goes first."""
+    with ExitStack() as stack:
+        reader = stack.enter_context(line(server))
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.sendall(GET.replace(b"/ ", b"/large "))
+        (served,) = one_served(server)
+        target = "ws://{}:{}".format(*server.address)
+        tabs = [stack.enter_context(connect(target)) for _ in range(BOUNDS.of_one - 2)]
+        newer = stack.enter_context(line(server))
+        while len(server.server_state.connections) != BOUNDS.of_one:
+            time.sleep(0.01)
+        assert answers(server)
+        assert served not in server.server_state.connections
+        newer.sendall(GET)
+        assert b"is us" in hear(newer)
+        for tab in tabs:
+            tab.send("still here")
+            assert tab.recv(timeout=10) == "still here"
+
+
+def one_served(server):
+    """The server's one connection, as soon as what it was sent piles up."""
+    while not any(
+        connection.awaited and connection.awaited[0] == "reader"
+        for connection in list(server.server_state.connections)
+    ):
+        time.sleep(0.01)
+    return server.server_state.connections
+
+
+def test_a_server_without_websockets_has_none():
+    bounds = replace(BOUNDS, max_parts=0)
+    assert Server(app, bounds).config.ws == "none" and Server(app, BOUNDS).config.ws is WebSocket
 
 
 def test_a_reader_who_is_slow_but_reads_is_not(server):

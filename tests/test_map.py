@@ -52,7 +52,7 @@ LAYERS = [
             "megatv.plan",
         ],
     ),
-    ("judge", ["megatv.eval", "megatv.guard", "megatv.patience", "megatv.connections"]),
+    ("judge", ["megatv.eval", "megatv.guard", "megatv.connections"]),
     ("show", ["megatv.studio"]),
 ]
 OUTSIDE = ["launch", "tools"]
@@ -69,7 +69,7 @@ DOORS = {
     "botocore": ["megatv.data.bucket"],
     "ray": ["megatv.curate.engine"],
     "fastapi": ["megatv.eval.human.server", "megatv.studio"],
-    "uvicorn": ["megatv.connections", "megatv.eval.human.cli", "megatv.patience"],
+    "uvicorn": ["megatv.connections"],
     "httpx": ["megatv.curate.post"],
     "tiktoken": ["megatv.data.tokenizer"],
     "triton": ["megatv_kernels"],

@@ -1,13 +1,14 @@
 """JSON and file names that a stranger wrote: every fault is a ValueError with a reason."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from megatv import untrusted
 from megatv.log import main_guard
-from megatv.untrusted import inside, json_lines, parse_json, plain_name, printable, read_bytes
+from megatv.untrusted import inside, is_deeper, json_lines, parse_json, plain_name, printable
 
 
 def test_json_is_read_as_always() -> None:
@@ -118,18 +119,24 @@ def test_faults_of_lines_are_named_with_their_line(tmp_path: Path, line: bytes, 
 def test_files_are_read_within_their_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("[1]\n" * 9)
-    assert read_bytes(file, 36) == file.read_bytes()
-    with pytest.raises(ValueError, match=r"a\.jsonl: has more than 35 bytes"):
-        read_bytes(file, 35)
     monkeypatch.setattr(untrusted, "MAX_LINES_BYTES", 35)
     with pytest.raises(ValueError, match=r"a\.jsonl: is longer than"):
         list(json_lines(file))
     with pytest.raises(ValueError, match=r"none\.jsonl: cannot be read \(No such file"):
         list(json_lines(tmp_path / "none.jsonl"))
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(ValueError, match=r"pipe\.jsonl: is not a regular file"):
+        list(json_lines(tmp_path / "pipe.jsonl"))
+
+
+def test_levels_are_objects_and_lists() -> None:
+    assert not is_deeper("x", 0) and is_deeper({}, 0) and not is_deeper({"a": [1]}, 2)
+    assert is_deeper({"a": [1, {}]}, 2)
 
 
 def test_a_terminal_is_told_nothing() -> None:
     assert printable("a\x1b[2J\x9b\r\ud800\u202eb\n\té") == "a\\x1b[2J\\x9b\\r\\ud800\\u202eb\n\té"
+    assert printable("a\x1b\n\té", keep="") == "a\\x1b\\n\\té"
 
 
 def test_errors_are_printed_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:

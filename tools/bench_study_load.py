@@ -47,10 +47,9 @@ HALF_A_BODY = (
 )
 SERVE = """
 import sys
-from megatv import patience
-from megatv.eval.human.cli import command
-patience.WAIT_SECONDS = float(sys.argv.pop(1))
-command()
+from megatv.eval.human import cli
+cli.WAIT_SECONDS = float(sys.argv.pop(1))
+cli.command()
 """
 
 

@@ -36,14 +36,14 @@ from pathlib import Path
 from typing import Any
 
 from megatv.curate.engine import Summary, run_stage, start_ray
-from megatv.curate.files import write_file
 from megatv.curate.manifest import Item, Manifest, Record, seconds_of
 from megatv.curate.recipe import ShardSettings, load_recipe
 from megatv.curate.report import Result, write_report
 from megatv.curate.steps import Places, list_videos, stages
 from megatv.data.shards import Shards
 from megatv.log import main_guard, say
-from megatv.untrusted import inside
+from megatv.regular_file import write_file
+from megatv.untrusted import inside, printable
 
 MAKE_SHARDS = Path(__file__).with_name("make_shards.py")
 WORDS = ("meta_caption", "detailed_caption", "captions")
@@ -113,7 +113,7 @@ def _speeds(runs: Manifest) -> list[Summary]:
 def _failure_lines(results: list[Result]) -> list[str]:
     """One for each failed item, those of earlier runs included."""
     lines = [
-        _printable(f"failed in {summary.stage}: {record.id}: {record.reason}")
+        printable(f"failed in {summary.stage}: {record.id}: {record.reason}", keep="")
         for _, records, summary in results
         for record in records
         if record.status == "failed"
@@ -121,11 +121,6 @@ def _failure_lines(results: list[Result]) -> list[str]:
     if len(lines) > FAILURES_SAID:
         lines = [*lines[:FAILURES_SAID], f"and {len(lines) - FAILURES_SAID} more failures, see the report"]
     return [*lines, "do failed items again with --retry-failed"] if lines else []
-
-
-def _printable(line: str) -> str:
-    """A file's name may hold the ends of lines, and signs that a terminal obeys."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 def write_captions(path: Path, items: list[Item]) -> Path:

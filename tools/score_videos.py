@@ -31,7 +31,6 @@ from typing import Any
 import torch
 
 from megatv.curate.address import read_key
-from megatv.curate.files import write_file
 from megatv.curate.recipe import EndpointSettings
 from megatv.eval.fvd import load_i3d
 from megatv.eval.instructions import Orders, ask_all, find_orders, pictures_in, question
@@ -41,6 +40,7 @@ from megatv.eval.vbench import read_vbench
 from megatv.eval.video_pairs import find_videos, match
 from megatv.eval.video_scores import PLAIN, compare, judged, mean_over_videos
 from megatv.log import main_guard, progress
+from megatv.regular_file import write_file
 
 METRICS = ("psnr", "ssim", "lpips", "fvd", "vlm", "vbench")
 COMPARED = ("psnr", "ssim", "lpips", "fvd")

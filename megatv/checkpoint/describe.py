@@ -12,7 +12,7 @@ from typing import Any
 from megatv.checkpoint.meta import META, read_meta
 from megatv.checkpoint.store import CHECKPOINTS, latest
 from megatv.regular_file import open_regular
-from megatv.untrusted import parse_json
+from megatv.untrusted import parse_json, printable
 
 MAX_HEADER_BYTES = 100_000_000
 """As the safetensors library has it."""
@@ -138,5 +138,4 @@ def _meta(path: Path) -> list[str]:
 
 def _shown(value: Any) -> str:
     """A value or a name for a terminal, to which a stranger's control characters must not get."""
-    text = str(value)
-    return (text if text.isprintable() else repr(text))[:200]
+    return printable(str(value), keep="")[:200]

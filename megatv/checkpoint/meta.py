@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatv.config import Config, config_from_dict
-from megatv.regular_file import read_small
+from megatv.regular_file import read_bytes
 from megatv.schema import short
 from megatv.untrusted import parse_json, plain_name
 
@@ -72,7 +72,7 @@ def config_of(meta: dict[str, Any], path: Path) -> Config:
 
 def read_json(file: Path) -> Any:
     """Plain data of a JSON file of a checkpoint. OSError; ValueError for a link, too much, or no JSON."""
-    text = read_small(file)
+    text = read_bytes(file)
     try:
         return parse_json(text)
     except ValueError as error:

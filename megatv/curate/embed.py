@@ -23,6 +23,7 @@ from PIL import Image
 from megatv.curate.model_folder import check_open_clip_folder, check_transformers_folder
 from megatv.curate.settings import EmbedSettings, Span
 from megatv.data.video import iterate_video
+from megatv.regular_file import read_bytes
 
 GRID = 4
 COLOUR_BINS = 4
@@ -176,7 +177,7 @@ def _first_line(error: Exception) -> str:
 def _refuse_timm_without_timm(directory: Path) -> None:
     """ValueError with the way out for a folder of timm's, of which transformers says little without it."""
     config = directory / "config.json"
-    if config.is_file() and b'"pretrained_cfg"' in config.read_bytes():
+    if config.is_file() and b'"pretrained_cfg"' in read_bytes(config, links=True):
         lacking = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
         if lacking:
             raise ValueError(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megatv.regular_file import read_bytes
 from megatv.untrusted import inside, parse_json
 
 MODEL_TYPES = {
@@ -108,7 +109,7 @@ def _read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{file}: not found")
     try:
-        settings = parse_json(file.read_bytes())
+        settings = parse_json(read_bytes(file, links=True))
     except ValueError as error:
         raise ValueError(f"{file}: is no JSON ({error}); copy the folder again") from None
     if not isinstance(settings, dict):

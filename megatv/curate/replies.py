@@ -7,12 +7,10 @@ one. Whether its reply is of the right form is for the caller to check.
 from __future__ import annotations
 
 import json
-import os
-import stat
 from pathlib import Path
 
-from megatv.curate.files import write_file
 from megatv.curate.post import MAX_ANSWER_BYTES
+from megatv.regular_file import read_bytes, write_file
 from megatv.untrusted import parse_json
 
 MAX_FILE_BYTES = 6 * MAX_ANSWER_BYTES + 64
@@ -22,12 +20,7 @@ MAX_FILE_BYTES = 6 * MAX_ANSWER_BYTES + 64
 def read_reply(file: Path) -> str | None:
     """The reply in `file`; None when there is none that can be read."""
     try:
-        # not waiting for the writer of a named pipe, which is no regular file
-        with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
-            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-                return None
-            text = opened.read(MAX_FILE_BYTES + 1)
-        tree = parse_json(text) if len(text) <= MAX_FILE_BYTES else None
+        tree = parse_json(read_bytes(file, MAX_FILE_BYTES))
     except (OSError, ValueError):
         return None
     reply = tree.get("reply") if isinstance(tree, dict) else None

@@ -13,11 +13,11 @@ from typing import Any
 
 from megatv.curate.endpoint import Usage, jpeg_base64
 from megatv.curate.engine import Summary
-from megatv.curate.files import write_file
 from megatv.curate.manifest import Item, Record, seconds_of
 from megatv.curate.page import Html, join, page, table, tag
 from megatv.curate.words import picture
 from megatv.data.video import probe
+from megatv.regular_file import write_file
 from megatv.untrusted import inside
 
 CLIPS, VIDEOS, FAILURES = 40, 60, 200

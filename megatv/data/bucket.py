@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from megatv.data.files import create
+from megatv.regular_file import create_file
 
 TIMEOUT_SECONDS = 60.0
 REFUSED = {"401", "403", "404", "NoSuchKey", "NoSuchBucket", "AccessDenied"}
@@ -49,7 +49,7 @@ def download(location: str, name: str, local: Path, most: int) -> tuple[str, boo
         answer = _client(os.environ.get("S3_ENDPOINT_URL")).get_object(
             Bucket=bucket, Key=f"{prefix}/{name}".lstrip("/")
         )
-        with create(local) as file:
+        with create_file(local) as file:
             for block in answer["Body"].iter_chunks(1 << 20):
                 most -= len(block)
                 if most < 0:

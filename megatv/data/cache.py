@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatv.data import bucket
-from megatv.data.files import create, file_digest, open_regular
+from megatv.data.files import file_digest, open_file
+from megatv.regular_file import create_file
 
 ATTEMPTS = 3
 BACKOFF_SECONDS = 0.5
@@ -44,7 +45,7 @@ class ShardCache:
         self._hashed: dict[str, tuple[int, ...]] = {}
 
     @contextlib.contextmanager
-    def hold(self, name: str, size: int, digest: str) -> Iterator[io.FileIO]:
+    def hold(self, name: str, size: int, digest: str) -> Iterator[io.BufferedReader]:
         """The file, opened, with the bytes of the index; fetched if need be, and not evicted in the block.
 
         Raises ValueError when it cannot be had with these bytes; for the life of this process then.
@@ -76,7 +77,7 @@ class ShardCache:
                 return True
         return False
 
-    def _get(self, lock: int, name: str, size: int, digest: str) -> io.FileIO:
+    def _get(self, lock: int, name: str, size: int, digest: str) -> io.BufferedReader:
         """The open file. The lock is shared at the end."""
         while True:
             fcntl.flock(lock, fcntl.LOCK_SH)
@@ -89,10 +90,10 @@ class ShardCache:
                 (self.directory / name).unlink(missing_ok=True)
                 self._fetch(name, size, digest)
 
-    def _open(self, name: str, size: int, digest: str) -> io.FileIO | None:
+    def _open(self, name: str, size: int, digest: str) -> io.BufferedReader | None:
         """The cached file, when it is one and its bytes are the index's."""
         try:
-            file = open_regular(self.directory / name, size, links=False)
+            file = open_file(self.directory / name, size, links=False)
         except ValueError:
             return None
         found = os.fstat(file.fileno())
@@ -139,7 +140,7 @@ class ShardCache:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 room.unlink(missing_ok=True)  # of a process that died while fetching this very shard
                 if self._evict(self.capacity_bytes - size):
-                    with create(room) as file:
+                    with create_file(room) as file:
                         file.truncate(size)
                     return
             if time.monotonic() > until:

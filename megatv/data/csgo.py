@@ -21,8 +21,9 @@ from megatv.data.csgo_actions import GameAction, chunk_words
 from megatv.data.csgo_episode import Episode
 from megatv.data.sequence import chunk_start_seconds
 from megatv.data.video import cut, whole_latents
+from megatv.regular_file import read_bytes
 from megatv.types import Caption
-from megatv.untrusted import inside, read_bytes
+from megatv.untrusted import inside
 
 MAX_LIST_BYTES = 1 << 26
 META_PROMPT = (
@@ -146,7 +147,7 @@ def resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
 def _names(path: Path) -> set[str]:
     """The episodes that a list holds out. A line that can match none would let its episode into training."""
     try:
-        lines = read_bytes(path, MAX_LIST_BYTES).decode().splitlines()
+        lines = read_bytes(path, MAX_LIST_BYTES, links=True).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); give one file name a line") from None
     names = set()

@@ -11,6 +11,7 @@ from megatv.config import Config
 from megatv.data.sequence import chunk_start_seconds, interleave
 from megatv.data.tokenizer import Tokenizer
 from megatv.types import IGNORE, Example, Sequence
+from megatv.untrusted import printable
 
 
 def runs(sequence: Sequence) -> list[range]:
@@ -35,7 +36,7 @@ def describe(example: Example, sequence: Sequence, tokenizer: Tokenizer, config:
     markers = [tokenizer.bos, tokenizer.eos, tokenizer.bof, tokenizer.eof]
     for index, rows in enumerate(runs(sequence)):
         ids, learned = sequence.text_ids[rows], sequence.text_targets[rows] != IGNORE
-        shown = visible(tokenizer.decode(ids.tolist()).replace("\n", "\u21b5"))
+        shown = printable(tokenizer.decode(ids.tolist()).replace("\n", "\u21b5"), keep="")
         time = f"{chunk_start_seconds(index):7.4f} s" if index < chunks else " " * 9
         first, last = sequence.text_positions[rows[0]], sequence.text_positions[rows[-1]]
         line = f"{time}  {first:>5}-{last:<5} {shown}  *{learned.sum()}/{len(ids)}"
@@ -57,12 +58,7 @@ def transcript(example: Example, tokenizer: Tokenizer) -> Iterator[str]:
     """The example's words line by line, each with its time in the clip and its number of tokens."""
     for label, text in (("meta", example.meta_caption), ("detailed", example.detailed_caption)):
         if text:
-            yield f"{label:>9}  [{len(tokenizer.encode(text))} tokens] {visible(text)}"
+            yield f"{label:>9}  [{len(tokenizer.encode(text))} tokens] {printable(text, keep='')}"
     for caption in example.captions:
         tokens = len(tokenizer.encode(caption.text))
-        yield f"{caption.start_seconds:7.4f} s  [{tokens} tokens] {visible(caption.text)}"
-
-
-def visible(text: str) -> str:
-    """The text with control characters written as escapes, so that a terminal obeys none of them."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        yield f"{caption.start_seconds:7.4f} s  [{tokens} tokens] {printable(caption.text, keep='')}"

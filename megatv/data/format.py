@@ -38,6 +38,7 @@ import xxhash
 from megatv.config import FPS, GROUP_FRAMES, GROUP_LATENTS, LATENT_CHANNELS, SPATIAL_FACTOR, CodecConfig
 from megatv.data.files import REMEDY, hash_file, read_json
 from megatv.data.mds import Column
+from megatv.regular_file import open_regular
 from megatv.schema import build
 
 VERSION = 2
@@ -169,7 +170,7 @@ def codec_fingerprint(codec: CodecConfig) -> str | None:
     digest = xxhash.xxh64()
     for file in files:
         digest.update(b"" if file == path else file.name.encode() + b"\0")
-        with file.open("rb") as stream:
+        with open_regular(file, links=True) as stream:
             hash_file(stream, digest)
     return digest.hexdigest()
 

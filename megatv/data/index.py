@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from megatv.data.files import REMEDY, open_regular
+from megatv.data.files import REMEDY, open_file
 from megatv.data.format import DatasetInfo
 from megatv.data.mds import MAX_FILE_BYTES, Column, row_bytes
 from megatv.untrusted import parse_json
@@ -157,8 +157,8 @@ def _entries(path: Path) -> Iterator[Any]:
     text, rest, count, edge = "", io.StringIO(), 0, _OPENING
     try:
         with (
-            open_regular(path, MAX_TEXT_BYTES) as raw,
-            io.TextIOWrapper(io.BufferedReader(raw), "utf-8") as file,
+            open_file(path, MAX_TEXT_BYTES) as raw,
+            io.TextIOWrapper(raw, "utf-8") as file,
         ):
             while piece := file.read(PIECE):
                 text, at = text + piece, 0

@@ -48,7 +48,7 @@ def row_bytes(columns: tuple[Column, ...]) -> tuple[int, int]:
     return lengths + sum(column.least for column in columns), lengths + sum(column.most for column in columns)
 
 
-def read_row(file: io.FileIO, rows: int, row: int, columns: tuple[Column, ...]) -> dict[str, bytes]:
+def read_row(file: io.BufferedReader, rows: int, row: int, columns: tuple[Column, ...]) -> dict[str, bytes]:
     """The columns of row 0 <= `row` < `rows`, by name. Raises ValueError when the file cannot hold them so.
 
     Reads no more than the longest row that `columns` allow; asks for no memory before the row's place fits

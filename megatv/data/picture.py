@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import features
 
+from megatv.regular_file import open_regular
+
 FORMATS = "PNG, JPEG, WebP or AVIF" if features.check("avif") else "PNG, JPEG or WebP"
 
 MAX_FILE_BYTES = 64 << 20
@@ -61,7 +63,7 @@ def decode_picture(source: bytes | Path, width: int, height: int) -> Picture:
 
 
 def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path, links=True) as file:
         return file.read(MAX_FILE_BYTES + 1)
 
 

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from megatv.data.files import MAX_LEVELS, is_deeper
 from megatv.data.format import DatasetInfo
 from megatv.types import Caption, Example
-from megatv.untrusted import parse_json
+from megatv.untrusted import MAX_LEVELS, is_deeper, parse_json
 
 MAX_SECONDS = 24 * 3600.0
 """Of a caption's time."""

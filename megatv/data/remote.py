@@ -23,7 +23,7 @@ import torch
 from megatv.config import DataConfig
 from megatv.data import bucket, cache
 from megatv.data.cache import ShardCache, make_private
-from megatv.data.files import MAX_TEXT_BYTES, file_digest, open_regular
+from megatv.data.files import MAX_TEXT_BYTES, file_digest, open_file
 from megatv.data.index import MAX_TEXT_BYTES as MAX_INDEX_BYTES
 from megatv.data.record import Record
 from megatv.data.shards import LENGTHS, Encode, Shards
@@ -97,7 +97,7 @@ class RemoteShards(Shards):
                 raise
         return super().record(index)
 
-    def _open(self, shard: int) -> AbstractContextManager[io.FileIO]:
+    def _open(self, shard: int) -> AbstractContextManager[io.BufferedReader]:
         return self._cache.hold(*self.index.file(shard))
 
 
@@ -131,7 +131,7 @@ def _fetch_into(url: str, cache_dir: Path, temporary: Path) -> Path:
                 f"{url}/{name}: cannot be fetched ({reason}); check data.train and data.val, AWS_* and "
                 "S3_ENDPOINT_URL"
             )
-    with open_regular(temporary / "index.json", MAX_INDEX_BYTES) as index:
+    with open_file(temporary / "index.json", MAX_INDEX_BYTES) as index:
         directory = cache_dir / file_digest(index)
     make_private(directory, temporary.stat().st_uid)
     for name in DESCRIPTION:

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatv.data.files import REMEDY, file_digest, open_regular
+from megatv.data.files import REMEDY, file_digest, open_file
 from megatv.data.format import DatasetInfo
 from megatv.data.index import HASH, Index, read_index
 from megatv.data.mds import read_row
@@ -261,10 +261,10 @@ class Shards:
                 name = self.path / self.index.file(shard)[0]
                 raise ValueError(f"{name}: example {row} is damaged ({error}); {REMEDY}") from None
 
-    def _open(self, shard: int) -> AbstractContextManager[io.FileIO]:
+    def _open(self, shard: int) -> AbstractContextManager[io.BufferedReader]:
         """A shard's file. Opened for each example: to keep them open takes a descriptor each."""
         name, size, _ = self.index.file(shard)
-        return open_regular(os.path.join(self.path, name), size)
+        return open_file(os.path.join(self.path, name), size)
 
 
 def verify(path: str | Path) -> Index:
@@ -291,7 +291,7 @@ def _compare(path: Path, index: Index, *, hashes: bool) -> None:
     if hashes:
         for shard in np.flatnonzero(~differ):
             name, size, digest = index.file(shard)
-            with open_regular(path / name, size) as file:
+            with open_file(path / name, size) as file:
                 differ[shard] = file_digest(file) != digest
     if not differ.any():
         return
@@ -309,7 +309,7 @@ def _compare(path: Path, index: Index, *, hashes: bool) -> None:
 def _read_lengths(path: Path, n: int) -> np.ndarray | None:
     if not path.exists():
         return None
-    open_regular(path, 8 * n + MAX_HEADER_BYTES).close()
+    open_file(path, 8 * n + MAX_HEADER_BYTES).close()
     try:
         with np.errstate(over="ignore"):  # of a shape that the file has no room for
             lengths = np.lib.format.open_memmap(path, mode="r")

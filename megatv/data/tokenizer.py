@@ -14,6 +14,8 @@ from pathlib import Path
 
 import tiktoken
 
+from megatv.regular_file import read_bytes
+
 TOY_WORLD = "toy_world"
 """Path that stands for the small BPE shipped with the package."""
 TOY_WORLD_FILE = Path(__file__).parents[1] / "assets" / "toy_world.tiktoken"
@@ -83,7 +85,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     tiktoken's own reader is not used: it caches files by their path, so it answers with an old file's ranks.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_bytes(path, links=True).splitlines()
     except OSError as error:
         raise ValueError(
             f"tokenizer.path {path}: cannot be read ({error.strerror}); give a tiktoken file such as "

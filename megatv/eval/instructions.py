@@ -23,8 +23,9 @@ from megatv.config import FPS
 from megatv.curate.endpoint import Endpoint, Part, Usage, quoted
 from megatv.curate.recipe import EndpointSettings
 from megatv.data.video import decode_frames, probe
+from megatv.regular_file import read_bytes
 from megatv.sample.cli import ALONE
-from megatv.untrusted import parse_json, read_bytes
+from megatv.untrusted import parse_json
 
 POINTS = {"yes": 1.0, "partly": 0.5, "no": 0.0}
 MAX_TRANSCRIPT_BYTES = 1 << 24
@@ -148,7 +149,7 @@ def _read(video: Path) -> Orders:
     """What the transcript beside a video says of it."""
     file = video.with_name("transcript.json")
     try:
-        tree = parse_json(read_bytes(file, MAX_TRANSCRIPT_BYTES))
+        tree = parse_json(read_bytes(file, MAX_TRANSCRIPT_BYTES, links=True))
         prompt, runs = tree["prompt"], {run["video"]: run["name"] for run in tree["runs"]}
         spoken = [(said["seconds"], said["text"]) for said in tree["interventions"]]
         texts = [prompt, *runs, *runs.values(), *(text for _, text in spoken)]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from megatv.regular_file import open_regular
+
 REFUSALS = (RuntimeError, torch.jit.Error, TypeError, AttributeError)
 """What calling another's network on what it does not know may raise."""
 TRUST = "--trust-weights"
@@ -21,5 +23,5 @@ def last_line(error: Exception) -> str:
 
 def sha256(file: Path) -> str:
     """Of a file, so that a score can name the weights that it was taken with."""
-    with file.open("rb") as opened:
+    with open_regular(file, links=True) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

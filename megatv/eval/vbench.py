@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from megatv.untrusted import parse_json, read_bytes
+from megatv.regular_file import read_bytes
+from megatv.untrusted import parse_json
 
 MAX_BYTES, MAX_SCORE = 1 << 26, 1e300
 HOW = "vbench evaluate --mode custom_input --videos_path DIR --dimension subject_consistency ..."
@@ -28,7 +29,7 @@ def read_vbench(file: Path | None, videos: dict[str, Path]) -> dict[str, dict[st
             "*_eval_results.json that it writes as --vbench FILE"
         )
     try:
-        tree = parse_json(read_bytes(file, MAX_BYTES))
+        tree = parse_json(read_bytes(file, MAX_BYTES, links=True))
         results = {_dimension(name): _by_path(entries) for name, (_, entries) in tree.items()}
     except OSError as error:
         raise ValueError(f"--vbench {file}: cannot be read ({error.strerror})") from None

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatv.config import ModelConfig
-from megatv.regular_file import open_regular, read_small
+from megatv.regular_file import open_regular, read_bytes
 from megatv.schema import short
 from megatv.untrusted import parse_json, plain_name
 
@@ -174,7 +174,7 @@ def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        tree = parse_json(read_small(path, links=True))
+        tree = parse_json(read_bytes(path, links=True))
     except OSError as error:
         raise ValueError(
             f"{path}: cannot be read ({error.strerror}); give a Hugging Face Llama directory"

@@ -55,6 +55,7 @@ def server_of(app: FastAPI) -> Server:
         total=limits.MAX_CONNECTIONS,
         of_one=limits.MAX_CONNECTIONS_OF_ONE,
         request_seconds=limits.REQUEST_SECONDS,
+        body_seconds=limits.BODY_SECONDS,
         stalled_seconds=limits.STALLED_SECONDS,
         max_unread_bytes=limits.MAX_UNREAD_BYTES,
         max_parts=limits.MAX_PARTS,

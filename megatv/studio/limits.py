@@ -52,9 +52,11 @@ PIECE_BYTES = 64 << 10
 """A file is sent in such pieces, as fast as it is read."""
 
 MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE = 512, 400
-"""Connections in all and from one address; one whose request is not whole makes room for a new one."""
+"""Connections in all and from one address; the one longest waited for makes room for a new one."""
 REQUEST_SECONDS = 10.0
 """How long a connection may take for the head of its next request, and for its end after the last."""
+BODY_SECONDS = 30.0
+"""How long it may take for the body of a request; a picture is refused before, with a sentence."""
 STALLED_SECONDS = 20.0
 """How long a reader may leave what was sent to it unread."""
 PING_SECONDS, PONG_SECONDS = 10.0, 20.0

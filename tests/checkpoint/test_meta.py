@@ -142,7 +142,7 @@ def test_what_is_no_record_is_one_sentence(checkpoint: Path, tmp_path: Path, tex
 def test_a_huge_record_is_not_read_whole(checkpoint: Path) -> None:
     with (checkpoint / "meta.json").open("r+b") as file:
         file.truncate(1 << 40)
-    with pytest.raises(ValueError, match=f"has more than {MAX_SMALL_BYTES} bytes"):
+    with pytest.raises(ValueError, match=f"and at most {MAX_SMALL_BYTES} are read"):
         read_meta(checkpoint)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatv.data.files import open_regular
+from megatv.data.files import open_file
 from megatv.data.mds import MAX_FILE_BYTES, Column, read_row
 from megatv.data.shards import MDSWriter
 
@@ -32,7 +32,7 @@ def write(path, values):
 
 
 def read(path, rows, row):
-    with open_regular(path, MAX_FILE_BYTES) as file:
+    with open_file(path, MAX_FILE_BYTES) as file:
         return read_row(file, rows, row, COLUMNS)
 
 
@@ -116,11 +116,11 @@ def test_a_row_larger_than_its_columns_is_never_read(tmp_path):
         file.truncate(MAX_FILE_BYTES)
     script = textwrap.dedent(f"""
         import resource
-        from megatv.data.files import open_regular
+        from megatv.data.files import open_file
         from megatv.data.mds import MAX_FILE_BYTES, Column, read_row
         resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
         columns = (Column("a", "bytes", 0, 1000), Column("c", "str", 0, 1 << 20))
-        with open_regular({str(path)!r}, MAX_FILE_BYTES) as file:
+        with open_file({str(path)!r}, MAX_FILE_BYTES) as file:
             read_row(file, 1, 0, columns)
     """)
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

@@ -164,7 +164,9 @@ def test_strange_json_is_one_sentence(tmp_path, name, text):
             file.truncate(1 << 40)
     else:
         (tmp_path / name).write_text(text, errors="surrogateescape")
-    with pytest.raises(ValueError, match=r"\.json: (not valid JSON|holds no fields|has more than)") as caught:
+    with pytest.raises(
+        ValueError, match=r"\.json: (not valid JSON|holds no fields|has .* are read)"
+    ) as caught:
         LlamaDirectory(tmp_path, config.model)
     assert len(str(caught.value)) < 400
 

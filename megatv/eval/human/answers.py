@@ -20,6 +20,7 @@ from megatv.eval.human.questions import questions_of
 from megatv.eval.human.raters import Rater, UnknownRaterError, hash_secret, new_secret, read_token, same
 from megatv.eval.human.study import Study
 from megatv.eval.human.tasks import Item
+from megatv.regular_file import open_regular
 from megatv.untrusted import parse_json
 
 TURN_SECONDS = 5.0
@@ -263,6 +264,6 @@ def _contents(items: Iterable[Item]) -> str:
     total = hashlib.sha256()
     for item in items:
         for video in () if item.check else item.videos:
-            with open(video.video, "rb") as file:
+            with open_regular(video.video, links=True) as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()

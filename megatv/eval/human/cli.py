@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import socket
 import sqlite3
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-import uvicorn
-
+from megatv.connections import Bounds, Server
 from megatv.eval.human.answers import Answers
 from megatv.eval.human.desk import Desk
 from megatv.eval.human.markdown import to_markdown
@@ -27,11 +24,15 @@ from megatv.eval.human.tasks import Item, make_checks, make_items
 from megatv.eval.human.videos import find_videos, look_at, tell_apart
 from megatv.guard import own_names
 from megatv.log import main_guard, progress, say
-from megatv.patience import PatientProtocol
+from megatv.regular_file import write_file
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PORT = 8420
-MAX_HEAD_BYTES = 16_384
+MAX_HEAD_BYTES, MAX_UNREAD_BYTES = 16_384, 1 << 20
+WAIT_SECONDS = 30.0
+"""For one head, one body, or one reader to take what was written (some 64 KiB): 2 KiB a second."""
+MAX_CONNECTIONS = 400
+"""With a file each, they are fewer than the 1,024 descriptors that a process usually has."""
 MAX_INVITED = 1_000
 SHAPES, REPORTS = (".csv", ".jsonl"), (".md", ".json")
 
@@ -67,23 +68,30 @@ def serve(study: Study, host: str, port: int, public_name: str | None = None) ->
     say(f"open http://{name}:{door.getsockname()[1]}/ in a browser; Ctrl-C ends, and answers are kept")
     names = own_names(host) | ({public_name.lower()} if public_name else set())
     try:
-        uvicorn.Server(configure(desk, names, behind_proxy=bool(public_name))).run([door])
+        server_of(desk, names, behind_proxy=bool(public_name)).run([door])
     finally:
         desk.answers.close()
 
 
-def configure(desk: Desk, names: frozenset[str], *, behind_proxy: bool = False) -> uvicorn.Config:
-    """How the page is served. behind_proxy: a proxy on this machine says whose request it passes on."""
-    return uvicorn.Config(
+def server_of(desk: Desk, names: frozenset[str], *, behind_proxy: bool = False) -> Server:
+    """The page's server. behind_proxy: a proxy on this machine says whose request it passes on."""
+    bounds = Bounds(
+        total=MAX_CONNECTIONS,
+        of_one=MAX_CONNECTIONS,  # raters may share an address, behind a proxy all of them do
+        request_seconds=WAIT_SECONDS,
+        body_seconds=WAIT_SECONDS,
+        stalled_seconds=WAIT_SECONDS,
+        max_unread_bytes=MAX_UNREAD_BYTES,
+    )
+    return Server(
         make_app(desk, names),
-        http=PatientProtocol,
+        bounds,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         timeout_keep_alive=5,
         proxy_headers=behind_proxy,
         log_level="warning",
         access_log=False,
         server_header=False,
-        ws="none",
         timeout_graceful_shutdown=2,  # a browser that has paused a video holds its connection
     )
 
@@ -188,13 +196,7 @@ def _write(path: Path, text: str) -> None:
     """The file appears whole or not at all, for its owner alone, and in the place of a link."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(partial, path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        write_file(path, text, private=True)
     except OSError as error:
         raise ValueError(f"--out {path}: cannot be written ({error.strerror}); name another one") from None
 

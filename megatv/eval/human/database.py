@@ -6,11 +6,12 @@ changed: its tables must be, word for word, those that this module makes.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import stat
 from contextlib import closing, suppress
 from pathlib import Path
+
+from megatv.regular_file import create_file
 
 BUSY_SECONDS = 2.0
 """How long a write waits for another process that writes."""
@@ -84,7 +85,7 @@ def _claim_file(path: Path, *, create: bool) -> None:
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+            create_file(path).close()
     if not path.exists():
         raise ValueError(f"{path}: does not exist, so there are no answers yet; serve the study first")
     for file in files:

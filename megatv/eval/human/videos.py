@@ -23,6 +23,7 @@ from megatv.config import FPS, TEMPORAL_FACTOR
 from megatv.data.video import VideoInfo, iterate_video, probe
 from megatv.data.video_source import open_video
 from megatv.eval.human.study import MAX_LABEL, Study, is_label
+from megatv.regular_file import read_bytes
 from megatv.schema import build
 from megatv.untrusted import inside, parse_json
 
@@ -230,14 +231,9 @@ def _within(folder: Path, name: str) -> Path:
 def _text(path: Path, most: int) -> str:
     """A file of at most so many bytes."""
     try:
-        with path.open("rb") as file:
-            data = file.read(most + 1)
+        return read_bytes(path, most, links=True).decode()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) > most:
-        raise ValueError(f"{path}: is larger than {most} bytes")
-    try:
-        return data.decode()
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is not UTF-8 text") from None
 

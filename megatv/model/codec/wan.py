@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megatv.config import LATENT_CHANNELS, SPATIAL_FACTOR, TEMPORAL_FACTOR
 from megatv.model.codec.base import Codec
+from megatv.regular_file import read_bytes
 from megatv.untrusted import parse_json
 from megatv.weights import read_tensors, take
 
@@ -63,7 +64,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{folder}: no config.json; give a diffusers folder of AutoencoderKLWan")
     try:
-        config = parse_json(file.read_bytes())
+        config = parse_json(read_bytes(file, links=True))
     except ValueError as error:
         raise ValueError(
             f"{file}: is no JSON ({error}); give a diffusers folder of AutoencoderKLWan"

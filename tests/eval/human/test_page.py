@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
 
-from megatv.eval.human.cli import _listen, configure
+from megatv.eval.human.cli import _listen, server_of
 from megatv.eval.human.desk import Desk
 from megatv.guard import own_names
 
@@ -33,7 +32,7 @@ SCREEN = {"width": 1280, "height": 720, "deviceScaleFactor": 1, "mobile": False}
 def served(desk: Desk) -> Iterator[str]:
     """The address at which a thread serves a desk."""
     door = _listen("127.0.0.1", 0)
-    server = uvicorn.Server(configure(desk, own_names("127.0.0.1")))
+    server = server_of(desk, own_names("127.0.0.1"))
     thread = threading.Thread(target=server.run, args=([door],), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{door.getsockname()[1]}/"

@@ -235,7 +235,7 @@ def test_a_folder_stays_in_itself(make_study, place):
     assert "is not UTF-8 text" in refusal(make_study, place)
     with (place / "sampled/transcript.json").open("wb") as file:
         file.truncate(1 << 40)  # takes no room on the disk, but would in memory
-    assert "is larger than 20000000 bytes" in refusal(make_study, place)
+    assert "and at most 20000000 are read" in refusal(make_study, place)
 
 
 def test_a_yaml_that_is_too_large_is_not_read(tmp_path):
