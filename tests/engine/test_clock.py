@@ -64,6 +64,7 @@ def test_the_first_step_counts_in_no_mean(timed: list[dict]) -> None:
     assert timed[2]["window"]["sequences_per_second"] == 2 * 32 / (4 + 2)
     assert timed[2]["left"] == 4 * 1  # one step left after nine, the longer one of two
     assert timed[3]["window"]["sequences_per_second"] == 32 / 2
+    assert ["first_step_seconds" in record for record in timed] == [True, False, False, False]
 
 
 def test_model_parallel_ranks_share_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

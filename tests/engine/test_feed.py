@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from megatv.config import config_from_dict, config_to_dict, load_config
 from megatv.data.bad import BadSample, BadSamples
 from megatv.feed import Feed
 
+ROOT = Path(__file__).parents[2]
 STEPS = 4
 
 
@@ -119,3 +121,25 @@ def test_too_many_over_all_ranks_stop_all_with_the_same_words(run):
 def test_an_error_of_one_rank_is_everybodys(run):
     answers = run(2, fails_at={1: 2})
     assert [error for _, error in answers] == ["rank 1: the disk is gone"] * 2
+
+
+def test_waiting_is_told_step_by_step(monkeypatch):
+    """Seconds on a clock that the loader alone moves: 5 for the first step, none for the next, then 2."""
+    now, costs = 0.0, iter([5.0, 0.0, 2.0])
+
+    def slow(start):
+        nonlocal now
+        for step in range(start, start + 3):
+            now += next(costs)
+            yield [types.SimpleNamespace(ids=(f"{step}",))]
+
+    monkeypatch.setattr("megatv.feed.time", types.SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr("megatv.feed.reduce_world", lambda x, op: x)
+    loader = Rows(load_config(ROOT / "configs/toy_world.yaml"), 0, ())
+    loader.iterate = slow
+    mesh = types.SimpleNamespace(dp_rank=0, world=1, dp=1)
+    feed, waited = Feed(loader, mesh, torch.device("cpu"), 0), []
+    for _ in range(3):
+        feed.next()
+        waited.append(feed.waited_seconds)
+    assert waited == [5, 0, 2]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
+import time
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,3 +96,19 @@ def test_a_run_that_goes_on_outlives_ten_time_outs(
     dog._watch()
     assert codes == ended and pauses.count == wakings
     assert (tmp_path / "hang/rank_0.txt").exists() == bool(ended)
+
+
+@pytest.mark.parametrize(("age", "said"), [(100, "missing: rank 1, without a report"), (-100, "no rank is")])
+def test_a_report_of_an_earlier_hang_is_none(
+    age: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watchdog.os, "_exit", lambda code: None)
+    monkeypatch.setattr(watchdog.threading, "Timer", lambda *_: SimpleNamespace(start=lambda: None))
+    (tmp_path / "hang").mkdir()
+    other = tmp_path / "hang/rank_1.txt"
+    other.write_text(json.dumps({"rank": 1, **report(0, {})}) + "\n\n")
+    os.utime(other, (time.time() - age,) * 2)
+    dog = Watchdog(1.25, tmp_path, SimpleNamespace(rank=0, world=2, pp=1))  # type: ignore[arg-type]
+    dog._closed = Wakings(1000, None)
+    dog._watch()
+    assert f"after step 0; {said}" in capsys.readouterr().err

@@ -37,3 +37,10 @@ def test_pictures_do_not_overflow_their_bytes():
     white = np.full((1, 16, 4, 4, 3), 250, np.uint8)
     found = moments(white, np.arange(16) / 16, 1)
     assert found.mean == pytest.approx(np.full((1, 1, 3), 250)) and found.square == pytest.approx(250**2)
+
+
+def test_all_seconds_of_the_data_are_one_distribution():
+    """Its seconds differ here: means 0 and 2 with spread 1 are together mean 1 with spread sqrt 2."""
+    data = Moments(np.array([[[0.0], [2.0]]]), np.array([[[1.0], [5.0]]]))
+    video = Moments(np.array([[[1.0], [4.0]]]), np.array([[[3.0], [16.0]]]))
+    assert video.distance(data) == pytest.approx([0, np.sqrt(3**2 + 2)])

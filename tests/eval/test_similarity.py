@@ -44,3 +44,19 @@ def test_only_whole_windows_count():
     dotted = black.copy()
     dotted[5, 5] = 255
     assert ssim(dotted, black).shape == () and ssim(dotted, black) < 0.5
+
+
+def test_ssim_of_one_window_by_its_equation():
+    """Wang et al. 2004, equation 13, of faint pictures: there both constants weigh as much as the pixels."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.integers(0, 9, (11, 11, 3)).astype(np.uint8) for _ in range(2))
+    weights = np.exp(-0.5 * (np.hypot(*np.mgrid[-5:6, -5:6]) / 1.5) ** 2)[..., None]
+    weights /= weights.sum()
+    a, b = x.astype(float), y.astype(float)
+    mean_a, mean_b = ((weights * p).sum((0, 1)) for p in (a, b))
+    var_a, var_b = (weights * (a - mean_a) ** 2).sum((0, 1)), (weights * (b - mean_b) ** 2).sum((0, 1))
+    cov = (weights * (a - mean_a) * (b - mean_b)).sum((0, 1))
+    c1, c2 = 2.55**2, 7.65**2
+    wanted = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
+    wanted /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    assert ssim(x, y) == pytest.approx(wanted.mean())

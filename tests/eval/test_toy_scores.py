@@ -17,7 +17,7 @@ from megatv.eval.toy_scores import (
     wilson,
     words_followed,
 )
-from megatv.eval.toy_world import check_reader, read_states, reader_accuracy
+from megatv.eval.toy_world import Reading, check_reader, read_states, reader_accuracy
 
 VIDEOS = 24
 
@@ -97,6 +97,9 @@ def test_true_episodes_follow_their_words(frames, truth, lines):
     assert all(followed[name].all() and len(followed[name]) > 20 for name in SHOWN_BY)
     # Independent count of one of them: every shot has one frame with a fresh flash.
     assert len(followed["shoot"]) == (truth.flash[:, 1:] == 2).sum()
+    assert len(followed["jump"]) == (truth.jump[:, 1:] == 1).sum()
+    assert len(followed["reload"]) == (truth.reload[:, 1:] == 1).sum()
+    assert len(followed["move"]) == (np.diff(truth.depth) != 0).sum()
 
 
 @pytest.mark.parametrize(
@@ -233,3 +236,28 @@ def test_wilson_interval_against_published_values(successes, trials, low, high):
 
 def test_no_trials_say_nothing():
     assert wilson(0, 0) == (0.0, 1.0) and share(np.array([np.nan]))["n"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "phases", "found"),
+    [
+        ("jump", "jump", [1, 1, 1, 1], False),  # the camera rises by 2 pixels
+        ("jump", "jump", [1, 2, 2, 2], True),  # by 4
+        ("reload", "reload", [1, 2, 0, 0], False),
+        ("reload", "reload", [0, 1, 2, 3], True),
+        ("reload", "reload", [1, 2, 3, 4], True),
+    ],
+)
+def test_what_is_just_enough_to_be_shown(name, field, phases, found):
+    states = State(*(np.full((1, 49), value) for value in (0, 4, 0, 2, 0, 0)))
+    changed = getattr(states, field).copy()
+    start = chunk_starts(49)[4]
+    changed[0, start : start + 4] = phases
+    assert shown(states._replace(**{field: changed}), name, 4).tolist() == [found]
+
+
+def test_unsure_is_what_lies_above_the_limit():
+    still = State(*(np.full((3, 49), value) for value in (0, 4, 0, 2, 0, 0)))
+    residual = np.repeat(np.array([[9.9], [10.0], [10.1]], np.float32), 49, 1)
+    scores = intervention_scores(Reading(still, residual), "jump", 4, float(np.float32(10.0)))
+    assert scores.tolist() == [0, 0, 0.5]

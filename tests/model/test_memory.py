@@ -147,3 +147,17 @@ def test_the_boundary_carries_the_skips():
     config = load_config(ROOT / "configs/8b_sports.yaml")
     skips = 1024 + 3 * 512 * 24 * 40 + 3 * 1280 * 12 * 20
     assert memory.boundary_bytes(config) == 2 * (13056 * 4096 + 26 * skips)
+
+
+def test_context_parallel_ranks_keep_what_the_table_says():
+    """Half of 26 chunks and of 576 text rows; a third copy of the heads; keys repeated where cp asks."""
+    config = load_config(ROOT / "configs/8b_sports.yaml")
+
+    def on(tp, cp):
+        return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, tp=tp, cp=cp))
+
+    grids = [(1, 1), (2, 2), (4, 4), (1, 16), (8, 1)]
+    assert [memory.attending_kv_heads(on(*grid)) for grid in grids] == [8, 8, 16, 16, 8]
+    for tp, cp, rows, heads in ((2, 1, 13056, 2 * 32 + 2 * 8), (2, 2, 6528, 3 * 32 + 2 * 8)):
+        shared = rows * (2 * heads * 128 + 2 * 3 * 14336 + 4 * 32) // tp
+        assert memory.block_bytes(on(tp, cp)) == 4 * 2 * 4096 * rows + shared + 8 * rows

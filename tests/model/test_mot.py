@@ -249,3 +249,14 @@ def test_every_norm_has_the_configs_eps():
     for name, norm in norms.items():
         expected = x / (x.square().mean(-1, keepdim=True) + 0.3).sqrt() * norm.weight
         torch.testing.assert_close(norm(x), expected, rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("patch", ["unet", "linear"])
+def test_every_token_of_a_chunk_knows_its_place(patch):
+    """Cached and uncached forward would agree without the positions, too."""
+    model = random_model(small_config(patch=patch))
+    x, t = torch.randn(3, 16, 2, 4, dtype=torch.float64), torch.rand(3)
+    tokens, _ = model.embed.video(x, t)
+    plain, _ = model.embed.down(x, t)
+    assert model.embed.position.shape == (2, 32)
+    torch.testing.assert_close(tokens - plain, model.embed.position.expand(3, 2, 32))

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from megatv.config import load_config
-from megatv.model.unet import LinearDown, LinearUp, UNetDown, UNetUp, group_norm, time_features
+from megatv.model.unet import LinearDown, LinearUp, ResBlock, UNetDown, UNetUp, group_norm, time_features
 
 TOY = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml")
 
@@ -111,3 +112,20 @@ def test_time_features_tell_thousandths_apart_and_stay_fp32():
 )
 def test_group_norm_suits_the_width(channels, groups):
     assert group_norm(channels).num_groups == groups
+
+
+def test_a_block_by_its_definition():
+    """x + conv2(silu(norm2(conv1(silu(norm1([x, skip]))) + time))): the time before the second norm."""
+    torch.manual_seed(0)
+    block = ResBlock(32, 16, 8)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, 0.3, 0.2)
+    x, time, skip = torch.randn(2, 32, 4, 6), torch.randn(2, 8), torch.randn(2, 16, 4, 6)
+
+    def half(h, norm, conv):
+        h = F.group_norm(h, norm.num_groups, norm.weight, norm.bias)
+        return F.conv2d(h * h.sigmoid(), conv.weight, conv.bias, padding=1)
+
+    h = half(torch.cat([x, skip], 1), block.norm1, block.conv1)
+    h = h + (time @ block.time.weight.T + block.time.bias)[:, :, None, None]
+    torch.testing.assert_close(block(x, time, skip), x + half(h, block.norm2, block.conv2))

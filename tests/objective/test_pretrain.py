@@ -307,3 +307,12 @@ def test_weights_and_empty_modalities():
     assert weighted(loss, torch.tensor([6.0, 20.0], dtype=torch.float64), objective) == 0.5 + 3.0
     nothing = LossSum(scalar(0.0), scalar(30.0), scalar(0.0), scalar(10.0))
     assert weighted(nothing, torch.tensor([0.0, 20.0], dtype=torch.float64), objective) == 3.0
+
+
+def test_a_chunk_without_a_loss_may_be_anything():
+    batch, output = batch_and_output(small_config())
+    batch.chunk_loss[0] = False
+    wanted = pretrain_loss(output, batch, Layers()).video_sum
+    velocity = output.velocity.detach().clone()
+    velocity[0] = torch.inf
+    assert pretrain_loss(Output(output.text_logits, velocity), batch, Layers()).video_sum == wanted

@@ -13,6 +13,7 @@ from megatv.data.toy_world import ACTIONS, words
 from megatv.sample import ChunkStarted, Finished, Intervention, Request, Stream, TextToken
 from megatv.sample.context import Context
 from megatv.sample.grammar import HELD, LINES, Walk, action_grammar
+from megatv.sample.timeline import plan_windows
 
 LLAMA3 = Path(__file__).parents[3] / "shared/llama3/tokenizer.model"
 LINE = re.compile(r"\((.*)\)\. (-?\d+), (-?\d+), ([01]), ([01])\.")
@@ -179,3 +180,15 @@ def test_words_of_a_person_replace_a_line_that_is_half_said(make_sampler, tokeni
         if isinstance(event, Finished):
             assert event.result.transcript == wanted.transcript
             np.testing.assert_allclose(event.result.latents, wanted.latents, rtol=0, atol=1e-4)
+
+
+def test_a_video_may_end_after_a_chunk_but_not_before_the_first(make_sampler):
+    sampler = make_sampler(tokenizer=load_tokenizer("toy_world"), text_rows=1500)
+    draft = sampler.draft(Request("abc"), grammatical(sampler))
+    draft.open(plan_windows(draft.script.chunks, 1)[0], None)
+    choices = []
+    for chunk in range(3):
+        choices.append(draft.script.speech(chunk, []).choices)
+        draft.script.say(chunk, (), cut=False)
+    assert [sampler.tokenizer.eos in tokens for tokens in choices] == [False, True, True]
+    assert sampler.tokenizer.bof not in choices[0]

@@ -296,3 +296,11 @@ def test_words_may_take_the_whole_budget_and_no_token_more(make_sampler, interve
     message = "take 1 tokens more" if interventions else f"takes {room + 1} tokens, .* have room for {room}"
     with pytest.raises(ValueError, match=message):
         sampler.draft(request(room + 1), sampler.config.sample)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.4])
+def test_a_video_is_no_shorter_than_what_is_given(make_sampler, seconds):
+    """Three chunks are 9 frames, whatever less was asked for."""
+    (result,) = make_sampler().generate([Request("abc", first_latents=LATENTS, seconds=seconds)])
+    np.testing.assert_array_equal(result.latents, LATENTS)
+    assert len(result.transcript) == 3 and result.frames.shape[0] == 9

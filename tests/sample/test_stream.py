@@ -209,3 +209,16 @@ def test_a_branch_at_forced_words_speaks_its_own(make_sampler, chunk):
     assert [i for i, words in enumerate(branch.transcript) if words.source == "forced"] == [
         i for i in forced if i < chunk
     ]
+
+
+def test_words_put_in_share_one_budget_to_the_last_token(make_sampler):
+    """90 tokens, and each text takes its letters and one more."""
+    stream = Stream(make_sampler(text_rows=90), Request("abc"))
+    with pytest.raises(ValueError, match="take 91 tokens, and 90 are left"):
+        stream.intervene(2, "j" * 90)
+    stream.intervene(2, "j" * 49)
+    with pytest.raises(ValueError, match="take 41 tokens, and 40 are left"):
+        stream.intervene(3, "j" * 40)
+    stream.intervene(3, "j" * 39)
+    with pytest.raises(ValueError, match="take 2 tokens, and 0 are left"):
+        stream.intervene(4, "j")
