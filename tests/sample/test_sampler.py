@@ -304,3 +304,9 @@ def test_a_video_is_no_shorter_than_what_is_given(make_sampler, seconds):
     (result,) = make_sampler().generate([Request("abc", first_latents=LATENTS, seconds=seconds)])
     np.testing.assert_array_equal(result.latents, LATENTS)
     assert len(result.transcript) == 3 and result.frames.shape[0] == 9
+
+
+def test_a_model_that_never_stops_fills_the_budget_to_its_last_row(make_sampler):
+    """Each chunk gets half of what is left and the last one all of it: 62 letters in 90 text rows."""
+    (result,) = make_sampler(bof_bias=-20.0, text_rows=90).generate([Request("")])
+    assert [len(words.text) for words in result.transcript] == [31, 15, 8, 4, 2, 1, 0, 0, 0, 0, 0, 0, 1]
