@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from megatv.regular_file import create_file
+from megatv.untrusted import printable
 
 TIMEOUT_SECONDS = 60.0
 REFUSED = {"401", "403", "404", "NoSuchKey", "NoSuchBucket", "AccessDenied"}
 """Answers that asking again does not change."""
+MAX_REASON = 500
+"""Characters of a reason, part of which the store writes."""
 _LOCATION = re.compile(
     r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,254})(?P<prefix>(/[^/?#\\\x00-\x1f\x7f]+)*)/?"
 )
@@ -58,8 +61,10 @@ def download(location: str, name: str, local: Path, most: int) -> tuple[str, boo
     except ImportError as error:
         raise ValueError(f"{location}: needs {error.name}: pip install boto3") from None
     except Exception as error:  # the SDK and its layers have their own errors; the reason goes on
-        code = str(getattr(error, "response", {}).get("Error", {}).get("Code"))
-        return " ".join(str(error).split()) or type(error).__name__, code in REFUSED
+        answer = getattr(error, "response", None)  # of a connection that broke, there is the attribute, None
+        code = str(answer["Error"].get("Code")) if isinstance(answer, dict) and "Error" in answer else ""
+        reason = printable(" ".join(str(error).split()))[:MAX_REASON]
+        return reason or type(error).__name__, code in REFUSED
     return "", False
 
 

@@ -6,10 +6,14 @@ changed: its tables must be, word for word, those that this module makes.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import stat
+import sys
+from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 from megatv.regular_file import create_file
 
@@ -17,6 +21,9 @@ BUSY_SECONDS = 2.0
 """How long a write waits for another process that writes."""
 MAX_VALUE_BYTES = 1_000_000
 """The longest text in a file that is read at all."""
+
+_SPACES = re.compile("[ \\t\\r\\n\\f]+")
+"""Between the words of a statement, as SQLite has them."""
 
 TASKS = (
     "answers TEXT, comment TEXT NOT NULL DEFAULT '', seconds REAL, answered REAL, PRIMARY KEY (rater, item) )"
@@ -68,6 +75,10 @@ def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
     connection.execute("PRAGMA trusted_schema = OFF")
+    if sys.version_info >= (3, 12):
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_ENABLE_TRIGGER, False)
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_ENABLE_VIEW, False)
     return connection
 
 
@@ -101,18 +112,20 @@ def _bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
     """Today's tables in a file that is empty or has those of names; ValueError for any other."""
     with connection, closing(connection.cursor()) as cursor:
         cursor.execute("BEGIN IMMEDIATE")
-        found = {
-            name: " ".join((sql or "").split())
-            for name, sql in cursor.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-        }
-        if found == TABLES:
+        found = [
+            (kind, name, table, _SPACES.sub(" ", sql) if isinstance(sql, str) else sql)
+            for kind, name, table, sql in cursor.execute(
+                "SELECT type, name, tbl_name, sql FROM sqlite_master"
+            )
+        ]
+        if _same(found, TABLES):
             return
-        if found == TABLES_OF_NAMES:
+        if _same(found, TABLES_OF_NAMES):
             cursor.execute("ALTER TABLE tasks RENAME TO tasks_of_names")
         elif found:
             raise ValueError(f"{path}: is the database of something else; name another one")
         for name, sql in TABLES.items():
-            if name not in found or name == "tasks":
+            if not found or name != "meta":
                 cursor.execute(sql)
         if found:
             cursor.execute(
@@ -122,6 +135,13 @@ def _bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
             cursor.execute("INSERT INTO tasks SELECT * FROM tasks_of_names ORDER BY given, rowid")
             cursor.execute("DROP TABLE tasks_of_names")
             cursor.execute("DROP TABLE raters")
+
+
+def _same(found: list[tuple[Any, ...]], tables: dict[str, str]) -> bool:
+    """Whether a schema has these tables with the index of each one's key, and nothing else of any type."""
+    wanted: list[tuple[Any, ...]] = [("table", name, name, sql) for name, sql in tables.items()]
+    wanted += [("index", f"sqlite_autoindex_{name}_1", name, None) for name in tables]
+    return Counter(found) == Counter(wanted)
 
 
 def _unusable(path: Path, error: Exception) -> ValueError:

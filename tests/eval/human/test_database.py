@@ -11,10 +11,14 @@ import pytest
 
 from megatv.eval.human import cli
 from megatv.eval.human.answers import Answers
+from megatv.eval.human.database import TABLES
 from megatv.eval.human.report import figures
 from megatv.eval.human.tasks import make_checks, make_items
 from megatv.eval.human.videos import find_videos
 
+HIDDEN = "CREATE TRIGGER tasks AFTER INSERT ON people BEGIN DELETE FROM people; END"
+TODAY = "; ".join(TABLES.values())
+TODAY_BUT_TASKS = "; ".join(sql for name, sql in TABLES.items() if name != "tasks")
 OLD = Path(__file__).with_name("answers_of_names.sql")
 
 
@@ -114,13 +118,31 @@ def test_neither_file_nor_folder_is_a_link(make_study, tmp_path):
 @pytest.mark.parametrize(
     "sql",
     [
+        f"{TODAY_BUT_TASKS}; {HIDDEN}; {TABLES['tasks']}",
+        f"{TODAY}; CREATE INDEX people_of_name ON people (name)",
+        f"{TODAY}; CREATE VIRTUAL TABLE words USING fts5(word)",
+        TODAY.replace("token TEXT", "token TEXT AS (hex(name))"),
+        TODAY.replace("token TEXT", "token TEXT CHECK (length(randomblob(900000000)))"),
+        TODAY.replace("key TEXT", "key\u00a0TEXT"),
         "CREATE TABLE cookies (value TEXT)",
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
         OLD.read_text() + "CREATE TRIGGER t AFTER UPDATE ON tasks BEGIN DELETE FROM tasks; END;",
         OLD.read_text() + "CREATE VIEW people AS SELECT 1;",
         OLD.read_text().replace("seconds REAL", "seconds REAL CHECK (randomblob(900000000))"),
     ],
-    ids=["another program's", "a part", "a trigger", "a view", "a check that allocates"],
+    ids=[
+        "a trigger named as a table",
+        "an index",
+        "a virtual table",
+        "a computed column",
+        "a check",
+        "another word",
+        "another program's",
+        "a part",
+        "a trigger",
+        "a view",
+        "a check that allocates",
+    ],
 )
 def test_a_file_of_something_else_is_left_alone(make_study, sql):
     study = make_study()

@@ -1,0 +1,97 @@
+"""What a store may answer besides the object: a reason in one sentence, in bounded memory and time."""
+
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from megatv.data import bucket, cache, remote
+
+pytest.importorskip("boto3")
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """A server on loopback whose answers a test writes: `store(answer)`, with `answer(connection)`."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    told = {"asked": 0}
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=one, args=(connection,), daemon=True).start()
+
+    def one(connection):
+        with connection:
+            try:
+                while b"\r\n\r\n" not in connection.recv(1 << 16):
+                    pass
+                told["asked"] += 1
+                told["answer"](connection)
+            except OSError:
+                pass
+
+    threading.Thread(target=serve, daemon=True).start()
+    monkeypatch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(cache, "BACKOFF_SECONDS", 0.0)
+    yield told
+    listening.close()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+def reset(connection):
+    connection.sendall(OK + b"Content-Length: 1000\r\n\r\nabc")
+    time.sleep(0.1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def to_itself(connection):
+    port = connection.getsockname()[1]
+    head = f"HTTP/1.1 307 T\r\nLocation: http://127.0.0.1:{port}/x\r\nContent-Length: 0\r\n\r\n"
+    connection.sendall(head.encode())
+
+
+BROKEN = {
+    "closed": lambda connection: None,
+    "cut short": lambda connection: connection.sendall(OK + b"Content-Length: 1000\r\n\r\nabc"),
+    "reset": reset,
+    "garbage": lambda connection: connection.sendall(b"\x00\xff garbage\r\n\r\n"),
+    "a bad chunk": lambda connection: connection.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
+    "silence": lambda connection: time.sleep(3),
+    "a redirect to itself": to_itself,
+}
+
+
+@pytest.mark.parametrize("answer", BROKEN.values(), ids=BROKEN)
+def test_a_connection_that_breaks_is_a_reason_and_tried_again(tmp_path, monkeypatch, store, answer):
+    monkeypatch.setattr(bucket, "TIMEOUT_SECONDS", 1.0)
+    store["answer"] = answer
+    reason, final = bucket.download("s3://clips/set", "index.json", tmp_path / "a", 1000)
+    assert reason and reason.isprintable() and len(reason) <= bucket.MAX_REASON and not final
+
+    monkeypatch.setattr(cache, "ATTEMPTS", 2)
+    before = store["asked"]
+    with pytest.raises(
+        ValueError, match=r"s3://clips/set/index.json: cannot be fetched \(.*\); check"
+    ) as error:
+        remote.open_shards("s3://clips/set", remote.DataConfig(train="x", cache_dir=str(tmp_path / "cache")))
+    assert "\n" not in str(error.value) and store["asked"] >= before + 2
+
+
+def test_what_a_store_says_obeys_no_terminal(tmp_path, store):
+    body = b"<Error><Code>AccessDenied</Code><Message>" + b"A\x1b[31m&#27;" * 9 + b"</Message></Error>"
+    head = b"HTTP/1.1 403 F\r\nContent-Length: %d\r\n\r\n" % len(body)
+    store["answer"] = lambda connection: connection.sendall(head + body)
+    reason, final = bucket.download("s3://clips/set", "index.json", tmp_path / "a", 1000)
+    assert reason.isprintable() and len(reason) <= bucket.MAX_REASON and final
