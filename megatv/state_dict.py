@@ -3,8 +3,12 @@
 The file is a zip: `data.pkl` tells names, shapes and places, `data/0`, `data/1` ... hold the bytes. Python's
 pickle is a small machine whose programs may call anything. `torch.load(weights_only=True)` calls little, but
 a few hundred bytes still make it allocate any memory (`bytearray(n)`, dicts copied again and again) or
-overflow the stack. This reader knows only the operations that dicts of tensors need, each of them in
-constant memory, and entries that are stored, so it takes the memory of the file and at most some 100 MB.
+overflow the stack. This reader knows only the operations that dicts of tensors need, and entries that are
+stored, so it takes the memory of the file and at most some 100 MB.
+
+A few operations can also describe a tree of billions of values, since a tuple may hold another one twice.
+So no operation looks into a value: each checks the types of its operands first, and what is hashed, compared
+or printed is a short text or a small integer. Time and memory grow with the length of the program alone.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import io
 import pickletools
 import zipfile
 from collections.abc import Callable
+from itertools import islice
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -22,6 +28,13 @@ MAX_PICKLE_BYTES = 1 << 20
 """Of `data.pkl`: enough for some eight thousand tensors."""
 MAX_ENTRIES = 100_000
 """Of the zip: Python keeps half a kilobyte of each."""
+MAX_NAME = 512
+"""Characters of a tensor's name, and of a storage's."""
+MAX_INTEGER_KEY = 1 << 20
+"""Of a dict's keys: optimizers number their parameters. Large ones could be chosen to collide as hashes."""
+MAX_DIMENSIONS = 8
+MAX_VALUES, MAX_LEVELS = 1 << 20, 32
+"""Of what is returned, counted as a tree: whoever walks it is done soon."""
 DTYPES = {
     "Double": torch.float64,
     "Float": torch.float32,
@@ -48,9 +61,9 @@ def read_state_dict(data: bytes) -> Any:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _read(archive, len(data))
     except zipfile.BadZipFile as error:
-        raise ValueError(f"a damaged zip ({error})") from None
-    except ValueError:
-        raise
+        raise ValueError(f"a damaged zip ({str(error)[:200]})") from None
+    except ValueError as error:
+        raise ValueError(str(error)[:300]) from None
     except Exception as error:  # whatever wrong operands, sizes and names make of Python, zipfile and PyTorch
         raise ValueError(f"damaged ({type(error).__name__}: {str(error).strip()[:200]})") from None
 
@@ -74,13 +87,19 @@ def _read(archive: zipfile.ZipFile, size: int) -> Any:
 
     def storage(saved: Any) -> Tensor:
         """All numbers of the storage that `saved`, ("storage", type, key, device, count), names."""
+        if type(saved) is not tuple or len(saved) != 5:
+            raise ValueError("a storage in it is not named as torch.save does")
         _, dtype, key, _, _ = saved
+        if type(dtype) is not torch.dtype or type(key) is not str or len(key) > MAX_NAME:
+            raise ValueError("a storage in it is not named as torch.save does")
         if key not in buffers:
             content = bytearray(archive.read(f"{root}data/{key}"))
             buffers[key] = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0).byte()
         return buffers[key].view(dtype)
 
-    return _build(archive.read(pickles[0]), storage)
+    value = _build(archive.read(pickles[0]), storage)
+    _check_size(value)
+    return value
 
 
 def _build(program: bytes, storage: Callable[[Any], Tensor]) -> Any:
@@ -115,13 +134,15 @@ def _build(program: bytes, storage: Callable[[Any], Tensor]) -> Any:
                 stack.append(tuple(pop(int(operation.name[-1]))))
             case "APPEND" | "APPENDS":
                 items = pop(1 if operation.name == "APPEND" else len(stack) - marks.pop())
+                if type(stack[-1]) is not list:
+                    raise ValueError("its pickle appends to something other than a list")
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = pop(2 if operation.name == "SETITEM" else len(stack) - marks.pop())
+                if type(stack[-1]) is not dict:
+                    raise ValueError("its pickle sets items of something other than a dict")
                 for key, item in zip(items[::2], items[1::2], strict=True):
-                    if not isinstance(key, str | int):
-                        raise ValueError("a dict in it has keys that are neither texts nor integers")
-                    stack[-1][key] = item
+                    stack[-1][_checked_key(key)] = item
             case "BINPUT" | "LONG_BINPUT":
                 memo[value] = stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -130,6 +151,8 @@ def _build(program: bytes, storage: Callable[[Any], Tensor]) -> Any:
                 stack.append(storage(stack.pop()))
             case "REDUCE":
                 function, arguments = pop(2)
+                if type(function) is not FunctionType or type(arguments) is not tuple or len(arguments) > 8:
+                    raise ValueError("its pickle calls a function in another way than torch.save does")
                 stack.append(function(*arguments))
             case "BUILD":
                 stack.pop()  # the versions of modules, which a state dict carries as an attribute
@@ -138,6 +161,33 @@ def _build(program: bytes, storage: Callable[[Any], Tensor]) -> Any:
             case name:
                 raise ValueError(f"its pickle holds the operation {name}, which no state dict needs")
     raise AssertionError("pickletools reads to STOP or raises")
+
+
+def _checked_key(key: Any) -> str | int:
+    """A key of a dict that costs little to hash and to compare."""
+    if type(key) is str:
+        if len(key) > MAX_NAME:
+            raise ValueError(f"a dict in it has a key of more than {MAX_NAME} characters")
+    elif type(key) is not int:
+        raise ValueError("a dict in it has keys that are neither texts nor integers")
+    elif not 0 <= key < MAX_INTEGER_KEY:
+        raise ValueError(f"a dict in it has an integer key that is not from 0 to {MAX_INTEGER_KEY - 1:,}")
+    return key
+
+
+def _check_size(value: Any) -> None:
+    """Refuse what holds itself, or the same lists and tuples so often that it is a huge tree to a reader."""
+    level, left = [[value]], MAX_VALUES
+    for _ in range(MAX_LEVELS):
+        inner = (i for outer in level for i in (outer.values() if isinstance(outer, dict) else outer))
+        values = list(islice(inner, left + 1))
+        left -= len(values)
+        if left < 0:
+            raise ValueError(f"it holds more than {MAX_VALUES:,} values")
+        level = [value for value in values if isinstance(value, dict | list | tuple)]
+        if not level:
+            return
+    raise ValueError(f"it is nested too deeply, more than {MAX_LEVELS} levels")
 
 
 def _known(name: str) -> Any:
@@ -154,10 +204,20 @@ def _dict() -> dict[Any, Any]:
 
 
 def _tensor(numbers: Tensor, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
-    return numbers.as_strided(shape, strides, offset)  # PyTorch refuses what reaches beyond the numbers
+    for sizes in (shape, strides):
+        if type(sizes) is not tuple or len(sizes) > MAX_DIMENSIONS or any(type(n) is not int for n in sizes):
+            raise ValueError(f"a tensor in it has no shape of at most {MAX_DIMENSIONS} integers")
+    if type(numbers) is not Tensor or type(offset) is not int:
+        raise ValueError("a tensor in it is not described as torch.save does")
+    tensor = numbers.as_strided(shape, strides, offset)  # PyTorch refuses what reaches beyond the numbers
+    if tensor.numel() > numbers.numel():
+        raise ValueError("a tensor in it has more numbers than the file holds of it")
+    return tensor
 
 
 def _parameter(tensor: Tensor, *_: Any) -> Tensor:
+    if type(tensor) is not Tensor:
+        raise ValueError("a parameter in it is no tensor")
     return tensor
 
 

@@ -45,7 +45,7 @@ def read_tensors(file: Path) -> Any:
     try:
         return read_state_dict(data) if zipped else load_file(file)
     except SafetensorError as error:
-        reason = f"neither safetensors ({error}) nor a zip of torch.save"
+        reason = f"neither safetensors ({str(error)[:200]}) nor a zip of torch.save"
     except ValueError as error:
         reason = str(error)
     raise ValueError(f"{file}: {reason}; give tensors by name, as safetensors or torch.save write them")
@@ -66,9 +66,10 @@ def take(state: Any, like: Mapping[str, Tensor], file: Path) -> dict[str, Tensor
         same_kind = value.is_floating_point() == wanted.is_floating_point()
         if list(value.shape) != shape or not same_kind or not value.is_contiguous():
             kind = "floats" if wanted.is_floating_point() else "integers"
+            given = str(list(value.shape))[:80]
             raise ValueError(
-                f"{file}: '{name}' is {value.dtype} {list(value.shape)} instead of {kind} {shape}; give the "
-                "weights of this network"
+                f"{file}: '{name}' is {value.dtype} {given} instead of {kind} {shape}; give "
+                "the weights of this network"
             )
         found[name] = value
     return found

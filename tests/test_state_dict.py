@@ -117,7 +117,7 @@ def test_nothing_that_a_pickle_names_is_called(tmp_path: Path) -> None:
         (tensor(b"K\x04\x85", b"K\x01\x85", b"K\x01"), "damaged"),
         (tensor(b"K\x04\x85", b"J\xff\xff\xff\xff\x85"), "damaged"),
         (tensor(b"\x8a\x09" + (1 << 70).to_bytes(9, "little") + b"\x85", b"K\x01\x85"), "damaged"),
-        (tensor(text("4") + b"\x85", b"K\x01\x85"), "damaged"),
+        (tensor(text("4") + b"\x85", b"K\x01\x85"), "shape of at most 8 integers"),
         (tensor(b"K\x04\x85", b"K\x01\x85").replace(text("0"), text("../data.pkl")), "damaged"),
         (tensor(b"K\x04\x85", b"K\x01\x85").replace(b"FloatStorage", b"QInt8Storage"), "torch QInt8Storage"),
     ],
@@ -193,3 +193,44 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     )
     sentence, kilobytes = run.stdout.splitlines()
     assert "damaged" in sentence and int(kilobytes) < 100_000, run.stderr
+
+
+TWICE = b"K\x00q\x01" + b"h\x01h\x01\x86q\x01" * 60
+"""A tuple that holds one tuple twice, which holds one twice ..., 60 times; it is memo 1."""
+LONG = b"(" + b"K\x01" * 200_000 + b"tq\x01"
+NAME = text("x" * 200_000) + b"q\x01" + text("x" * 200_000) + b"q\x02}"
+COLLIDING = b"".join(b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"N" for k in range(70_000))
+FOUR = tensor(b"K\x04\x85", b"K\x01\x85")[2:-1]
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        (TWICE + STORAGE.replace(text("0"), b"h\x01"), "a storage in it"),
+        (TWICE + STORAGE.replace(b"ctorch\nFloatStorage\n", b"h\x01"), "a storage in it"),
+        (TWICE + b"h\x01Q", "a storage in it"),
+        (STORAGE.replace(text("0"), text("0" * 100_000)), "a storage in it"),
+        (TWICE + b"}h\x01Ns", "neither texts nor integers"),
+        (NAME + b"h\x01Ns" + b"h\x02Ns" * 100_000, "a key of more than 512 characters"),
+        (b"}(" + COLLIDING + b"u", "integer key"),
+        (TWICE + b"h\x01h\x01R", "calls a function in another way"),
+        (TWICE + b"ctorch._utils\n_rebuild_parameter\nh\x01R", "a parameter in it"),
+        (LONG + b"ctorch._utils\n_rebuild_parameter\nq\x02" + b"h\x02h\x01R" * 100_000, "another way"),
+        (LONG + tensor(b"h\x01", b"h\x01")[2:-1], "shape of at most 8 integers"),
+        (TWICE + tensor(b"h\x01", b"K\x01\x85")[2:-1], "shape of at most 8 integers"),
+        (TWICE + tensor(b"h\x01\x85", b"K\x01\x85")[2:-1], "shape of at most 8 integers"),
+        (TWICE + tensor(b"K\x04\x85", b"K\x01\x85", b"h\x01")[2:-1], "a tensor in it"),
+        (FOUR + b"K\x00K\x01s", "something other than a dict"),
+        (FOUR + b"K\x00a", "something other than a list"),
+        (tensor(b"\x8a\x06" + (1 << 40).to_bytes(6, "little") + b"\x85", b"K\x00\x85")[2:-1], "more numbers"),
+        (TWICE + b"h\x01", "more than 1,048,576 values|nested too deeply"),
+        (b"]q\x01h\x01a", "nested too deeply"),
+        (b"K\x00" + b"\x85" * 900_000, "nested too deeply"),
+        (b"S" + b"x" * 900_000 + b"\n", "no string quotes"),
+    ],
+)
+def test_a_short_program_takes_little_time_whatever_it_describes(program: bytes, reason: str) -> None:
+    """If a value were looked into, these would take minutes and more, gigabytes, or megabytes of text."""
+    with pytest.raises(ValueError, match=reason) as caught:
+        read_state_dict(with_pickle(b"\x80\x02" + program + b"."))
+    assert len(str(caught.value)) <= 300

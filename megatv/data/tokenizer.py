@@ -31,6 +31,10 @@ TOY_PATTERN = r"\([^()\s]*(?: [^()\s]+)*\)\.?| ?\S+|\s+"
 """What stands in brackets, or a word, with its punctuation: the keys and every number of an action line are
 one token each, so all lines are equally long and the last chunk is always equally far away."""
 
+MAX_CHARACTERS = 1 << 19
+"""Of one text, more than a sequence takes. Where a million blanks follow each other, tiktoken panics, with an
+error that is no Exception."""
+
 TYPICAL = "The player in white shoots, and the ball drops through the net.", "(w, shift). -30, 0, 0, 1."
 """The two kinds of text that are trained on: captions and actions."""
 
@@ -38,7 +42,7 @@ SPECIALS = ("<|bos|>", "<|eos|>", "<|bof|>", "<|eof|>")
 
 
 class Tokenizer:
-    """BPE over UTF-8 bytes. Any text encodes; text that looks like a special token is plain text.
+    """BPE over UTF-8 bytes of texts of at most MAX_CHARACTERS; what looks like a special token is plain text.
 
     vocab_size   ranks plus special tokens       bos, eos   open and close a sequence
     bof, eof     delimit a frame chunk (TV2TV section 2.1)
@@ -56,7 +60,9 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without any special token."""
+        """Token ids of `text`, without any special token. Raises ValueError when it is longer than a book."""
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(f"a text of {len(text):,} characters; give at most {MAX_CHARACTERS:,}: cut it")
         return self._encoding.encode_ordinary(text)
 
     def decode(self, ids: list[int]) -> str:

@@ -16,8 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from megatv.config import FPS
-from megatv.data.video import decode_video, iterate_video, probe
+from megatv.data.video import MAX_DECODED_BYTES, iterate_video, probe
 
+MAX_RATE = 240
+"""Frames a second. A header may name any rate, at which a video of a few pictures would last for hours."""
+MAX_FRAMES = 36_000
+"""Of a video, ten minutes at 60 frames a second; they also take at most MAX_DECODED_BYTES."""
 ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 
 
@@ -52,27 +56,46 @@ def match(videos: dict[str, Path], references: dict[str, Path]) -> dict[str, tup
 
 
 def read_frames(video: Path) -> tuple[np.ndarray, float]:
-    """uint8 [F, H, W, 3] of a whole video at its own size and rate, and that rate in frames a second."""
+    """uint8 [F, H, W, 3] of a whole video at its own size and rate, and that rate in frames a second.
+
+    Raises ValueError when it cannot be read, is faster than MAX_RATE or has more frames than are held.
+    """
     info = probe(video)
     rate = info.rate or float(FPS)
-    return decode_video(video, width=info.width, height=info.height, fps=rate), rate
+    if not 0 < rate <= MAX_RATE:
+        raise ValueError(
+            f"{video}: has {rate:.4g} frames a second; at most {MAX_RATE} are compared: write it anew with "
+            "`ffmpeg -i IN -r 60 OUT.mp4`"
+        )
+    most = min(MAX_FRAMES, MAX_DECODED_BYTES // max(1, 3 * info.width * info.height))
+    shown = iterate_video(video, width=info.width, height=info.height, fps=rate)
+    frames = list(itertools.islice(shown, most + 1))
+    if len(frames) > most:
+        raise ValueError(
+            f"{video}: has more than {most} frames of {info.width}x{info.height} at {rate:g} fps, which are "
+            "the most that are compared; cut it"
+        )
+    return np.stack(frames), rate
 
 
 def read_pair(video: Path, reference: Path) -> tuple[np.ndarray, np.ndarray]:
     """Frames of a video and of its reference, uint8 [F, H, W, 3] each, of equal shape.
 
-    Raises ValueError when one cannot be read, or the reference ends before the video.
+    Together they take at most twice MAX_DECODED_BYTES, also while they are read. Raises ValueError when one
+    cannot be read, or the reference ends before the video.
     """
     frames, rate = read_frames(video)
     height, width = frames.shape[1:3]
     shown = iterate_video(reference, width=width, height=height, fps=rate)
-    truth = list(itertools.islice(shown, len(frames)))
-    if len(truth) < len(frames):
+    truth, found = np.empty_like(frames), 0
+    for found, pixels in enumerate(itertools.islice(shown, len(frames)), 1):
+        truth[found - 1] = pixels
+    if found < len(frames):
         raise ValueError(
-            f"{reference}: has {len(truth)} frames at {rate:g} fps, its video {video} has {len(frames)}; a "
+            f"{reference}: has {found} frames at {rate:g} fps, its video {video} has {len(frames)}; a "
             "reference is scaled to the video's size and cut to its length, so it must last at least as long"
         )
-    return frames, np.stack(truth)
+    return frames, truth
 
 
 def _some(names: list[str], count: int = 3) -> str:

@@ -319,6 +319,41 @@ def test_headers_are_bounded(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"shape": [2**62] * 20},
+        {"shape": [2**62, 4]},
+        {"shape": [1] * 9},
+        {"shape": [1] * 1_000_000},
+        {"shape": [2**62] * 200_000},
+        {"shape": [2]},
+        {"shape": [0]},
+        {"shape": [True]},
+        {"shape": [-1]},
+        {"shape": "1"},
+        {"dtype": "F64"},
+        {"dtype": "X" * 100_000},
+        {"dtype": ["F32"]},
+        {"data_offsets": [4, 0]},
+    ],
+)
+def test_shapes_are_those_of_the_bytes(tmp_path: Path, fields: dict) -> None:
+    file = tmp_path / "a.safetensors"
+
+    def write(entry: dict) -> None:
+        text = json.dumps({"a": entry}).encode()
+        file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+
+    whole = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    write(whole)
+    assert "F32" in describe(file) and "cut short" not in describe(file)
+    write(whole | fields)
+    with pytest.raises(ValueError, match=r"a\.safetensors: is not a safetensors file, or damaged") as caught:
+        describe(file)
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("link", ["checkpoints", "step", "leftover"])
 def test_nothing_is_deleted_through_a_link(tmp_path: Path, save_checkpoint: Callable, link: str) -> None:
     theirs = tmp_path / "theirs"

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import dataclasses
 import itertools
 import shutil
 import threading
@@ -18,7 +19,7 @@ from megatv.data.bad import BadSample, BadSamples, places_to_try
 from megatv.data.loader import Loader
 from megatv.data.shards import DatasetInfo, Shards, ShardWriter
 from megatv.data.stats import LatentStats
-from megatv.data.tokenizer import load_tokenizer
+from megatv.data.tokenizer import LLAMA3_PATTERN, load_tokenizer
 from megatv.types import Caption
 
 EXAMPLES, PER_SHARD = 24, 4
@@ -162,6 +163,25 @@ def test_a_sample_that_does_not_build_is_left_out_by_its_id(whole, monkeypatch):
     assert len(seen) > 48 and "clip-7" not in seen
     met = [b for step in range(6) for b in loader.met(step)]
     assert met and set(met) == {BadSample(7, "clip-7", "sample clip-7: does not decode")}
+
+
+def test_a_sample_with_an_endless_text_is_left_out(whole, monkeypatch):
+    """Tiktoken itself ends on a million blanks with an error that is no Exception."""
+    monkeypatch.setattr("megatv.data.tokenizer.TOY_PATTERN", LLAMA3_PATTERN)
+    monkeypatch.setitem(globals(), "TOKENIZER", load_tokenizer("toy_world"))
+    shards = Shards(whole)
+    example = Shards.__getitem__
+
+    def endless(self, index):
+        found = example(self, index)
+        return dataclasses.replace(found, meta_caption=" " * 1_100_000 + "x") if index == 7 else found
+
+    monkeypatch.setattr(Shards, "__getitem__", endless)
+    loader = make(shards)
+    for step in range(6):
+        assert "clip-7" not in ids(loader.step(step))
+    met = {(bad.id, bad.reason) for step in range(6) for bad in loader.met(step)}
+    assert met == {("clip-7", "a text of 1,100,002 characters; give at most 524,288: cut it")}
 
 
 @given(n=st.integers(1, 300), data=st.data())

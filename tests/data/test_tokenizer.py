@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatv.data.tokenizer import TOY_WORLD_FILE, load_tokenizer
+from megatv.data.tokenizer import LLAMA3_PATTERN, TOY_WORLD_FILE, Tokenizer, load_tokenizer, read_ranks
 from megatv.data.toy_world import ACTIONS, META_PROMPT, simulate, words
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,17 @@ def test_text_that_looks_special_is_plain_text(toy):
     for text in ("<|bof|>", "a<|eos|>b"):
         ids = toy.encode(text)
         assert max(ids) < toy.bos and toy.decode(ids) == text
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\u3000", "\n", "x"])
+def test_texts_that_end_the_library_are_refused(toy, blank):
+    """Of a million blanks in Llama-3's pattern, tiktoken makes an error that `except Exception` lets pass."""
+    llama = Tokenizer(read_ranks(TOY_WORLD_FILE), LLAMA3_PATTERN)
+    for tokenizer in (toy, llama):
+        with pytest.raises(ValueError, match="a text of 1,100,001 characters; give at most 524,288"):
+            tokenizer.encode(blank * 1_100_000 + "x")
+        text = blank * 524_287 + "x"
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_special_tokens_show_in_decoded_text(toy):

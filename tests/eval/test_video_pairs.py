@@ -1,7 +1,10 @@
+from fractions import Fraction
+
+import av
 import numpy as np
 import pytest
 
-from megatv.data.video import write_video
+from megatv.data.video import probe, write_video
 from megatv.eval.video_pairs import find_videos, match, read_frames, read_pair
 
 
@@ -50,6 +53,33 @@ def test_a_video_keeps_its_own_rate(film, tmp_path):
     film(tmp_path / "slow.mp4", frames=10, fps=10.0)
     frames, rate = read_frames(tmp_path / "slow.mp4")
     assert len(frames) == 10 and rate == pytest.approx(10)
+
+
+def test_a_rate_that_only_the_header_bears_out_is_refused(tmp_path):
+    """Two pictures ten seconds apart at a mean rate of 30,000 frames a second would be 300,000 frames."""
+    path = tmp_path / "fast.mkv"
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("libx264", rate=30_000)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for pts in (0, 300_000):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = pts, Fraction(1, 30_000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert path.stat().st_size < 3000 and probe(path).rate > 240
+    with pytest.raises(ValueError, match=r"fast\.mkv: has 3e\+04 frames a second; at most 240 are compared"):
+        read_frames(path)
+
+
+@pytest.mark.parametrize(("limit", "most"), [("MAX_FRAMES", 11), ("MAX_DECODED_BYTES", 11 * 3 * 48 * 64)])
+def test_more_frames_than_are_held_are_refused(film, tmp_path, monkeypatch, limit, most):
+    film(tmp_path / "video.mp4", frames=12)
+    monkeypatch.setattr(f"megatv.eval.video_pairs.{limit}", most)
+    with pytest.raises(ValueError, match=r"video\.mp4: has more than 11 frames of 64x48 at 16 fps"):
+        read_pair(tmp_path / "video.mp4", tmp_path / "video.mp4")
+    monkeypatch.setattr(f"megatv.eval.video_pairs.{limit}", 2 * most)
+    assert len(read_pair(tmp_path / "video.mp4", tmp_path / "video.mp4")[1]) == 12
 
 
 def test_a_short_reference_is_told_the_rule(film, tmp_path):
