@@ -4,9 +4,9 @@ A reply is cached on disk by the hash of everything that was asked, so that neit
 threshold pays twice. Only replies that passed their check are cached. The protocol: POST URL/chat/completions
 (as OpenAI, vLLM and llama.cpp serve it), pictures as data URLs.
 
-The server is believed in nothing: its answers are bounded in size and time, and the key, should an answer
-repeat it, goes into no message and no cached reply. What a model says can only be checked for its form: text
-in a picture or in the words that it was given may still talk it into another answer.
+The server is not trusted: its answers are bounded in size and time, and the key, should an answer repeat it,
+goes into no message and no cached reply. What a model says can only be checked for its form: a model may
+still follow instructions in a picture or in the text that it was given.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ RETRY_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
 ERROR_CHARACTERS = 200
 LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x7f\x85\u2028\u2029"}
-"""Those that JSON leaves as they are."""
+"""Line breaks that json.dumps leaves unescaped."""
 MAX_TOKENS = 1 << 32
-"""Of one answer, as its server counts."""
+"""Most tokens of one answer, as its server counts them."""
 
 
 @dataclass
@@ -185,7 +185,7 @@ class Endpoint:
         return tree, answer
 
     def _say(self, words: object) -> str:
-        """Words of the server as the beginning of one line, without the key."""
+        """The beginning of a server's text on one line, the key replaced."""
         text = str(words)
         if key := self._key():
             text = text.replace(key, "[API key]")
