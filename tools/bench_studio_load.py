@@ -85,7 +85,7 @@ class Studio:
         return connect(f"ws://127.0.0.1:{self.port}/ws/{session}", compression=None, max_size=None)
 
     def line(self, said: bytes) -> socket.socket:
-        """A connection that says something and has a small buffer for what it hears."""
+        """A connection on which `said` is sent, with a small receive buffer."""
         found = socket.socket()
         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         found.connect(("127.0.0.1", self.port))
@@ -193,7 +193,7 @@ def _left(studio: Studio) -> int:
 
 
 def _silence(studio: Studio) -> None:
-    """Connections that begin a request and say no more."""
+    """Connections that send half a request and no more."""
     with studio.row("1,000 connections with half a request") as note:
         lines = [studio.line(b"GET / HTTP/1.1\r\nhost") for _ in range(1000)]
         began = time.monotonic()

@@ -203,7 +203,7 @@ def watch(server: Server, seconds: float) -> Watch:
 def connected(
     server: Server, stack: ExitStack, sent: bytes, receive_bytes: int | None = None
 ) -> socket.socket:
-    """An open connection on which something was said."""
+    """An open connection on which `sent` was sent."""
     one = stack.enter_context(socket.socket())
     if receive_bytes:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -214,7 +214,7 @@ def connected(
 
 
 def ended(one: socket.socket, seconds: float, whole: int | None = None) -> bool:
-    """Whether the server has hung up, or does so soon, before it had said `whole` bytes."""
+    """Whether the server closes the connection within `seconds`, before it has sent `whole` bytes."""
     one.settimeout(seconds)
     said = 0
     try:

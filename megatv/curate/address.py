@@ -1,7 +1,8 @@
 """Which servers may be asked and which environment variables may be sent to them as keys.
 
-A recipe may come from a stranger. So a key's variable has a name that only keys have, what is sent leaves the
-machine encrypted only, and no secret is taken from a URL, because URLs are shown in errors, scores and logs.
+A recipe may be copied from somebody else. So a key's variable has a name that only keys have, what is
+sent leaves the machine encrypted only, and no secret is taken from a URL, because URLs are shown in errors,
+scores and logs.
 The messages here repeat neither a URL nor a variable's name that was refused: either may be a secret.
 """
 
