@@ -1,4 +1,4 @@
-"""Compiled code kept between runs, in a folder that nobody else can write: what lies there is run unseen.
+"""Compiled code kept between runs, in a folder that nobody else can write: whatever lies there is run.
 
 The folder is MEGATV_KERNELS_CACHE or ~/.cache/megatv_kernels, made with mode 0700. It is refused when it is a
 link, another user's, or open to others: then somebody else may have chosen the code. A file begins with the
@@ -20,11 +20,11 @@ from pathlib import Path
 
 DIGEST_BYTES = 32
 LARGEST_BYTES = 256 << 20
-"""No file of ours is nearly as large: more is not read."""
+"""Larger files are not read; compiled kernels are far smaller."""
 
 
 def kept(name: str, make: Callable[[], bytes]) -> bytes:
-    """The content kept as `name`, or else made now and kept.
+    """The content cached as `name`, or else made now and cached.
 
     Processes that want the same name at the same time make it once. Raises ValueError when the folder cannot
     be used, in one sentence that says why.
@@ -93,7 +93,7 @@ def _refusal(path: Path, why: str) -> ValueError:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """A descriptor of the folder, by which its files are opened whatever its path comes to mean."""
+    """A descriptor of the folder, by which its files are opened even if its path is replaced meanwhile."""
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except NotADirectoryError:

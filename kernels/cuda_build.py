@@ -42,7 +42,7 @@ def image(element: str, head_dim: int) -> bytes:
     installed = SOURCES / _file_name(element, head_dim)
     if installed.exists():
         return installed.read_bytes()
-    from .cache import kept  # setup.py, which never comes here, knows no package
+    from .cache import kept  # not above: setup.py loads this file outside of its package
 
     nvcc = _need_nvcc()
     compiler = subprocess.run([nvcc, "--version"], capture_output=True, check=False).stdout

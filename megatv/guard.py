@@ -22,11 +22,11 @@ HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
 }
-"""Nothing from elsewhere, in nobody's frame or page; a page's address stays with those who have it."""
+"""A page loads nothing from other sites, no other site may embed it, and no Referer tells its address."""
 
 
 def refusal(headers: dict[bytes, bytes], names: frozenset[str]) -> str | None:
-    """Why a request with these headers is refused, in one sentence; None when it is welcome.
+    """Why a request with these headers is refused, in one sentence; None when it is allowed.
 
     names   under which the server may be opened: `own_names`, and the public ones of a proxy before it
     """

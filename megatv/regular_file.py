@@ -1,7 +1,7 @@
-"""Files where a stranger may have put something: no pipe, device or link is opened, and none is too large.
+"""Opens and writes files in folders that a stranger may have filled: regular files only, of bounded size.
 
-A pipe never answers, a device has no end, and a link leads out of the folder that was given. What is written
-here is new: it replaces nothing half, and goes through no link.
+Reading a pipe can wait for ever, a device has no end, and a link leads out of the folder that was given.
+Files are written as new ones, whole or not at all, and never through a link.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 MAX_SMALL_BYTES = 1 << 24
-"""Of a file that describes others, such as an index: thirty times what the largest models need."""
+"""Most of a file that describes others, such as the index of a model's weights."""
 
 
 def open_regular(path: str | Path, most: int | None = None, *, links: bool = False) -> io.BufferedReader:

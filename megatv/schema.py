@@ -23,7 +23,7 @@ def build(cls: Any, tree: Any) -> Any:
 
     Fields may be int, float, bool, str, Literal, tuples of these, dataclasses, and any of them
     `| None`. Ints pass as floats and lists as tuples; nothing else is converted.
-    Raises ValueError with the dotted key and the remedy, short whatever the tree holds.
+    Raises ValueError with the dotted key and the remedy, in a short message whatever the tree holds.
     """
     return _section(cls, tree, "", _paths(cls))
 
@@ -38,7 +38,7 @@ def plain(value: Any) -> Any:
 
 
 def short(value: Any) -> str:
-    """A value for a message, cut: a tree may hold itself, or a list so often that nothing could print it."""
+    """A value for a message, cut short: YAML aliases can make a tree that contains itself, or a huge one."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # Python prints no number of more than 4,300 digits

@@ -41,7 +41,7 @@ from megatv.watchdog import Watchdog
 def train(config: Config, resume: str, device: torch.device, *, trust_codec: bool = False) -> None:
     """Train `config` to its last step, or until a stop signal. resume: `auto`, `none` or a checkpoint.
 
-    trust_codec  the user's word that a TorchScript codec may run (see `load_codec`)
+    trust_codec  whether a TorchScript codec may run (see `load_codec`)
     Raises ValueError (the same one on every rank) for anything that the user can put right.
     """
     # before ranks connect: the first to leave for an impossible grid would break what the others still build

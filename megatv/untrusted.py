@@ -1,4 +1,4 @@
-"""What a stranger may have written: reading JSON texts and names of files, and printing any of it."""
+"""Reads JSON and file names that a stranger may have written, and makes text safe to print."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from megatv.regular_file import open_regular
 
 MAX_LINE_BYTES, MAX_LINES_BYTES = 1 << 20, 1 << 30
-"""Of one line of a JSONL file, and of the file."""
+"""Most bytes of one line of a JSONL file, and of the file."""
 MAX_LEVELS = 32
 """Lists and objects within each other in a record: later walks over it stay far below Python's limit."""
 MAX_NAME_BYTES, MAX_PART_BYTES = 1024, 255
-"""Of a relative name, and of a file's or folder's own name, as file systems have it."""
+"""Most bytes of a relative name, and of one file's or folder's name, as file systems have it."""
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -29,7 +29,7 @@ MAX_BYTES = 8 << 30
 
 @dataclass(frozen=True)
 class Published:
-    """What the makers of a TorchScript file published of it; MD5 can be forged, so it opens nothing."""
+    """Hashes that the makers of a TorchScript file published; MD5 can be forged, so it is only reported."""
 
     sha256: str | None = None
     md5: str | None = None
@@ -52,7 +52,7 @@ def read_tensors(file: Path) -> Any:
 
 
 def take(state: Any, like: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """The tensors of `state` with the names and shapes of `like`: floats for floats, each number in the file.
+    """The tensors of `state` with the names and shapes of `like`, floats where it has floats, all contiguous.
 
     like  may lie on the meta device. Raises ValueError on the first that does not fit; allocates nothing.
     """

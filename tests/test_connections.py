@@ -1,4 +1,4 @@
-"""Connections that never finish, never read or are too many; on loopback, with short patience."""
+"""Connections that never finish, never read or are too many; on loopback, with short time limits."""
 
 import asyncio
 import socket

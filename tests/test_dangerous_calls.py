@@ -1,4 +1,4 @@
-"""Calls that run code, open files or reach a network on somebody else's word: each only where it is safe.
+"""Calls that can run code, open files or reach a network as an input asks: each only where that is safe.
 
 A rule holds for every file of the project, so that a new file cannot fall behind an old promise.
 """
@@ -37,7 +37,7 @@ ONLY_IN = {
     "Image.open": ("megatv/data/picture_child.py", "tools/draw_studio.py", "tools/experiment_report.py"),
     "h5py.File": ("megatv/data/csgo_episode.py",),
 }
-"""Calls that have a door: the files that may make them, with what makes them safe."""
+"""Calls that are allowed in some files only: those files."""
 MUST_SAY = {
     "torch.load": {"weights_only": True},
     "from_pretrained": {"local_files_only": True, "trust_remote_code": False},

@@ -25,7 +25,7 @@ from megatv.untrusted import parse_json
 
 OSV = "https://api.osv.dev/v1/query"
 KNOWN = {"package": {"ecosystem": "PyPI", "name": "jinja2"}, "version": "2.4.1"}
-"""A release with vulnerabilities: whoever knows of none is no such service."""
+"""A release with known vulnerabilities: what reports none for it is no service of advisories."""
 # Each list has one version of a package: what shares .venv, and the programs that do not.
 AUDITED = (("build", "source", "torch", "core", "cuda", "gpu", "data", "dev"), ("audit", "renew"))
 
@@ -54,7 +54,7 @@ def ignored(text: str, today: datetime.date) -> list[str]:
 
 
 def answers(service: str) -> str | None:
-    """None when the service knows a vulnerability that everybody knows, else why it does not."""
+    """None when the service reports vulnerabilities of KNOWN, else why it does not."""
     request = urllib.request.Request(
         service, json.dumps(KNOWN).encode(), {"Content-Type": "application/json"}
     )
@@ -85,7 +85,7 @@ def programs() -> Path:
 def run(*command: str | Path) -> None:
     """Run a program from the repository's root. Raises ValueError with its name when it fails."""
     if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
-        raise ValueError(f"{Path(command[0]).name} failed with exit code {code}; its words are above")
+        raise ValueError(f"{Path(command[0]).name} failed with exit code {code}; its output is above")
 
 
 def audit(folder: Path, service: str, passed_over: list[str]) -> bool:

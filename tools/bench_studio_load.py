@@ -1,9 +1,9 @@
-"""What a crowd costs a studio: memory and time, as a Markdown table (docs/load.md quotes it).
+"""Load a studio with many viewers and connections: memory and time, as a Markdown table (for docs/load.md).
 
     python tools/bench_studio_load.py --checkpoint RUN
 
-Starts `python -m megatv.studio` on the checkpoint and comes to it on loopback: many viewers, readers that do
-not read, connections that say nothing, large pictures, downloads. Memory is the studio's resident memory,
+Starts `python -m megatv.studio` on the checkpoint and connects on loopback: many viewers, readers that do not
+read, connections that send nothing, large pictures, downloads. Memory is the studio's resident memory,
 with that of the process in which it decodes a picture.
 """
 
@@ -85,7 +85,7 @@ class Studio:
         return connect(f"ws://127.0.0.1:{self.port}/ws/{session}", compression=None, max_size=None)
 
     def line(self, said: bytes) -> socket.socket:
-        """A connection that says something and has a small buffer for what it hears."""
+        """A connection on which `said` is sent, with a small receive buffer."""
         found = socket.socket()
         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         found.connect(("127.0.0.1", self.port))
@@ -94,7 +94,7 @@ class Studio:
 
     @contextlib.contextmanager
     def row(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Measure what is done meanwhile; the yielded function notes what came of it."""
+        """Measure what is done meanwhile; the yielded function notes a result."""
         noted: list[str] = []
         before, most, done = self.memory(), [0.0], threading.Event()
 
@@ -114,7 +114,7 @@ class Studio:
 
 
 def main() -> None:
-    """Come in all ways, one after the other, and print the table."""
+    """Apply each load in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", required=True, help="a checkpoint directory, or a run")
     studio = Studio(parser.parse_args().checkpoint)
@@ -131,7 +131,7 @@ def main() -> None:
         studio.process.terminate()
         studio.process.wait()
     print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores\n")
-    print("| what came | what came of it | MiB before | most | after |\n|---|---|---|---|---|")
+    print("| load | result | MiB before | most | after |\n|---|---|---|---|---|")
     for name, noted, before, most, after in studio.rows:
         print(f"| {name} | {noted} | {before:.0f} | {most:.0f} | {after:.0f} |")
 
@@ -193,7 +193,7 @@ def _left(studio: Studio) -> int:
 
 
 def _silence(studio: Studio) -> None:
-    """Connections that begin a request and say no more."""
+    """Connections that send half a request and no more."""
     with studio.row("1,000 connections with half a request") as note:
         lines = [studio.line(b"GET / HTTP/1.1\r\nhost") for _ in range(1000)]
         began = time.monotonic()
@@ -225,7 +225,7 @@ def _pictures(studio: Studio, session: str) -> None:
         with studio.row(f"8 pictures of {side}x{side} at once") as note, ThreadPoolExecutor(8) as pool:
             began = time.monotonic()
             statuses = sorted(pool.map(send, [side] * 8))
-            note(f"answers {statuses[0]} to {statuses[-1]} within {time.monotonic() - began:.1f} s")
+            note(f"status {statuses[0]} to {statuses[-1]} within {time.monotonic() - began:.1f} s")
 
 
 def _downloads(studio: Studio, session: str) -> None:

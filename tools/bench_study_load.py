@@ -1,4 +1,4 @@
-"""How a study's page bears load: many raters at once, connections never finished, readers that hardly read.
+"""Load a study's page: many raters at once, connections never finished, readers that hardly read.
 
     python tools/bench_study_load.py
 
@@ -37,7 +37,7 @@ from megatv.untrusted import parse_json
 
 ANSWERS = dict.fromkeys(("alignment", "fidelity", "quality", "overall"), "tie")
 WAIT_SECONDS = 3.0
-"""The server's patience here, so that its end is seen: it is 30 s otherwise."""
+"""Time limit of the server here, short so that it is reached while measuring: it is 30 s otherwise."""
 VIDEO_BYTES = 16 << 20
 """More than the kernel's buffers hold of what a reader leaves."""
 HALF_A_HEAD = b"GET /api/study HTTP/1.1\r\nHost: localhost\r\nX-"
@@ -203,7 +203,7 @@ def watch(server: Server, seconds: float) -> Watch:
 def connected(
     server: Server, stack: ExitStack, sent: bytes, receive_bytes: int | None = None
 ) -> socket.socket:
-    """An open connection on which something was said."""
+    """An open connection on which `sent` was sent."""
     one = stack.enter_context(socket.socket())
     if receive_bytes:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -214,7 +214,7 @@ def connected(
 
 
 def ended(one: socket.socket, seconds: float, whole: int | None = None) -> bool:
-    """Whether the server has hung up, or does so soon, before it had said `whole` bytes."""
+    """Whether the server closes the connection within `seconds`, before it has sent `whole` bytes."""
     one.settimeout(seconds)
     said = 0
     try:

@@ -74,7 +74,7 @@ NEEDED = [
     Library("tqdm", "tqdm", "no progress bars, which every tool imports"),
     Library("megatv", "megatv_kernels", "the package itself is not installed"),
 ]
-LOCKED = "pip install --no-deps --require-hashes -r launch/lock/"
+LOCKED = "pip install --no-deps --require-hashes --only-binary :all: -r launch/lock/"
 DATA = f"{LOCKED}data.txt"
 OPTIONAL = [
     Library("wandb", "wandb", "log.wandb cannot be set"),

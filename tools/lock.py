@@ -121,7 +121,7 @@ def main() -> None:
     old = locked()
 
     def kept(file: str) -> dict[str, str]:
-        """The versions of a file, without those that are to be upgraded."""
+        """Versions of a file of launch/lock/, by package, without those that are to be upgraded."""
         drop = old[file] if args.upgrade == [] else args.upgrade or []
         return {name: version for name, version in old[file].items() if name not in drop}
 

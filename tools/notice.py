@@ -2,9 +2,9 @@
 
     python tools/notice.py            # in .venv, after tools/lock.py
 
-Licences are what installed packages say of themselves. For those that say it in words that can be read in two
-ways, and for those that this machine does not install, the tables below have what their licence files say. A
-package without a licence, or with one that is not in ADMITTED, is an error.
+Licences are what installed packages say of themselves. For those whose words are
+ambiguous, and for those that this machine does not install, the tables below have what their licence files
+say. A package without a licence, or with one that is not in ADMITTED, is an error.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def normal(name: str) -> str:
 
 
 def said(about: Message) -> str | None:
-    """The licence that metadata name by an SPDX expression, or in words that can mean only one."""
+    """The licence that metadata name by an SPDX expression, or in words that mean only one; else None."""
     if expression := about.get("License-Expression"):
         return expression
     classifiers = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or []]

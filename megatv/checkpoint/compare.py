@@ -75,7 +75,7 @@ def _faults_of_one(path: Path) -> Iterator[str]:
             if name not in shapes:
                 yield f"{path / entry.file}: holds {name}, which the model does not have"
             elif entry.dtype not in store.SAFETENSORS_NAME.values():
-                yield f"{path / entry.file}: {name} is {entry.dtype}, and weights are no such numbers"
+                yield f"{path / entry.file}: {name} is {entry.dtype}, which weights never are"
             elif entry.shape != shapes[name]:
                 have, want = list(entry.shape), list(shapes[name])
                 yield f"{path / entry.file}: {name} is {have}, the model needs {want}"

@@ -24,7 +24,7 @@ from megatv.untrusted import parse_json, plain_name
 FORMAT = 1
 META = "meta.json"
 ABSENT = {"updates": None, "skipped": 0, "latent_stats": None}
-"""What a record means that lacks these: every step was an update, no latents were seen."""
+"""Values of keys that a record may lack: every step was an update, no latents were seen."""
 
 
 class OtherFormat(ValueError):
@@ -45,7 +45,9 @@ def read_meta(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error}); use an earlier checkpoint") from None
     if not isinstance(meta, dict):
-        raise ValueError(f"{file}: is no record but {short(meta)}; use an earlier checkpoint")
+        raise ValueError(
+            f"{file}: is {short(meta)} instead of a section with keys; use an earlier checkpoint"
+        )
     version = meta.get("format")
     if type(version) is not int or version != FORMAT:
         writer = short(meta.get("megatv", "unknown")).strip("'")
@@ -71,7 +73,7 @@ def config_of(meta: dict[str, Any], path: Path) -> Config:
 
 
 def read_json(file: Path) -> Any:
-    """Plain data of a JSON file of a checkpoint. OSError; ValueError for a link, too much, or no JSON."""
+    """Plain data of a JSON file of a checkpoint. Raises OSError, and ValueError for other faults."""
     text = read_bytes(file)
     try:
         return parse_json(text)

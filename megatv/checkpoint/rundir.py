@@ -70,7 +70,7 @@ def open_run(config: Config, resume: str) -> RunDir:
 def _refuse_links(run: Path) -> None:
     """Refuse (ValueError) a run that holds a link to elsewhere: what training writes would be written there.
 
-    wandb's folder is left alone: it links its newest run by an absolute path, and is named by chance else.
+    wandb's folder is left alone: it links its newest run by an absolute path, and has random names else.
     """
     home = os.path.realpath(run)
     for folder, folders, files in os.walk(run):

@@ -197,7 +197,7 @@ class Tensors:
     """
 
     def __init__(self, directory: Path, kind: str) -> None:
-        """Raises ValueError when there are none, or their files are not whole or hold other numbers."""
+        """Raises ValueError when there are none, or their files are not whole or hold other dtypes."""
         self.directory = directory
         listed, index = read_meta(directory)["files"], f"{kind}.safetensors.index.json"
         places = _read_places(directory / index) if index in listed else None
@@ -235,7 +235,7 @@ class Tensors:
             raise ValueError(f"{self._files[name]}: cannot read {name} ({error})") from None
 
     def require(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Refuse (ValueError) to be read as tensors of these names and shapes."""
+        """Raise ValueError unless there are tensors of these names and shapes."""
         remedy = "the checkpoint is of another model: use the config beside it"
         missing = sorted(shapes.keys() - self._files.keys())
         if missing:
@@ -250,7 +250,7 @@ class Tensors:
 
 
 def _read_places(index: Path) -> dict[str, str]:
-    """Which file holds a tensor, by name, as an index file says; ValueError when it says no such thing."""
+    """File by tensor name, as an index file has it; ValueError when it has no such table."""
     try:
         tree = read_json(index)
     except OSError as error:
@@ -262,7 +262,7 @@ def _read_places(index: Path) -> dict[str, str]:
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of a file's tensors by name; ValueError for damage, and for numbers that weights are not."""
+    """Shapes of a file's tensors by name; ValueError for damage, and for dtypes that weights never have."""
     try:
         with safe_open(file, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (no dictionary)

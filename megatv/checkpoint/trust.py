@@ -1,14 +1,14 @@
-"""Which places of a checkpoint's config are followed: those that its user has named himself.
+"""Which places of a checkpoint's config are followed: those that its user has named before.
 
 A checkpoint carries the config of its training, which names files, folders and URLs: of the codec, the
 tokenizer and shards. Whoever made the checkpoint chose them, so they are opened only when they are
 
-    named by this user before    in the config of a training that he started on this machine, see `remember`
+    named by this user before    in the config of a training started on this machine, see `remember`
     inside the run itself        links resolved
     names of what megatv ships   the `dct` codec, the `toy_world` tokenizer
 
-Everything else takes a word of the user's: the place itself (--codec, --tokenizer, --data), or
---trust-checkpoint. Relative paths mean those of the working directory, as in training.
+Everything else needs an option: the place itself (--codec, --tokenizer, --data), or --trust-checkpoint.
+Relative paths are relative to the working directory, as in training.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NAMED = "named_paths"
 
 @dataclasses.dataclass(frozen=True)
 class Trust:
-    """What the user says of a checkpoint that is to be opened.
+    """What the user allows a checkpoint that is to be opened.
 
     checkpoint   follow all places that its config names
     codec        run TorchScript files of a codec whose SHA-256 is not a published one
@@ -55,7 +55,7 @@ class Trust:
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
-        """The options of `given`."""
+        """Add the command-line options that `given` reads."""
         add = parser.add_argument
         add("--codec", metavar="PATH", help="weights of the codec, instead of the checkpoint's codec.path")
         add("--tokenizer", metavar="FILE", help="instead of the checkpoint's tokenizer.path")
@@ -69,7 +69,7 @@ class Trust:
         return Trust(args.trust_checkpoint, args.trust_codec, args.codec, args.tokenizer, args.data)
 
     def options(self) -> list[str]:
-        """The words that say the same to another command."""
+        """The command-line options that give another command the same trust."""
         named = {"codec": self.codec_path, "tokenizer": self.tokenizer_path, "data": self.data}
         said = {"trust-checkpoint": self.checkpoint, "trust-codec": self.codec}
         return [f"--{key}={place}" for key, place in named.items() if place is not None] + [
@@ -97,7 +97,7 @@ def admit(config: Config, checkpoint: str | Path, trust: Trust) -> tuple[Config,
             return None
         return (
             f"{checkpoint}: its config names {key} {place[:200]!r}, a place that you have not named on this "
-            f"machine yourself, so it is not followed: name it with {FLAGS[key]}, or follow all that this "
+            f"machine, so it is not followed: name it with {FLAGS[key]}, or follow all that this "
             "checkpoint names with --trust-checkpoint"
         )
 
@@ -125,8 +125,8 @@ def admit(config: Config, checkpoint: str | Path, trust: Trust) -> tuple[Config,
 def remember(config: Config) -> None:
     """Note the places of a config that the user wrote, so that checkpoints trained with it may name them.
 
-    They go into `named_paths` of the user's state folder, a line each. A file that cannot be written, is
-    another user's or a link is told in one line: sampling then takes an option more.
+    They go into `named_paths` of the user's state folder, a line each. Where that file cannot be written, is
+    another user's or a link, one line says so: sampling then needs --trust-checkpoint.
     """
     data, codec, tokenizer = config.data, config.codec, config.tokenizer
     places = [codec.path, tokenizer.path, data.train, data.val, data.cache_dir]
@@ -144,7 +144,7 @@ def remember(config: Config) -> None:
 
 
 def _named() -> set[str]:
-    """The places that this user has named, absolute; none where there is no file or it is not his own."""
+    """The places that this user has named, absolute; none without the file, or when it is another user's."""
     try:
         with _open_named(create=False) as file:
             return set(_read(file).split("\n")) - {""}

@@ -1,7 +1,8 @@
 """Which servers may be asked and which environment variables may be sent to them as keys.
 
-A recipe may come from a stranger. So a key's variable has a name that only keys have, what is sent leaves the
-machine encrypted only, and no secret is taken from a URL, because URLs are shown in errors, scores and logs.
+A recipe may be copied from somebody else. So a key's variable has a name that only keys have, what is
+sent leaves the machine encrypted only, and no secret is taken from a URL, because URLs are shown in errors,
+scores and logs.
 The messages here repeat neither a URL nor a variable's name that was refused: either may be a secret.
 """
 
@@ -20,7 +21,7 @@ _URL = re.compile(
 """What a URL may consist of, so that every reader finds the same host in it."""
 _KEY_NAME = re.compile(r"[A-Z0-9_]*_API_KEY")
 _KEY = re.compile(r"[!#-&(-\[\]-~]+")
-"""Signs that stand for themselves in JSON and in Python's messages, so that a repeated key is found there."""
+"""Characters that JSON and repr() leave unescaped, so that a key is found in a reply that repeats it."""
 
 
 def check_url(url: str, where: str) -> str:
@@ -47,7 +48,7 @@ def check_url(url: str, where: str) -> str:
         )
     if parts["scheme"].lower() == "http" and host != "localhost" and not _is_loopback(address):
         raise ValueError(
-            f"{where} is http to another machine, and anybody between may read along: give an https URL "
+            f"{where} is http to another machine, where anybody on the way can read it: give an https URL "
             "(http is for localhost, 127.0.0.0/8 and [::1])"
         )
     return url
@@ -70,7 +71,7 @@ def read_key(name: str, where: str) -> str:
         raise ValueError(f"{where} names {name}, which is not set: export it on every node")
     if _KEY.fullmatch(key) is None:
         raise ValueError(
-            f"{where} names {name}, which holds spaces, quotes or other signs that no key has: set it anew"
+            f"{where} names {name}, which holds spaces, quotes or characters that no key has: set it again"
         )
     return key
 
@@ -86,7 +87,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _is_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address | None) -> bool:
-    """IPv4 addresses within IPv6 ones are not: which machine they reach differs between systems."""
+    """Not an IPv4 address within an IPv6 one: which machine it reaches differs between systems."""
     if isinstance(address, ipaddress.IPv4Address):
         return address in ipaddress.IPv4Network("127.0.0.0/8")
     return address == ipaddress.IPv6Address("::1")

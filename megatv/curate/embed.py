@@ -95,7 +95,7 @@ class ModelEmbedder:
         try:
             check_transformers_folder(Path(directory))
             self.processor, model, report = _open_with_transformers(directory)
-        except Exception as error:  # transformers raises whatever wrong settings make of its code
+        except Exception as error:  # wrong settings can make transformers raise anything
             raise ValueError(
                 f"embed.model '{directory}' does not load ({_first_line(error)}): it needs config.json, "
                 "preprocessor_config.json and the weights of an image model as safetensors"
@@ -133,7 +133,7 @@ class OpenClipEmbedder:
             model, self.preprocess = open_clip.create_model_from_pretrained(
                 f"local-dir:{directory}", device=device, weights_only=True
             )
-        except Exception as error:  # open_clip raises whatever wrong settings make of its code
+        except Exception as error:  # wrong settings can make open_clip raise anything
             raise ValueError(
                 f"embed.model '{directory}' is in open_clip's format and does not load "
                 f"({_first_line(error)}): `pip install --no-deps open_clip_torch timm ftfy wcwidth "

@@ -4,9 +4,9 @@ A reply is cached on disk by the hash of everything that was asked, so that neit
 threshold pays twice. Only replies that passed their check are cached. The protocol: POST URL/chat/completions
 (as OpenAI, vLLM and llama.cpp serve it), pictures as data URLs.
 
-The server is believed in nothing: its answers are bounded in size and time, and the key, should an answer
-repeat it, goes into no message and no cached reply. What a model says can only be checked for its form: text
-in a picture or in the words that it was given may still talk it into another answer.
+The server is not trusted: its answers are bounded in size and time, and the key, should an answer repeat it,
+goes into no message and no cached reply. What a model says can only be checked for its form: a model may
+still follow instructions in a picture or in the text that it was given.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ RETRY_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
 ERROR_CHARACTERS = 200
 LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x7f\x85\u2028\u2029"}
-"""Those that JSON leaves as they are."""
+"""Line breaks that json.dumps leaves unescaped."""
 MAX_TOKENS = 1 << 32
-"""Of one answer, as its server counts."""
+"""Most tokens of one answer, as its server counts them."""
 
 
 @dataclass
@@ -85,18 +85,18 @@ class Endpoint:
             return stored
         reply = self._complete(messages)
         try:
-            tree, answer = self._understand(reply, check)
+            tree, answer = self._parse(reply, check)
         except ValueError as fault:
             self.usage.repairs += 1
-            again = self._repair.replace("$fault", quoted(self._say(fault)))
+            again = self._repair.replace("$fault", quoted(self._excerpt(fault)))
             messages += [{"role": "assistant", "content": reply}, {"role": "user", "content": again}]  # type: ignore[list-item, dict-item]
             reply = self._complete(messages)
             try:
-                tree, answer = self._understand(reply, check)
+                tree, answer = self._parse(reply, check)
             except ValueError as error:
                 raise ValueError(
                     f"{self.settings.url}: {self.settings.model} answers twice in a wrong form "
-                    f"({self._say(error)}); the last reply begins {self._say(reply)!r}"
+                    f"({self._excerpt(error)}); the last reply begins {self._excerpt(reply)!r}"
                 ) from None
         write_reply(file, json.dumps(tree))
         return answer
@@ -116,7 +116,7 @@ class Endpoint:
     def _stored(self, file: Path, check: Callable[[Any], T]) -> T | None:
         """A cached answer; None when there is none, the check has become stricter since, or it is damaged."""
         try:
-            return None if (reply := read_reply(file)) is None else self._understand(reply, check)[1]
+            return None if (reply := read_reply(file)) is None else self._parse(reply, check)[1]
         except ValueError:
             return None
 
@@ -140,14 +140,14 @@ class Endpoint:
                 answer = post(url, body, headers, s.timeout_seconds)
                 if answer.status == 200:
                     return self._read(answer)
-                fault = f"answers {answer.status}: {self._say(answer.body.decode(errors='replace'))}"
+                fault = f"answers {answer.status}: {self._excerpt(answer.body.decode(errors='replace'))}"
                 if answer.status not in RETRY_STATUS:
                     raise ValueError(f"{url}: {fault}; correct the endpoint section")
                 waited = _retry_after(answer.retry_after)
             except PostError as error:
-                fault = self._say(error)
+                fault = self._excerpt(error)
             except (json.JSONDecodeError, _NoReply) as error:
-                fault = f"speaks another protocol ({self._say(error)})"
+                fault = f"speaks another protocol ({self._excerpt(error)})"
             if attempt < s.retries:
                 self.usage.retries += 1
                 longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**attempt)
@@ -169,7 +169,7 @@ class Endpoint:
         self.usage.add(Usage(requests=1, prompt_tokens=sent, completion_tokens=made, cost=cost))
         return text
 
-    def _understand(self, reply: str, check: Callable[[Any], T]) -> tuple[Any, T]:
+    def _parse(self, reply: str, check: Callable[[Any], T]) -> tuple[Any, T]:
         """The JSON object in a reply and what `check` makes of it; ValueError for a reply of a wrong form."""
         try:
             tree = json_object(reply)
@@ -184,8 +184,8 @@ class Endpoint:
             raise ValueError("it repeats the API key")
         return tree, answer
 
-    def _say(self, words: object) -> str:
-        """Words of the server as the beginning of one line, without the key."""
+    def _excerpt(self, words: object) -> str:
+        """The beginning of a server's text on one line, the key replaced."""
         text = str(words)
         if key := self._key():
             text = text.replace(key, "[API key]")

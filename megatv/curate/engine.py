@@ -121,8 +121,8 @@ def start_ray(address: str | None) -> None:
     if address:
         ray.init(address=address, **quiet)
     else:
-        # Ray listens on all interfaces, runs what it is told and admits who knows a token. Without this one
-        # it would write its own where other users of this machine may read it.
+        # Ray listens on all interfaces and runs code for whoever knows its token. Without this variable
+        # it would write a token to a file that other users of this machine may read.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # "local": not a cluster that this machine happens to belong to
         own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}

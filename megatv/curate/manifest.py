@@ -17,7 +17,7 @@ from typing import Any, Literal
 from megatv.untrusted import parse_json, plain_name
 
 MAX_NUMBER = 1e15
-"""Of whatever is measured: seconds, pixels, tokens."""
+"""Most of any quantity: seconds, pixels, tokens."""
 Item = dict[str, Any]
 """Plain JSON data with an `id` that is unique in its stage."""
 
@@ -61,8 +61,8 @@ class Manifest:
     """The records of one stage in a file; one process writes it. Use as a context manager.
 
     makes  keys that every output has
-    Raises ValueError when a finished line is damaged (the file was edited or the disk failed), when something
-    in it is not of its kind, and when the file is a link: it would be cut off and written elsewhere.
+    Raises ValueError when a finished line is damaged (the file was edited or the disk failed), when a value
+    in it has the wrong type, and when the file is a link: another file would be cut off and written.
     """
 
     def __init__(self, path: Path, makes: Sequence[str] = ()) -> None:
@@ -115,7 +115,7 @@ def _parse(line: bytes, where: str, makes: Sequence[str]) -> Record:
             raise ValueError("not the keys of a record")
         for name, is_right in _RECORD.items():
             if not is_right(tree[name]):
-                raise ValueError(f"its {name} is of another kind")
+                raise ValueError(f"its {name} has the wrong type")
         for item in tree["outputs"]:
             _check_item(item, makes)
         return Record(**tree)
@@ -135,7 +135,7 @@ def _check_item(item: Any, makes: Sequence[str]) -> None:
         raise ValueError(f"an output lacks one of {', '.join(needs)}")
     for name in item.keys() & _ITEM.keys():
         if not _ITEM[name](item[name]):
-            raise ValueError(f"an output's {name} is of another kind")
+            raise ValueError(f"an output's {name} has the wrong type")
 
 
 def _is_text(value: Any) -> bool:

@@ -23,25 +23,25 @@ MODEL_TYPES = {
     *("pvt_v2", "regnet", "resnet", "siglip", "siglip2", "siglip2_vision_model", "siglip_vision_model"),
     *("swiftformer", "swin", "swinv2", "timm_wrapper", "vit", "vit_mae", "vit_msn"),
 }
-"""Kinds of transformers' that build themselves from numbers alone; others load a backbone that is named."""
+"""Models of transformers that are built from numbers alone; others load a backbone that config.json names."""
 REFUSED = {
     *("quantization_config", "transformers_weights", "attn_implementation", "_attn_implementation"),
     *("hf_model_name", "timm_model_pretrained", "checkpoint_path"),
 }
 """Settings by which transformers, timm or open_clip load more than this folder's weights."""
 HARMLESS = (None, False, "eager", "sdpa")
-"""Values of them that do not."""
+"""Values of REFUSED settings that load nothing."""
 SIDES = {
     *("size", "crop_size", "pad_size", "height", "shortest_edge", "longest_edge"),
     *("image_size", "img_size", "input_size"),
 }
 """Settings in pixels."""
 MAX_SIDE, MAX_LAYERS, MAX_NUMBER = 2048, 512, 1 << 19
-"""Of sides of pictures, of layers, and of everything else, such as widths and vocabularies."""
+"""Most pixels of a side, most layers, and the most of all other numbers, such as widths and vocabularies."""
 LEAST_CROP = 0.1
-"""Of `crop_pct`, by which timm divides the side of a picture."""
+"""Least `crop_pct`, by which timm divides the side of a picture."""
 NAME = re.compile(r"[A-Za-z0-9_.]+")
-"""Of an architecture of timm's; `hf-hub:...` and `local-dir:...` lead elsewhere."""
+"""Name of an architecture of timm; `hf-hub:...` and `local-dir:...` would load from elsewhere."""
 
 
 def check_transformers_folder(directory: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from megatv.regular_file import read_bytes, write_file
 from megatv.untrusted import parse_json
 
 MAX_FILE_BYTES = 6 * MAX_ANSWER_BYTES + 64
-"""A reply in JSON, where a sign may take six bytes."""
+"""A reply in JSON, where a character may take six bytes."""
 
 
 def read_reply(file: Path) -> str | None:

@@ -50,7 +50,7 @@ EXPORTED = (
     *("video", "start", "end", "key_frames", "segments", "file"),
     *("meta_caption", "detailed_caption", "captions"),
 )
-"""What is known of a clip when it is written."""
+"""Keys of every exported clip."""
 
 
 @dataclass(frozen=True)

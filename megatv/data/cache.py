@@ -7,9 +7,9 @@ A reader holds its shard's lock shared, a download or an eviction holds it alone
 same shard, and a shard in use is never removed. The time of a file's last use is its access time, set here;
 its time of change says whether it is still the file that was hashed.
 
-What lies in DIR is not believed. A process hashes every file that it has not fetched itself when it first
-uses it and when it has changed since, a few hundredths of a second for 64 MB; what is wrong, a link or no
-file is removed and fetched again. Nothing is opened or written through a link, and DIR is the user's alone.
+Files in DIR are not trusted. A process hashes every file that it has not fetched itself when it first uses it
+and when it has changed since; a file with another hash, a link or anything else that is no regular file is
+removed and fetched again. Nothing is opened or written through a link, and DIR is the user's alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BACKOFF_SECONDS = 0.5
 FULL_SECONDS = 120.0
 """How long a download waits for room while every cached shard is in use or on its way."""
 MAX_REMEMBERED = 1 << 15
-"""Hashed files that a process remembers, 10 MB; then it forgets all and hashes anew."""
+"""Hashed files that a process remembers; then it forgets all and hashes again."""
 
 
 class ShardCache:
@@ -183,7 +183,7 @@ class ShardCache:
 def make_private(directory: Path, owner: int) -> None:
     """Make a directory, or take one that is there, for this user alone.
 
-    owner  whose files this user's are on its file system, which may know other numbers than the kernel
+    owner  user id of this user's files on that file system, which may differ from the process's (NFS)
     Raises ValueError where it is a link, a file or somebody else's.
     """
     try:

@@ -1,4 +1,4 @@
-"""Files of a shard directory, opened as what they must be and never larger than they may be.
+"""Opens the files of a shard directory: regular files only, each with a bound on its size.
 
 A directory from a stranger may hold anything under these names. Hashes are xxh64: they find damage, not
 malice, since whoever changes a file can write its hash too. What is read is therefore checked whether its
@@ -18,7 +18,7 @@ from megatv.untrusted import MAX_LEVELS, is_deeper, parse_json
 
 REMEDY = "copy the directory again or make the shards anew (tools/shards.py verify DIR checks them all)"
 MAX_TEXT_BYTES = 1 << 20
-"""Of dataset.json and latent_stats.json, which take 2 KB."""
+"""Most of dataset.json and of latent_stats.json, far above what they take."""
 
 
 def open_file(path: str | Path, most: int, *, links: bool = True) -> io.BufferedReader:

@@ -48,7 +48,7 @@ COLUMN = {"latents": "latents", "clips": "clip"}
 ADDED = {"stores": "latents", "codec_fingerprint": None, "stats_fingerprint": None}
 """What version 2 added to dataset.json, and what these mean for shards of version 1."""
 MAX_VIDEO_BYTES = 1 << 31
-"""Of an example's frames, three bytes a pixel: as many as `megatv.data.video` decodes in one call."""
+"""Most of an example's frames, three bytes a pixel: as many as `megatv.data.video` decodes in one call."""
 MAX_ID_BYTES, MAX_META_BYTES = 1 << 12, 1 << 22
 WEIGHTS = (".jit", ".safetensors", ".pt", ".bin", ".json")
 """Files of a codec's folder that decide what it computes."""

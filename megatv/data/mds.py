@@ -1,4 +1,4 @@
-"""One row of an MDS file as bytes, cut out by numbers that are checked before they are used.
+"""Reads one row of an MDS file as bytes; every offset and length is checked before it is used.
 
     uint32          n, the rows of the file
     uint32 [n + 1]  where every row begins and the last one ends, in bytes from the file's start
@@ -18,7 +18,7 @@ import struct
 from dataclasses import dataclass
 
 MAX_FILE_BYTES = (1 << 32) - 1
-"""Places in a file are 32-bit numbers."""
+"""Offsets in a file are 32-bit numbers."""
 
 
 @dataclass(frozen=True)

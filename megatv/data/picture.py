@@ -1,9 +1,9 @@
-"""Pictures from strangers, the one place where they are opened.
+"""Decodes pictures, which may come from strangers; no other module opens them.
 
-A small file may unpack to gigabytes, keep a decoder busy for hours, or meet a fault of the decoder's. So a
-picture is decoded in a process of its own (`picture_child`), with bounds on its memory and time; afterwards
-all it took is given back. Only formats that people use for pictures are read: others, such as EPS, would
-start further programs.
+A small file may unpack to gigabytes, keep a decoder busy for hours, or exploit a bug of the decoder. So a
+picture is decoded in a process of its own (`picture_child`), with bounds on its memory and time, and all of
+that memory is freed at its end. Only formats that people use for pictures are read: others, such as EPS,
+would start further programs.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from megatv.regular_file import open_regular
 FORMATS = "PNG, JPEG, WebP or AVIF" if features.check("avif") else "PNG, JPEG or WebP"
 
 MAX_FILE_BYTES = 64 << 20
-"""One picture as a file."""
+"""Most bytes of one picture as a file."""
 MAX_PIXELS = 16_000_000
-"""One picture unpacked, width times height."""
+"""Most pixels of one picture, width times height."""
 MAX_DECODER_BYTES = 1 << 30
 """Address space of the process that decodes it; a picture of MAX_PIXELS takes about half of it at most."""
 MAX_DECODER_SECONDS = 10
-"""Computing time of that process. With others beside it, it may take three times as long by the clock."""
+"""CPU time of that process. On a busy machine it may take three times as long by the clock."""
 
 CHILD = Path(__file__).with_name("picture_child.py")
 TOO_LONG = "reading it takes too long"
 
-_turn = threading.Lock()
-"""Whoever holds it decodes: one picture at a time."""
+_decoding = threading.Lock()
+"""Held while a picture is decoded: one at a time."""
 
 
 class Picture(NamedTuple):
@@ -55,7 +55,7 @@ def decode_picture(source: bytes | Path, width: int, height: int) -> Picture:
     data = source if isinstance(source, bytes) else _read(source)
     if len(data) > MAX_FILE_BYTES:
         raise ValueError(f"this file is larger than {MAX_FILE_BYTES >> 20} MiB: give a smaller picture")
-    with _turn:
+    with _decoding:
         reply = _decode(data, width, height)
     head = struct.calcsize("<2I")
     pixels = np.frombuffer(reply, np.uint8, offset=head).reshape(height, width, 3).copy()
@@ -84,7 +84,7 @@ def _decode(data: bytes, width: int, height: int) -> bytes:
         if done.returncode == 0:
             return done.stdout
         endings = {1: done.stdout.decode().strip(), -signal.SIGXCPU: TOO_LONG}
-        reason = endings.get(done.returncode) or "its decoder broke down"
+        reason = endings.get(done.returncode) or "the decoder crashed"
     raise ValueError(
         f"this file cannot be read as a picture ({reason}): give a {FORMATS} of at most "
         f"{MAX_PIXELS // 1_000_000} million pixels"

@@ -1,4 +1,4 @@
-"""The process in which one picture is decoded; `megatv.data.picture` starts it and explains its limits.
+"""Decodes one picture in a process of its own; `megatv.data.picture` starts it and has the limits.
 
     python picture_child.py WIDTH HEIGHT MAX_PIXELS MAX_BYTES MAX_SECONDS < FILE
 
@@ -48,12 +48,12 @@ def main() -> int:
     try:
         size, pixels = decode(sys.stdin.buffer.read(), width, height, max_pixels)
     except Image.UnidentifiedImageError:
-        print("it is none, or its start is damaged")
+        print("it has none of these formats, or its header is damaged")
     except (Image.DecompressionBombError, TooLargeError):
         print(f"it has more than {max_pixels // 1_000_000} million pixels")
     except MemoryError:
         print("reading it takes too much memory")
-    except Exception as error:  # whatever a decoder says of a damaged file
+    except Exception as error:  # a damaged file can make a decoder raise anything
         print(f"it is damaged: {str(error).splitlines()[0][:80]}" if str(error) else "it is damaged")
     else:
         sys.stdout.buffer.write(struct.pack("<2I", *size) + pixels)
@@ -85,7 +85,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     """The turn that its EXIF asks for; damaged EXIF asks for none."""
     try:
         return TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # its parser raises what it likes
+    except Exception:  # a damaged one can make its parser raise anything
         return None
 
 

@@ -20,9 +20,9 @@ from megatv.types import Caption, Example
 from megatv.untrusted import MAX_LEVELS, is_deeper, parse_json
 
 MAX_SECONDS = 24 * 3600.0
-"""Of a caption's time."""
+"""Latest time of a caption."""
 MAX_SCORE = 1e9
-"""Of a quality score, either sign."""
+"""Most of a quality score, either sign."""
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
@@ -79,7 +79,7 @@ class Record:
         return Record(id, content, **meta)
 
     def example(self, latents: np.ndarray) -> Example:
-        """The record's words with `latents`, normalised float32 [N, C, h, w]; empty where words will do."""
+        """The record's words with `latents`, normalised float32 [N, C, h, w], or empty."""
         return Example(
             id=self.id,
             latents=latents,

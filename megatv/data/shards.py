@@ -50,7 +50,7 @@ Encode = Callable[[torch.Tensor], np.ndarray]
 SHARD_BYTES = 1 << 26
 LENGTHS = "lengths.npy"
 MAX_HEADER_BYTES = 1 << 14
-"""Of lengths.npy; NumPy itself reads as many bytes as the header claims to have, before it looks at them."""
+"""Most of the header of lengths.npy; NumPy would read as many bytes as it claims to have."""
 
 
 def _import_writer() -> Any:
@@ -313,7 +313,9 @@ def _read_lengths(path: Path, n: int) -> np.ndarray | None:
     try:
         with np.errstate(over="ignore"):  # of a shape that the file has no room for
             lengths = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # a damaged header fails in any way; none is run, pickled objects are refused
+    except (
+        Exception
+    ) as error:  # a damaged header fails in any way; none is run, and pickled objects are refused
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{path}: is damaged ({reason}); {REMEDY}") from None
     if lengths.shape != (n, 2) or lengths.dtype != np.int32:

@@ -210,7 +210,7 @@ def encode_clips(
 ) -> bytes:
     """One mp4 of clips uint8 [F, H, W, 3] that follow each other, read one by one; see `encode_video`.
 
-    most  bytes that it may have, else ValueError
+    most  bytes; ValueError when the mp4 has more
     """
     file = io.BytesIO()
 
@@ -231,7 +231,7 @@ def encode_clips(
 
 
 def _checked(frames: np.ndarray, name: str) -> np.ndarray:
-    """The frames, if an mp4 can hold them."""
+    """The frames, unchanged; ValueError unless an mp4 can hold them."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
         raise ValueError(
             f"{name}: frames must be uint8 [F, H, W, 3] with F >= 1, got {frames.dtype} {frames.shape}"

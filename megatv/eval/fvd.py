@@ -37,7 +37,7 @@ SWITCHES = {"rescale": False, "resize": False, "return_features": True}
 def load_i3d(file: Path | None, device: str = "cpu", *, trust: bool = False) -> Features:
     """The features that a file of weights defines. ValueError when it is absent or of another kind.
 
-    trust  the user's word that a file other than the published one may run
+    trust  run a TorchScript file other than the published one (`--trust-weights`)
     """
     if file is None:
         raise ValueError(

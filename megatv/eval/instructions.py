@@ -6,8 +6,8 @@ answers yes, partly or no for each, which counts 1, 0.5 or 0: for what became vi
 what was so before.
 
 Prompts and orders may come from a stranger who wants a good score. They reach the model as JSON strings that
-it is told to take for data, and its answer has a fixed form. That is no proof: words, or writing in the
-pictures, may still talk the model into a better answer, so look at what was asked before you trust a score.
+it is told to take for data, and its answer has a fixed form. A model may still follow
+instructions in them, or in the pictures, so look at what was asked before you trust a score.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from megatv.untrusted import parse_json
 POINTS = {"yes": 1.0, "partly": 0.5, "no": 0.0}
 MAX_TRANSCRIPT_BYTES = 1 << 24
 MAX_SECONDS, MAX_ORDERS = 1e9, 256
-"""Of one video: each order has four pictures in one question."""
+"""Seconds of a time, and orders of one video: each order has four pictures in one question."""
 AROUND_SECONDS = (-0.25, 0.25, 0.5, 1.0)
 """Frames shown around an order; chunks last a quarter of a second, and a movement needs some of them."""
 QUESTION = Template(

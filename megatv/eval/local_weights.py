@@ -1,4 +1,4 @@
-"""What metrics by networks that others trained have in common. Nothing is ever downloaded."""
+"""Shared by metrics that use networks which others trained. Nothing is ever downloaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatv.regular_file import open_regular
 REFUSALS = (RuntimeError, torch.jit.Error, TypeError, AttributeError)
 """What calling another's network on what it does not know may raise."""
 TRUST = "--trust-weights"
-"""The option by which a user lets TorchScript run whose SHA-256 is not published."""
+"""The option that lets TorchScript run whose SHA-256 is not published."""
 
 
 def last_line(error: Exception) -> str:

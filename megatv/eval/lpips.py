@@ -37,7 +37,10 @@ class Conv(NamedTuple):
 
 
 class Trunk(NamedTuple):
-    """Five slices, each of which gives features; a pool of `pool` by 2 stands before those in `pooled`."""
+    """Five slices, each of which gives features; those in `pooled` begin with a max pool.
+
+    pool  kernel size of the max pool, whose stride is 2
+    """
 
     slices: tuple[tuple[Conv, ...], ...]
     pool: int
@@ -65,7 +68,7 @@ VGG = Trunk(
 def load_lpips(file: Path | None, device: str = "cpu", *, trust: bool = False) -> Distance:
     """The distance that a file of weights defines. ValueError when it is absent or of another kind.
 
-    trust  the user's word that a TorchScript may run
+    trust  run a TorchScript file (`--trust-weights`)
     """
     if file is None:
         raise ValueError(
@@ -133,7 +136,7 @@ def _network(file: Path, device: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _shapes(trunk: Trunk) -> dict[str, Tensor]:
-    """The tensors of a trunk and its linear layers, without memory."""
+    """The tensors of a trunk and its linear layers, on the meta device."""
     found: dict[str, tuple[int, ...]] = {}
     inputs = 3
     for k, convolutions in enumerate(trunk.slices):

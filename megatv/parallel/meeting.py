@@ -44,8 +44,8 @@ def meet() -> tuple[dist.Store, int, int]:
 
 
 def _store(host: str, port: int, is_master: bool) -> dist.Store:
-    """The store at an address. It asks nobody who they are, so its master listens on 127.0.0.1 alone when all
-    processes are on one machine; left to itself it would listen on all interfaces.
+    """The store at an address. It does not authenticate, so its master listens on 127.0.0.1 alone when all
+    processes are on one machine; by default it would listen on all interfaces.
     """
     listener = None
     if is_master and host in ("127.0.0.1", "localhost"):

@@ -36,7 +36,7 @@ def preview(
     """Continue the first frames of the first three examples and save a contact sheet as PNG `out`.
 
     The same starts and seeds at every step, so that pictures of different steps can be compared.
-    `trust_codec` is the user's word that a TorchScript codec may run.
+    trust_codec: whether a TorchScript codec may run (`load_codec`).
     """
     codec = _codec(config.codec, str(model.embed.position.device), trust_codec)
     sampler = Sampler(model, config, tokenizer, codec, stats)

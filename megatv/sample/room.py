@@ -1,4 +1,4 @@
-"""Whether a window of videos fits into memory, asked before it is made.
+"""Whether a window of videos fits into memory, checked before it is allocated.
 
 A model's weights are as large as their files, but the length of a sequence and the size of a video are only
 numbers in a checkpoint's config, and cost whoever wrote them nothing.
@@ -15,7 +15,7 @@ from megatv.config import VideoConfig
 from megatv.sample.cache import KVCache
 
 PIXEL_BYTES = 3 * (4 + 1)
-"""While a window is decoded: float32 and uint8."""
+"""Bytes of one RGB pixel while a window is decoded: float32 and uint8."""
 
 
 def require_room(cache: KVCache, device: torch.device, video: VideoConfig, frames: int) -> None:
@@ -37,7 +37,7 @@ def require_room(cache: KVCache, device: torch.device, video: VideoConfig, frame
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that can be had there now; all of a CPU's, where the system does not say what is free."""
+    """Memory that is free on the device now; all of the host's, where the system does not say."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for reuse
         return torch.cuda.mem_get_info(device)[0] + kept

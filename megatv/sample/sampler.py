@@ -96,7 +96,7 @@ class Sampler:
         precision  fp32, bf16, fp8 (see `megatv.model.precision`) or `auto`: bf16 on a GPU, fp32 on a CPU
         mesh       of tensor-parallel siblings that hold the model together (`megatv.sample.ranks`): all of
                    them then make the same calls and get the same results
-        trust      what the user says of the checkpoint, which is a stranger's by default
+        trust      what the user allows the checkpoint, which is a stranger's by default
         Raises ValueError when anything is missing, the device cannot be used or does not have the precision,
         the config names a codec or a tokenizer that must not be followed, or the codec's weights are not
         those of the training.

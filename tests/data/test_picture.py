@@ -233,7 +233,7 @@ def test_a_decoder_that_takes_too_much_is_ended(monkeypatch, tmp_path):
     monkeypatch.setattr(reader, "CHILD", tmp_path / "child.py")
     for program, words in [
         ("import time; time.sleep(60)", "too long"),
-        ("import os; os.abort()", "broke down"),
+        ("import os; os.abort()", "the decoder crashed"),
     ]:
         reader.CHILD.write_text(program)
         refused(data, words)

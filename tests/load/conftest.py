@@ -103,7 +103,7 @@ IMPATIENT = {
 
 @pytest.fixture(scope="session")
 def studio() -> Iterator[Process]:
-    """One with a fake model, few places and little patience, for all tests; it may print no traceback."""
+    """One with a fake model, few connections and short time limits; it may print no traceback."""
     yield from _until_the_end(Process(None, IMPATIENT))
 
 

@@ -1,4 +1,4 @@
-"""Crowds, and people who never finish, at one studio: memory stays flat, and the others are served."""
+"""Many viewers, and connections that never finish: memory stays flat, and the others are served."""
 
 import asyncio
 import contextlib

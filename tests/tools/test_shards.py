@@ -210,7 +210,7 @@ def test_stats_tell_what_does_not_fit_the_text_rows(run, tmp_path, capsys, confi
 
 
 def test_no_verb_runs_what_a_column_says(run, tmp_path, config):
-    """Every door refuses an index that calls a column a pickle; see tests/data/test_strange_shards.py."""
+    """Every verb refuses an index that calls a column a pickle; see tests/data/test_strange_shards.py."""
     path = write(tmp_path / "set")
     tree = json.loads((path / "index.json").read_text())
     tree["shards"][0]["column_encodings"][3] = "pkl"

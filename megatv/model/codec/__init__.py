@@ -21,8 +21,7 @@ __all__ = ["Codec", "Decoder", "clip_encoder", "frames_to_latents", "latents_to_
 def load_codec(config: CodecConfig, device: torch.device | str = "cpu", *, trust: bool = False) -> Codec:
     """The codec that the config names, its weights on `device`.
 
-    trust  load TorchScript, which can run any code: the user's word for this start (`--trust-codec`), never
-           that of a file
+    trust  load TorchScript, which can run any code; only the option `--trust-codec` sets it, never a file
     Raises ValueError when its files are missing or are not what the kind needs.
     """
     if config.kind == "dct":
