@@ -19,10 +19,13 @@ from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from megatv.untrusted import parse_json, printable
+from megatv.regular_file import open_regular, write_file
+from megatv.untrusted import MAX_LINE_BYTES, parse_json, printable
 
 T = TypeVar("T")
 
+TIMES = {"run_started", "seconds", "data_wait"}
+"""What goodput needs of a record of a step: Unix seconds, seconds, and the share of them."""
 SECONDS_TO_SPEAK = 10.0
 """How long a rank with bad input waits for rank 0 to say what is wrong, before it ends."""
 
@@ -135,7 +138,7 @@ class Goodput:
 
     def __init__(self, records: Iterable[Mapping[str, Any]], resume_step: int, started: float) -> None:
         """records: what metrics.jsonl held at this start (at `started`), beyond `resume_step` too."""
-        timed = [record for record in records if "run_started" in record]
+        timed = [record for record in records if record.keys() >= TIMES]
         self._started = timed[0]["run_started"] if timed else started
         self._useful = sum(map(_useful_seconds, (r for r in timed if r["step"] <= resume_step)))
 
@@ -183,14 +186,32 @@ def step_line(record: Mapping[str, Any], total_steps: int, seconds_left: float) 
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl; a last line cut short by a crash is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(parse_json(line))
-        except json.JSONDecodeError:
-            break
+    """Records of a metrics.jsonl, none where there is no file. Lines that no run writes are left out.
+
+    So is all from a line on that is no JSON, such as a last one cut short by a crash. Raises ValueError when
+    the file cannot be read.
+    """
+    records: list[dict[str, Any]] = []
+    try:
+        with open_regular(path, links=True) as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                record = parse_json(line)
+                if _is_record(record):
+                    records.append(record)
+    except (FileNotFoundError, json.JSONDecodeError):
+        pass
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); move it away") from None
     return records
+
+
+def _is_record(tree: Any) -> bool:
+    """Whether it has a step, and numbers where a run of ours writes some."""
+    if not isinstance(tree, dict) or type(tree.get("step")) is not int or not 0 <= tree["step"] < 2**63:
+        return False
+    losses = [value for key, value in tree.items() if key.endswith("_loss") and value is not None]
+    times = [tree[key] for key in TIMES & tree.keys()]
+    return all(type(v) in (int, float) for v in losses + times) and all(abs(t) < 1e18 for t in times)
 
 
 def plot_losses(run_dir: Path) -> Path:
@@ -209,7 +230,8 @@ def plot_losses(run_dir: Path) -> Path:
                 steps, values = zip(*points, strict=True)
                 axis.plot(steps, values, style, markersize=4, linewidth=1, label=key)
         axis.set(xlabel="step", ylabel=unit, yscale="log", title=f"{name} loss")
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     out = run_dir / "losses.png"
     figure.savefig(out, dpi=110)
     pyplot.close(figure)
@@ -217,11 +239,11 @@ def plot_losses(run_dir: Path) -> Path:
 
 
 def _truncate(path: Path, step: int) -> None:
-    if path.exists():
-        kept = [json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
+    """Leave the records up to `step` in a new file; where a link was, nothing behind it changes."""
+    try:
+        write_file(path, "".join(json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= step))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror}); put that right") from None
 
 
 def _start_wandb(run_dir: Path, config: dict) -> Any:

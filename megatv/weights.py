@@ -26,6 +26,12 @@ from megatv.state_dict import read_state_dict
 MAX_BYTES = 8 << 30
 """Of one file: a network's weights and a training state beside them."""
 
+FLOATS = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+}
+"""Types of weights that float32 can hold."""
+
 
 @dataclass(frozen=True)
 class Published:
@@ -54,7 +60,9 @@ def read_tensors(file: Path) -> Any:
 def take(state: Any, like: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     """The tensors of `state` with the names and shapes of `like`, floats where it has floats, all contiguous.
 
-    like  may lie on the meta device. Raises ValueError on the first that does not fit; allocates nothing.
+    like  may lie on the meta device
+    Floats come in the file's own type and are finite as float32. Raises ValueError on the first tensor that
+    does not fit; keeps no copy.
     """
     found = {}
     for name, wanted in like.items():
@@ -63,14 +71,16 @@ def take(state: Any, like: Mapping[str, Tensor], file: Path) -> dict[str, Tensor
             raise ValueError(
                 f"{file}: '{name}' is missing instead of {shape}; give all weights of the network"
             )
-        same_kind = value.is_floating_point() == wanted.is_floating_point()
+        same_kind = value.dtype in (FLOATS if wanted.is_floating_point() else (wanted.dtype,))
         if list(value.shape) != shape or not same_kind or not value.is_contiguous():
-            kind = "floats" if wanted.is_floating_point() else "integers"
+            kind = "floats" if wanted.is_floating_point() else wanted.dtype
             given = str(list(value.shape))[:80]
             raise ValueError(
                 f"{file}: '{name}' is {value.dtype} {given} instead of {kind} {shape}; give "
                 "the weights of this network"
             )
+        if not value.float().isfinite().all():
+            raise ValueError(f"{file}: '{name}' has numbers that are not finite; copy the weights again")
         found[name] = value
     return found
 

@@ -142,7 +142,16 @@ def test_taken_tensors_have_the_names_shapes_and_numbers(tmp_path: Path) -> None
         ({**good, "a": [[1, 2]]}, "'a' is missing"),
         ({**good, "a": torch.ones(2, 3)}, "'a' is torch.float32 [2, 3] instead of floats [3, 2]"),
         ({**good, "a": torch.ones(3, 2).int()}, "'a' is torch.int32 [3, 2] instead of floats"),
-        ({**good, "n": torch.tensor(1.0)}, "'n' is torch.float32 [] instead of integers []"),
+        ({**good, "n": torch.tensor(1.0)}, "'n' is torch.float32 [] instead of torch.int64 []"),
+        ({**good, "n": torch.tensor(True)}, "'n' is torch.bool [] instead of torch.int64 []"),
+        ({**good, "a": torch.ones(3, 2).bool()}, "'a' is torch.bool [3, 2] instead of floats [3, 2]"),
+        ({**good, "a": torch.full((3, 2), torch.nan)}, "'a' has numbers that are not finite"),
+        ({**good, "a": torch.full((3, 2), -torch.inf).bfloat16()}, "'a' has numbers that are not finite"),
+        (
+            {**good, "a": torch.full((3, 2), 1e300, dtype=torch.float64)},
+            "'a' has numbers that are not finite",
+        ),
+        ({**good, "a": torch.full((3, 2), torch.nan).to(torch.float8_e5m2)}, "'a' has numbers that are"),
         ({**good, "a": torch.ones(1).expand(3, 2)}, "'a' is torch.float32 [3, 2] instead"),
     ]:
         with pytest.raises(ValueError) as error:

@@ -116,8 +116,8 @@ def _write(out: Path | None, report: dict[str, Any]) -> None:
 
 def waits(path: Path) -> Row:
     """Data wait in percent of a run's time, by its metrics.jsonl, and the same without its first step."""
-    records = [record for record in read_metrics(path) if "data_wait" in record]
-    if len(records) < 2:
+    records = [record for record in read_metrics(path) if record.keys() >= {"data_wait", "seconds"}]
+    if len(records) < 2 or sum(record["seconds"] for record in records[1:]) <= 0:
         raise ValueError(f"--metrics {path}: holds fewer than two steps; name the metrics.jsonl of a run")
 
     def percent(records: list[dict]) -> float:

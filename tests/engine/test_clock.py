@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from megatv_kernels import Document, build_record
 from megatv import clock as module
 from megatv.clock import Clock, peak_flops
 from megatv.config import load_config
-from megatv.log import Goodput, RunLog, read_metrics, step_line
+from megatv.log import Goodput, RunLog, plot_losses, read_metrics, step_line
 from megatv.model.cost import dense_training_flops, training_flops
 
 TOY = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml", ["run.steps=10"])
@@ -121,6 +122,62 @@ def test_goodput_counts_kept_steps_once(tmp_path: Path, monkeypatch: pytest.Monk
     log.close()
     assert again == {"goodput": (4 + 1) / 100, "run_started": 1000.0}
     assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+STRANGE = [
+    *("[]", "3", "null", '"x"', "{}", '{"step": "a"}', '{"step": true}', '{"step": null}', '{"x": 1}'),
+    *('{"step": 1.5}', '{"step": -1}', '{"step": 1' + "0" * 300 + "}", '{"step": 1, "run_started": "x"}'),
+    *('{"step": 1, "run_started": NaN}', '{"step": 1, "run_started": 1, "seconds": []}'),
+    *('{"step": 1, "run_started": 1, "seconds": 1, "data_wait": 1e999}', '{"step": 1, "text_loss": "x"}'),
+    *('{"step": 1, "seconds": 1' + "0" * 400 + "}", '{"step": 1, "val_video_loss": {}}', "", " "),
+]
+
+
+@pytest.mark.parametrize("line", STRANGE)
+def test_lines_that_no_run_wrote_are_left_out(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = [record(step, 8, run_started=1000.0, text_loss=1.0) for step in (1, 2)]
+    path.write_text("\n".join([json.dumps(good[0]), line, json.dumps(good[1])]) + "\n")
+    kept = read_metrics(path)
+    assert kept == (good if line.strip() else good[:1])
+    plot_losses(tmp_path)
+    RunLog(tmp_path, resume_step=9, total_steps=9).close()
+    assert read_metrics(path) == kept == [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_start_without_its_times_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "run_started": 1}\n')
+    log = RunLog(tmp_path, resume_step=1, total_steps=9)
+    log.close()
+    assert log.goodput.add(record(2, 2))["run_started"] > 1e9
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{}\n", b"[" * 100_000 + b"\n", b"1" * (3 << 20)])
+def test_what_is_no_json_ends_the_record(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(json.dumps(record(1, 8)).encode() + b"\n" + content)
+    assert read_metrics(path) == [record(1, 8)]
+
+
+def test_the_record_is_never_written_through_a_link(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    theirs = tmp_path / "theirs"
+    for there in (False, True):
+        (run / "metrics.jsonl").unlink(missing_ok=True)
+        (run / "metrics.jsonl").symlink_to(theirs)
+        (run / "metrics.tmp").unlink(missing_ok=True)
+        (run / "metrics.tmp").symlink_to(tmp_path / "others")
+        if there:
+            theirs.write_text("mine")
+        log = RunLog(run, resume_step=0, total_steps=9)
+        log.write(record(1, 8))
+        log.close()
+        assert not (tmp_path / "others").exists() and theirs.exists() == there
+        assert not there or theirs.read_text() == "mine"
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: is not a regular file"):
+        RunLog(tmp_path, resume_step=0, total_steps=9)
 
 
 def test_goodput_of_a_record_without_it_begins_now() -> None:

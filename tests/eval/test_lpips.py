@@ -139,8 +139,11 @@ def test_distances_that_are_not_finite_are_refused(alexnet, frames, tmp_path):
     torch.save(
         {**state, "lin0.model.1.weight": state["lin0.model.1.weight"] * torch.nan}, tmp_path / "nan.pth"
     )
-    with pytest.raises(ValueError, match=r"nan.pth: gives distances that are not finite"):
-        load_lpips(tmp_path / "nan.pth")(*frames)
+    with pytest.raises(ValueError, match=r"nan.pth: 'lin0.model.1.weight' has numbers that are not finite"):
+        load_lpips(tmp_path / "nan.pth")
+    torch.save({**state, "lin0.model.1.weight": torch.full((1, 64, 1, 1), 3e38)}, tmp_path / "large.pth")
+    with pytest.raises(ValueError, match=r"large.pth: gives distances that are not finite"):
+        load_lpips(tmp_path / "large.pth")(*frames)
 
 
 def test_pictures_too_small_for_the_network_are_refused_in_one_line(alexnet, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from megatv.config import CodecConfig
@@ -222,7 +223,40 @@ def test_a_learned_codec_has_all_its_tensors_in_their_shapes(tmp_path: Path) -> 
     refused({k: v for k, v in state.items() if k != name}, f"'{name}' is missing instead of")
     refused({**state, name: torch.zeros(8, 8)}, rf"'{name}' is torch\.float32 \[8, 8\] instead of floats")
     refused({k: v for k, v in state.items() if k != "encoder.1.weight"}, "must be")
-    refused({**state, "encoder.6.num_batches_tracked": torch.zeros(())}, "instead of integers")
+    refused({**state, "encoder.6.num_batches_tracked": torch.zeros(())}, r"instead of torch\.int64")
+
+
+@pytest.mark.parametrize("kind", ["float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_weights_of_a_learned_codec_become_float32(tmp_path: Path, kind: str) -> None:
+    path, codec = tmp_path / "codec.safetensors", LearnedCodec(trained_a_little())
+    codec.save(path)
+    with safe_open(path, "pt") as file:
+        metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    saved = {n: v.to(getattr(torch, kind)) if v.is_floating_point() else v for n, v in state.items()}
+    save_file(saved, path, metadata)
+    again = LearnedCodec.load(path)
+    assert all(v.dtype in (torch.float32, torch.int64) for v in again.network.state_dict().values())
+    frames = moving_picture(9, 16, 16)
+    assert again.decode(again.encode(frames)).shape == frames.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "reason"),
+    [
+        ("encoder.1.weight", torch.nan, "has numbers that are not finite"),
+        ("decoder.4.bias", torch.inf, "has numbers that are not finite"),
+        ("encoder.6.running_var", -1.0, "is below zero"),
+    ],
+)
+def test_weights_that_code_to_no_numbers_are_refused(
+    tmp_path: Path, name: str, number: float, reason: str
+) -> None:
+    path, network = tmp_path / "codec.safetensors", trained_a_little()
+    with torch.no_grad():
+        network.state_dict()[name].view(-1)[0] = number
+    LearnedCodec(network).save(path)
+    with pytest.raises(ValueError, match=rf"codec\.safetensors: '{name}' {reason}"):
+        load_codec(CodecConfig("learned", str(path)))
 
 
 def test_a_codec_that_needs_a_path_says_so() -> None:

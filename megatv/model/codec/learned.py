@@ -108,7 +108,11 @@ class LearnedCodec(Codec):
             raise ValueError(f"{path}: not a {FORMAT} file; train one with tools/train_codec.py")
         with torch.device("meta"):
             network = ChunkAutoencoder(_width(metadata, state, Path(path)))
-        network.load_state_dict(take(state, network.state_dict(), Path(path)), assign=True)
+        found = take(state, network.state_dict(), Path(path))
+        found = {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+        if (found["encoder.6.running_var"] < 0).any():
+            raise ValueError(f"{path}: 'encoder.6.running_var' is below zero; train the codec again")
+        network.load_state_dict(found, assign=True)
         return LearnedCodec(network, device)
 
 
