@@ -6,7 +6,9 @@ is cut off when it
     has not sent the head or the body of its request in time, however slowly it drips
     leaves what it was sent unread for too long, or lets too much of it pile up
     is to be closed and does not close
-    sends one WebSocket message in very many parts
+    sends one WebSocket message in very many parts, or very many frames at once
+    sends a body in very many small pieces
+    asks for a WebSocket with a body, or in another way that none is made of
 
 When all places are taken, a newcomer takes that of whoever has kept the server waiting longest; where
 everybody is being served, it is refused with a sentence.
@@ -20,13 +22,26 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import ProtocolError
+from websockets.frames import Frame
+from websockets.server import ServerProtocol
 
 REFUSAL = "all connections of this server are in use: close a tab, or try again in a moment"
 MAX_REFUSED = 16
 """Connections that are still to be told so."""
+
+
+MAX_HEAD_BYTES = 16 << 10
+"""The head of one request, where the server's settings say nothing else."""
+FREE_PIECES, MIN_PIECE_BYTES = 256, 64
+"""In so many pieces a body may come whatever their size; of more, the mean size must be the second."""
+MAX_FRAMES = 256
+"""WebSocket frames of one connection in a tick. Each takes microseconds from everybody else."""
+NO_WEBSOCKET = "no WebSocket is made of this request: send a plain upgrade without a body"
 
 
 @dataclass(frozen=True)
@@ -100,8 +115,92 @@ class _Watched(asyncio.Protocol):
         return ("reader", self.drained) if unread else None
 
 
+class _Frames(ServerProtocol):
+    """Reads frames, so many in a tick. `Server.on_tick` sets the count back."""
+
+    count = 0
+
+    def recv_frame(self, frame: Frame) -> None:
+        """One frame has come."""
+        self.count += 1
+        if self.count > MAX_FRAMES:
+            raise ProtocolError("too many frames at once")
+        super().recv_frame(frame)
+
+
 class WebSocket(_Watched, WebSocketsSansIOProtocol):
-    """A connection that became a WebSocket."""
+    """A connection that became a WebSocket, or will be one as soon as the application accepts it."""
+
+    conn: _Frames
+
+    def __init__(self, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        config = self.config
+        extensions = self.conn.available_extensions
+        self.conn = _Frames(extensions=extensions, max_size=config.ws_max_size, logger=self.logger)
+
+    def data_received(self, data: bytes) -> None:
+        """The whole head of the request, then frames; nobody may send one before the handshake is done."""
+        if self.handshake_initiated and not self.handshake_complete:
+            self.transport.abort()
+            return
+        super().data_received(data)
+        if not self.handshake_initiated:
+            self.transport.write(_plain("400 Bad Request", NO_WEBSOCKET))
+            self.transport.close()
+
+    def send_receive_event_to_app(self) -> None:
+        """A whole message has come. One of text that is no UTF-8 ends the connection."""
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.frames = []
+                self.conn.fail(1007, "not UTF-8")
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection's end; uvicorn removes it from a set that it may have left before."""
+        self.connections.add(self)
+        super().connection_lost(exc)
+
+    def _awaits(self) -> tuple[object, ...] | None:
+        return super()._awaits() or (None if self.handshake_complete else ("head",))
+
+
+class _Requests(h11.Connection):
+    """Reads requests: no head beyond `most` bytes, and no body in very many small pieces.
+
+    h11 alone bounds a head only while the end of it has not come.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__(h11.SERVER, most)
+        self._most = most
+        self._first = True
+        self._pieces = self._bytes = 0
+
+    def next_event(self) -> Any:
+        """What h11 reads next. Raises RemoteProtocolError for what is beyond the bounds."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._first = True
+            size = len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers)
+            if size > self._most:
+                self._refuse(f"the head of a request has at most {self._most} bytes", 431)
+        elif isinstance(event, h11.Data):
+            self._pieces += not self._first  # any body may be short, and has one piece then
+            self._bytes += len(event.data)
+            self._first = False
+            if self._pieces > FREE_PIECES and self._bytes < self._pieces * MIN_PIECE_BYTES:
+                self._refuse("the body comes in too many small pieces", 400)
+        return event
+
+    def _refuse(self, reason: str, status: int) -> None:
+        self._process_error(self.their_role)
+        raise h11.RemoteProtocolError(reason, error_status_hint=status)
 
 
 class Http(_Watched, H11Protocol):
@@ -110,6 +209,7 @@ class Http(_Watched, H11Protocol):
     def __init__(self, bounds: Bounds, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self.bounds = bounds
+        self.conn = _Requests(self.config.h11_max_incomplete_event_size or MAX_HEAD_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let it in, in another's place if need be."""
@@ -129,13 +229,26 @@ class Http(_Watched, H11Protocol):
         if not self.refused:
             super().data_received(data)
             return
-        body = REFUSAL.encode()
-        head = (
-            "HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        self.transport.write(_plain("503 Service Unavailable", REFUSAL))
         self.transport.close()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Pass the connection on, unless a body is to come, for which a WebSocket would wait without end."""
+        if {b"content-length", b"transfer-encoding"} & {name for name, _ in event.headers}:
+            self.transport.write(_plain("400 Bad Request", NO_WEBSOCKET))
+            self.transport.close()
+        else:
+            super().handle_websocket_upgrade(event)
+
+    def send_400_response(self, msg: str) -> None:
+        """A request that cannot be read: said where no answer was begun; one on its way is not sent."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def _awaits(self) -> tuple[object, ...] | None:
         if found := super()._awaits():
@@ -165,6 +278,8 @@ class Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             if isinstance(connection, _Watched) and connection.is_late(self.bounds):
                 connection.transport.abort()
+            if isinstance(connection, WebSocket):
+                connection.conn.count = 0
         return await super().on_tick(counter)
 
 
@@ -178,6 +293,16 @@ def _end_longest_awaited(connections: list[Any]) -> bool:
         longest.connections.discard(longest)
         longest.transport.abort()
     return bool(waiting)
+
+
+def _plain(status: str, sentence: str) -> bytes:
+    """An answer after which the connection ends."""
+    body = sentence.encode()
+    head = (
+        f"HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def _host(connection: Any) -> str | None:
