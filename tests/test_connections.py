@@ -1,6 +1,7 @@
 """Connections that never finish, never read or are too many; on loopback, with short time limits."""
 
 import asyncio
+import logging
 import socket
 import threading
 import time
@@ -37,6 +38,9 @@ async def app(scope, receive, send):
     """
     if scope["type"] == "websocket":
         await receive()
+        while scope["path"] == "/never":
+            if (await receive())["type"] == "websocket.disconnect":
+                return
         await send({"type": "websocket.accept"})
         while (message := await receive())["type"] == "websocket.receive":
             while message.get("text") == "flood":
@@ -55,7 +59,7 @@ async def app(scope, receive, send):
 @pytest.fixture
 def server():
     found = Server(
-        app, BOUNDS, log_level="critical", lifespan="off", ws_max_size=16 << 10, timeout_graceful_shutdown=1
+        app, BOUNDS, log_level="error", lifespan="off", ws_max_size=16 << 10, timeout_graceful_shutdown=1
     )
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=found.run, args=([listening],))
@@ -64,6 +68,19 @@ def server():
     yield found
     found.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def errors(server):
+    """What the server and the event loop log as errors."""
+    found = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = found.append
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addHandler(handler)
+    yield found
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).removeHandler(handler)
 
 
 @contextmanager
@@ -301,3 +318,137 @@ def test_a_clock_that_jumps_hurries_nobody(server, monkeypatch):
             assert tab.recv(timeout=10) == "here"
     with line(server) as found:
         assert seconds_to_end(found) < 5
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        UPGRADE[:-2] + b"content-length: 5\r\n\r\n",
+        UPGRADE[:-2] + b"content-length: 5\r\n\r\nhe",
+        UPGRADE[:-2] + b"content-length: 0\r\n\r\n",
+        UPGRADE[:-2] + b"transfer-encoding: chunked\r\n\r\n",
+        UPGRADE[:-2] + b"a: b\r\n" * 200 + b"\r\n",
+        UPGRADE[:-2] + b"a: " + b"b" * 9000 + b"\r\n\r\n",
+        UPGRADE.replace(b"GET /ws", b"GET /" + b"w" * 9000),
+        UPGRADE.replace(b"GET", b"POST"),
+    ],
+    ids=[
+        "a body",
+        "half a body",
+        "an empty body",
+        "chunks",
+        "many lines",
+        "a long line",
+        "a long path",
+        "POST",
+    ],
+)
+def test_an_upgrade_of_which_no_websocket_is_made_is_refused(server, said):
+    with line(server, said) as found:
+        answer = hear(found)
+        while piece := found.recv(1000):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 4") or (b"POST" in said and b"is us" in answer)
+    settled(server, 0)
+
+
+def test_a_websocket_that_is_not_accepted_is_ended_and_makes_room(server, errors):
+    hold = UPGRADE.replace(b"/ws", b"/never")
+    with ExitStack() as stack:
+        lines = [stack.enter_context(line(server, hold)) for _ in range(BOUNDS.of_one + 2)]
+        assert answers(server)
+        for found in lines:
+            assert seconds_to_end(found) < 5
+    settled(server, 0)
+    assert not errors
+
+
+CHUNKED = b"POST /body HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+PONG = bytes([0x8A, 0x80]) + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("head", "small"),
+    [
+        (CHUNKED, b"1\r\nx\r\n"),
+        (CHUNKED.replace(b"/body", b"/"), b"1\r\nx\r\n"),
+        (UPGRADE, PONG),
+        (UPGRADE, bytes([0x89, 0x80]) + bytes(4)),
+        (UPGRADE, bytes([0x81, 0x80]) + bytes(4)),
+    ],
+    ids=["chunks", "chunks after the answer", "pongs", "pings", "empty messages"],
+)
+def test_many_small_pieces_end_a_connection(server, errors, head, small):
+    sent = 0
+    with line(server, head) as found, pytest.raises(OSError):
+        if head == UPGRADE:
+            assert found.recv(1000)
+        for _ in range(1000):
+            found.sendall(small * 1000)
+            sent += 1000
+            time.sleep(0.001)
+    assert sent < 100_000
+    settled(server, 0)
+    assert answers(server)
+    assert not errors
+
+
+def test_bodies_of_chunks_that_are_large_enough_and_frames_that_come_in_time_pass(server):
+    with line(server, CHUNKED) as found:
+        for _ in range(2000):
+            found.sendall(b"40\r\n" + b"x" * 64 + b"\r\n")
+        found.sendall(b"0\r\n\r\n")
+        assert b"is us" in hear(found)
+    with line(server) as found:
+        for _ in range(400):  # short bodies, one after the other
+            found.sendall(CHUNKED + b"1\r\nx\r\n0\r\n\r\n")
+            assert b"is us" in hear(found)
+    with connect("ws://{}:{}".format(*server.address)) as tab:
+        for _ in range(600):
+            tab.send("a")
+            assert tab.recv(timeout=10) == "a"
+            time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        CHUNKED.replace(b"/body", b"/") + b"zz\r\n",
+        CHUNKED + b"zz\r\n",
+        CHUNKED + b"1;" + b"x" * 100_000,
+        CHUNKED.replace(b"/body", b"/") + b"1;" + b"x" * 100_000,
+        CHUNKED.replace(b"/body", b"/large") + b"zz\r\n",
+        CHUNKED.replace(b"/body", b"/slow") + b"zz\r\n",
+        UPGRADE + bytes([0x81, 0x82]) + bytes(4) + b"\xff\xfe",
+        UPGRADE + bytes([0x83, 0x80]) + bytes(4),
+    ],
+    ids=[
+        "late chunk",
+        "chunk",
+        "extension",
+        "late extension",
+        "while sending",
+        "while waiting",
+        "text",
+        "frame",
+    ],
+)
+@pytest.mark.parametrize("wait", [0.0, 0.3])
+def test_what_breaks_the_protocol_is_a_quiet_end(server, errors, said, wait):
+    head, _, rest = said.partition(b"\r\n\r\n")
+    try:
+        with line(server, head + b"\r\n\r\n") as found:
+            time.sleep(wait)
+            found.sendall(rest)
+            seconds_to_end(found)
+    except OSError:
+        pass
+    settled(server, 0)
+    time.sleep(1.5 * (b"/slow" in said))
+    assert not errors
+
+
+def test_a_head_that_comes_at_once_is_bounded_too(server):
+    bounded = GET[:-2] + b"".join(b"a%d: %s\r\n" % (i, b"b" * 1000) for i in range(100)) + b"\r\n"
+    with line(server, bounded) as found:
+        assert b"HTTP/1.1 4" in found.recv(1000)

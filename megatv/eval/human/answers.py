@@ -17,7 +17,15 @@ from typing import Any
 
 from megatv.eval.human.database import connect, open_database
 from megatv.eval.human.questions import questions_of
-from megatv.eval.human.raters import Rater, UnknownRaterError, hash_secret, new_secret, read_token, same
+from megatv.eval.human.raters import (
+    MAX_NAME,
+    Rater,
+    UnknownRaterError,
+    hash_secret,
+    new_secret,
+    read_token,
+    same,
+)
 from megatv.eval.human.study import Study
 from megatv.eval.human.tasks import Item
 from megatv.regular_file import open_regular
@@ -131,20 +139,29 @@ class Answers:
         number, secret = read_token(token)
         rows = self._read("SELECT number, id, name, joined, token FROM people WHERE number = ?", (number,))
         for *told, kept in rows:
-            if kept is not None and same(kept, hash_secret(secret)):
-                return Rater(*told)
+            if isinstance(kept, str) and same(kept, hash_secret(secret)):
+                return self._rater(*told)
         raise UnknownRaterError("this page has no valid invitation: open the link that you were given")
 
     def raters(self) -> list[Rater]:
         """Everybody who joined or was invited, in that order."""
         return [
-            Rater(*row) for row in self._read("SELECT number, id, name, joined FROM people ORDER BY number")
+            self._rater(*row)
+            for row in self._read("SELECT number, id, name, joined FROM people ORDER BY number")
         ]
 
     def without_invitation(self) -> list[Rater]:
         """Raters of a file from before there were tokens, who need one to come back."""
         rows = self._read("SELECT number, id, name, joined FROM people WHERE token IS NULL ORDER BY number")
-        return [Rater(*row) for row in rows]
+        return [self._rater(*row) for row in rows]
+
+    def _rater(self, number: Any, id_: Any, name: Any, joined: Any) -> Rater:
+        """One row, of which only what this program can have written is believed."""
+        sound = isinstance(number, int) and isinstance(id_, str) and isinstance(name, str)
+        sound &= joined is None or (isinstance(joined, (int, float)) and 0 <= joined < MAX_SECONDS)
+        if not sound or not id_ or (name and (len(name) > MAX_NAME or not name.isprintable())):
+            raise ValueError(f"{self._path}: person {str(number)[:40]!r} is damaged; undo what changed them")
+        return Rater(number, id_, name, joined)
 
     def give(self, rater: Rater, choose: Callable[[list[Task]], str | None]) -> str | None:
         """The item that `choose` picks in view of all tasks, now the rater's; None when there is none."""

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-RESAMPLES = 10_000
+RESAMPLES, BLOCK_NUMBERS = 10_000, 1 << 20
+"""Resamples of the bootstrap, and the most numbers of them that are held at once (8 bytes each)."""
 
 
 def krippendorff_alpha(table: np.ndarray) -> float:
@@ -45,6 +46,10 @@ def mean_interval(values: np.ndarray, items: np.ndarray, seed: int) -> dict[str,
     _, group = np.unique(items, return_inverse=True)
     sums, counts = np.bincount(group, values), np.bincount(group)
     rng = np.random.Generator(np.random.Philox(seed))
-    weights = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), RESAMPLES)
-    low, high = np.quantile((weights @ sums) / (weights @ counts), (0.025, 0.975))
+    chances = np.full(len(sums), 1 / len(sums))
+    means = np.empty(RESAMPLES)
+    for block in np.array_split(means, math.ceil(RESAMPLES * len(sums) / BLOCK_NUMBERS)):
+        weights = rng.multinomial(len(sums), chances, len(block))
+        block[:] = (weights @ sums) / (weights @ counts)
+    low, high = np.quantile(means, (0.025, 0.975))
     return {"mean": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}

@@ -12,6 +12,7 @@ import pytest
 from megatv.eval.human import cli
 from megatv.eval.human.answers import Answers
 from megatv.eval.human.database import TABLES
+from megatv.eval.human.raters import UnknownRaterError
 from megatv.eval.human.report import figures
 from megatv.eval.human.tasks import make_checks, make_items
 from megatv.eval.human.videos import find_videos
@@ -185,6 +186,44 @@ def test_damaged_answers_are_one_sentence(old, tmp_path, what, value):
             cli.main([verb[0], str(tmp_path / "study.yaml"), *verb[1:]])
         assert "\n" not in str(error.value) and len(str(error.value)) < 400
     assert not (tmp_path / "a.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [
+        ("id", b"\xff"),
+        ("id", ""),
+        ("name", b"\xff"),
+        ("name", "x" * 5000),
+        ("name", "a\x1b[31m"),
+        ("joined", b"\xff"),
+        ("joined", "yesterday"),
+        ("joined", 1e300),
+        ("token", b"\xff"),
+    ],
+)
+def test_damaged_people_are_one_sentence(old, desk, tmp_path, what, value):
+    opened(old).close()
+    connection = sqlite3.connect(old.database)
+    connection.execute("DELETE FROM meta WHERE key = 'videos'")  # these were encoded on another machine
+    connection.execute("UPDATE people SET token = 'x'")
+    connection.execute(f"UPDATE people SET {what} = ? WHERE number = 1", (value,))
+    connection.commit()
+    connection.close()
+    answers = desk().answers
+    with pytest.raises(UnknownRaterError):
+        answers.rater("1.x")
+    if what == "token":
+        return
+    with pytest.raises(ValueError, match="person '1' is damaged"):
+        answers.raters()
+    systems = [{"name": s.name, "videos": s.videos} for s in old.systems]
+    tree = {"kind": "pairwise", "systems": systems, "database": old.database, "checks": 1}
+    (tmp_path / "study.yaml").write_text(json.dumps(tree))
+    for verb in (["report", "--names"], ["export", "--names", "--out", str(tmp_path / "a.csv")]):
+        with pytest.raises(ValueError, match=r"answers\.sqlite: .*undo what changed") as error:
+            cli.main([verb[0], str(tmp_path / "study.yaml"), *verb[1:]])
+        assert str(error.value).isprintable() and len(str(error.value)) < 400
 
 
 def test_half_a_file_is_one_sentence(make_study, tmp_path):

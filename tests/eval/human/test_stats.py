@@ -1,10 +1,13 @@
 """Agreement and intervals against published and exact values."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from megatv.eval.human import stats
 from megatv.eval.human.stats import krippendorff_alpha, mean_interval
 
 # Data of four observers and twelve units, one without a pair: Krippendorff (2011), section C.
@@ -51,3 +54,22 @@ def test_answers_about_one_item_do_not_count_as_many_items():
     repeated = mean_interval(np.repeat(values, 9), np.repeat(np.arange(100), 9), seed=0)
     assert repeated["high"] - repeated["low"] == pytest.approx(alone["high"] - alone["low"], rel=1e-6)
     assert mean_interval(np.array([]), np.array([]), 0)["n"] == 0
+
+
+def test_resamples_in_blocks_are_those_drawn_at_once(monkeypatch):
+    random = np.random.default_rng(1)
+    values, items = random.integers(-2, 3, 90).astype(float), np.arange(90) % 31
+    monkeypatch.setattr(stats, "BLOCK_NUMBERS", 1 << 40)
+    at_once = mean_interval(values, items, 5)
+    monkeypatch.setattr(stats, "BLOCK_NUMBERS", 1000)
+    assert mean_interval(values, items, 5) == at_once
+
+
+def test_many_items_take_bounded_memory():
+    program = (
+        "import resource; import numpy as np; from megatv.eval.human.stats import mean_interval\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
+        "before = peak(); mean_interval(np.ones(4000), np.arange(4000), 0); print(peak() - before)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(told.stdout) < 150  # MiB; all resamples at once take 305
