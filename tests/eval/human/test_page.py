@@ -151,6 +151,7 @@ def test_somebody_else_at_the_same_browser(browser, desk: Callable[..., Desk], t
                 browser.wait_for(GREETED)
                 browser.screenshot(Path(os.environ.get("SCREENSHOTS", tmp_path)) / "study_again.png")
                 browser.click(".other")
+                assert browser.evaluate("Object.values(localStorage).length") == 0  # the token is gone
             browser.click("input")
             browser.type(name)
             browser.click(".primary")

@@ -25,7 +25,7 @@ const WORDS = {
 const store = {
   get(key) { try { return localStorage.getItem(key); } catch { return null; } },
   set(key, value) { try { localStorage.setItem(key, value); return true; } catch { return false; } },
-  remove(key) { try { store.remove(key); } catch { /* nothing was kept */ } },
+  remove(key) { try { localStorage.removeItem(key); } catch { /* nothing was kept */ } },
 };
 
 let study, token, rater, task, before, chosen, active, opened, sending;
