@@ -23,8 +23,11 @@ ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "launch" / "lock"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 HEADER = (
-    "# Made by tools/lock.py. To install: pip install --no-deps --require-hashes -r launch/lock/{name}.txt\n"
+    "# Made by tools/lock.py. To install:\n"
+    "# pip install --no-deps --require-hashes {wheels}-r launch/lock/{name}.txt\n"
 )
+WHEELS = "--only-binary :all: "
+"""Of all files but `source`: no package's own build script runs."""
 SOURCE = {"deepspeed"}
 """Packages that publish no wheels."""
 # The part of every marker that says what [tool.uv] environments says already.
@@ -134,7 +137,8 @@ def main() -> None:
     LOCK.mkdir(exist_ok=True)
     for name, entries in files.items():
         lines = [entries[package] for package in sorted(entries)]
-        (LOCK / f"{name}.txt").write_text(HEADER.format(name=name) + "".join(lines))
+        wheels = "" if name == "source" else WHEELS
+        (LOCK / f"{name}.txt").write_text(HEADER.format(name=name, wheels=wheels) + "".join(lines))
         print(f"launch/lock/{name}.txt: {len(lines)} packages")
 
 
