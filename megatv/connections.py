@@ -1,9 +1,9 @@
-"""A server that outlives its guests: bounds on connections, and an end to those that never finish.
+"""A server with bounds on its connections, which ends those that never finish.
 
 Uvicorn waits without end for a request that was begun and for a reader that does not read. Here a connection
 is cut off when it
 
-    has not sent the head or the body of its request in time, however slowly it drips
+    has not sent the head or the body of its request in time, however slowly it arrives
     leaves what it was sent unread for too long, or lets too much of it pile up
     is to be closed and does not close
     sends one WebSocket message in very many parts, or very many frames at once

@@ -1,7 +1,7 @@
 """Reads what `torch.save` wrote of tensors in dicts, without unpickling: a stranger's file is only data here.
 
 The file is a zip: `data.pkl` tells names, shapes and places, `data/0`, `data/1` ... hold the bytes. Python's
-pickle is a small machine whose programs may call anything. `torch.load(weights_only=True)` calls little, but
+pickle is a program that may call anything. `torch.load(weights_only=True)` calls little, but
 a few hundred bytes still make it allocate any memory (`bytearray(n)`, dicts copied again and again) or
 overflow the stack. This reader knows only the operations that dicts of tensors need, and entries that are
 stored, so it takes the memory of the file and at most some 100 MB.

@@ -15,9 +15,9 @@ MAX_NODES = 100_000
 
 
 def parse(text: str, where: str) -> Any:
-    """Plain data of a YAML text; ValueError with `where` and, mostly, the line."""
+    """Plain data of a YAML text; ValueError with `where` and the line, where it is known."""
     if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"{where}: has more than {MAX_CHARACTERS} characters; a config is a page")
+        raise ValueError(f"{where}: has more than {MAX_CHARACTERS} characters; shorten it")
     try:
         return yaml.load(text, _Loader)
     except RecursionError:

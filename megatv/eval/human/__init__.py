@@ -4,5 +4,5 @@ A study is one YAML (`study`) over folders or manifests of videos (`videos`), cu
 with the paper's questions (`questions`). `server` shows them on a web page (`page/`) as `desk` says, to
 people who have a token (`raters`); `assign` says who gets which, `answers` keeps what they say in SQLite
 (`database`), and `report` makes figures of it with `stats`.
-`python -m megatv.eval.human` is the door.
+`python -m megatv.eval.human` is the command.
 """

@@ -52,7 +52,7 @@ class Task:
     rater             the rater's `id`
     given, answered   Unix seconds; answered: None until then
     seconds           spent on the page, as it says itself
-    waits             seconds since it was given, or since this process began, by a clock that nobody sets
+    waits             seconds since it was given, or since this process began, by the monotonic clock
     """
 
     rater: str

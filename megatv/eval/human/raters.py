@@ -68,7 +68,7 @@ def read_name(name: str) -> str:
 
 
 class Arrivals:
-    """How many joined from each address within the last hour, by a clock that nobody sets."""
+    """How many joined from each address within the last hour, by the monotonic clock."""
 
     def __init__(self, per_hour: int) -> None:
         self._per_hour = per_hour
