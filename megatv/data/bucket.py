@@ -59,7 +59,10 @@ def download(location: str, name: str, local: Path, most: int) -> tuple[str, boo
                     return "it has more bytes than it should", True
                 file.write(block)
     except ImportError as error:
-        raise ValueError(f"{location}: needs {error.name}: pip install boto3") from None
+        raise ValueError(
+            f"{location}: needs {error.name}: `pip install --no-deps --require-hashes --only-binary :all: "
+            "-r launch/lock/data.txt`"
+        ) from None
     except Exception as error:  # the SDK and its layers have their own errors; the reason goes on
         answer = getattr(error, "response", None)  # of a connection that broke, there is the attribute, None
         code = str(answer["Error"].get("Code")) if isinstance(answer, dict) and "Error" in answer else ""

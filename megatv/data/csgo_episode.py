@@ -192,7 +192,10 @@ def _load_h5py() -> Any:
     try:
         import h5py
     except ImportError:
-        raise ValueError("h5py is not installed, which reads CS:GO's episodes: `pip install h5py`") from None
+        raise ValueError(
+            "h5py is not installed, which reads CS:GO's episodes: `pip install --no-deps --require-hashes "
+            "--only-binary :all: -r launch/lock/data.txt`"
+        ) from None
     while h5py.h5pl.size():  # no decoder from elsewhere is loaded because a file asks for it
         h5py.h5pl.remove(0)
     return h5py

@@ -126,5 +126,5 @@ def test_faults_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.safetensors: no such file"):
         WanCodec(whole)
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ValueError, match="pip install 'diffusers"):
+    with pytest.raises(ValueError, match="needs diffusers: `pip install"):
         WanCodec(other)

@@ -42,7 +42,10 @@ class WanCodec(Codec):
         try:
             from diffusers import AutoencoderKLWan
         except ImportError:
-            raise ValueError("codec.kind wan needs diffusers: pip install 'diffusers>=0.35'") from None
+            raise ValueError(
+                "codec.kind wan needs diffusers: `pip install --no-deps --require-hashes --only-binary :all: "
+                "-r launch/lock/data.txt`"
+            ) from None
         settings = _settings(Path(path))
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         with torch.device("meta"):
