@@ -24,7 +24,7 @@ from megatv.config import GROUP_FRAMES, CodecConfig
 from megatv.data.toy_world import State, simulate
 from megatv.data.video import decode_video
 from megatv.eval.toy_world import read_states, reader_accuracy
-from megatv.log import main_guard, progress
+from megatv.log import main_guard, progress, say
 from megatv.model.codec import Codec, load_codec
 
 HELD_OUT_SEED = 1 << 48
@@ -107,7 +107,7 @@ def main() -> None:
         for row in found:
             rows.append({"codec": config.kind, "path": config.path, **row})
             read = "".join(f"  {name} {share:.2%}" for name, share in row.get("read", {}).items())
-            print(
+            say(
                 f"{config.kind:<9}{row['video'][:27]:<28}{row['frames']:>7}{row['psnr']:>7.2f}"
                 f"{row['psnr_first']:>7.2f}{row['psnr_rest']:>7.2f}{read}"
             )

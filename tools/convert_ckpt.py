@@ -25,15 +25,15 @@ def main() -> int:
     """Parse the command line and run one command."""
     args = parse_arguments()
     if args.command == "inspect":
-        print(describe(args.path))
+        say(describe(args.path))
         return 0
     if args.command == "verify":
         found = list(faults(args.path))
-        print("\n".join(found) or f"{args.path}: sound")
+        say("\n".join(found) or f"{args.path}: sound")
         return 2 if found else 0
     if args.command == "diff":
         lines, differ = diff(args.a, args.b)
-        print("\n".join(lines))
+        say("\n".join(lines))
         return int(differ)
     if args.command == "hf-to-megatv":
         from_llama(args.llama, load_config(args.config, args.set), args.out)

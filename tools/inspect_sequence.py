@@ -29,7 +29,7 @@ from megatv.data.shards import Shards
 from megatv.data.tokenizer import load_tokenizer
 from megatv.data.toy_world import META_PROMPT, simulate
 from megatv.data.toy_world import words as action_line
-from megatv.log import main_guard
+from megatv.log import main_guard, say
 from megatv.model.codec import clip_encoder, load_codec
 from megatv.types import Caption, Example, Sequence
 
@@ -173,7 +173,7 @@ def main() -> None:
         raise ValueError(f"--out {args.out}: give the name of a PNG file in a folder that exists")
     sequence = build_sequence(example, tokenizer, config, seed=config.run.seed, epoch=args.epoch)
     for line in describe(example, sequence, tokenizer, config):
-        print(line)
+        say(line)
     draw(sequence, config, args.out)
     print(f"drawing: {args.out}")
 

@@ -41,10 +41,10 @@ from megatv.data.stats import LatentStats, StatsAccumulator
 from megatv.data.toy_pictures import SIZE
 from megatv.data.toy_world import META_PROMPT, simulate
 from megatv.data.video import cut, encode_video, iterate_video, probe, whole_latents
-from megatv.log import main_guard, progress
+from megatv.log import main_guard, progress, say
 from megatv.model.codec import Codec, clip_encoder, latents_to_frames, load_codec
 from megatv.types import Caption, Example
-from megatv.untrusted import inside
+from megatv.untrusted import inside, printable
 
 CLIP_CRF = 12
 """H.264 quality of stored clips: its error in latents is within a tenth of that of 4:2:0 colour alone."""
@@ -102,9 +102,9 @@ def main() -> None:
         writer.finish(stats or found.finish())
     summarize(args.out, frames, codec)
     if budget.lost:
-        print(f"warning: {budget.report()}", file=sys.stderr)
+        print(f"warning: {printable(budget.report())}", file=sys.stderr)
     else:
-        print(budget.report())
+        say(budget.report())
 
 
 def toy_clips(episodes: int, seed: int, split: str, config: Config) -> Iterator[Clip]:
@@ -213,7 +213,7 @@ def summarize(path: Path, frames: int, codec: Codec) -> None:
     size = sum(file.stat().st_size for file in path.iterdir())
     examples = [shards[i] for i in range(min(len(shards), SUMMARY_EXAMPLES[shards.info.stores]))]
     values = np.concatenate([e.latents[: e.valid_latents].ravel() for e in examples], dtype=np.float64)
-    print(
+    say(
         f"{path}: {len(shards)} examples of {shards.info.latent_shape[0]} latents, "
         f"{frames / FPS:.1f} s of video, {size / 1e6:.1f} MB; normalised latents of the first "
         f"{len(examples)}: mean {values.mean():.3f}, std {values.std():.3f}"

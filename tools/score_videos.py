@@ -39,7 +39,7 @@ from megatv.eval.lpips import load_lpips
 from megatv.eval.vbench import read_vbench
 from megatv.eval.video_pairs import find_videos, match
 from megatv.eval.video_scores import PLAIN, compare, judged, mean_over_videos
-from megatv.log import main_guard, progress
+from megatv.log import main_guard, progress, say
 from megatv.regular_file import write_file
 
 METRICS = ("psnr", "ssim", "lpips", "fvd", "vlm", "vbench")
@@ -68,7 +68,7 @@ def main() -> None:
     orders = find_orders(videos) if settings else {}
     theirs = read_vbench(args.vbench, videos) if "vbench" in chosen else {}
     if args.dry_run:
-        print(_plan(videos, chosen, orders, settings, args.frames))
+        say(_plan(videos, chosen, orders, settings, args.frames))
         return
 
     per_video: dict[str, dict[str, Any]] = {name: {} for name in videos}
@@ -92,7 +92,7 @@ def main() -> None:
         record["metrics"]["fvd"] = {**distance, "videos": len(pairs)}
     files = {"lpips": args.lpips, "fvd": args.i3d, "vbench": args.vbench}
     record["files"] = {m: {"file": str(f), "sha256": sha256(f)} for m, f in files.items() if m in chosen}
-    print(table(record))
+    say(table(record))
     _write(args.out, {**record, "per_video": per_video})
 
 

@@ -44,10 +44,11 @@ from megatv.data.shards import Shards, verify
 from megatv.data.split import split
 from megatv.data.stats import LatentStats, StatsAccumulator
 from megatv.data.tokenizer import load_tokenizer
-from megatv.log import main_guard, progress
+from megatv.log import main_guard, progress, say
 from megatv.model.codec import clip_encoder, latents_to_frames, load_codec
 from megatv.sample.render import Strip, contact_sheet
 from megatv.sample.request import ChunkWords
+from megatv.untrusted import printable
 
 MAX_NAMED = 1000
 """Faults that `verify` names one by one."""
@@ -62,7 +63,7 @@ def main() -> int:
         return verify_all(args.directory)
     if args.verb == "split":
         train, val = split(Shards(args.directory), args.out, share=args.share, seed=args.seed, by=args.by)
-        print(f"{args.out}: {train} examples in train, {val} in val, no `{args.by}` in both")
+        say(f"{args.out}: {train} examples in train, {val} in val, no `{args.by}` in both")
         return 0
     config = load_config(args.config, args.overrides) if args.config else None
     if args.verb == "inspect":
@@ -100,12 +101,12 @@ def verify_all(path: Path) -> int:
             if len(named) < MAX_NAMED:
                 named.append(str(error))
     for fault in named:
-        print(f"error: {fault}", file=sys.stderr)
+        print(f"error: {printable(fault)}", file=sys.stderr)
     if faults > len(named):
         print(f"error: {path}: {faults - len(named)} more examples are damaged", file=sys.stderr)
     if not faults:
         decoded = " and every clip decodes" if shards.info.stores == "clips" else ""
-        print(f"{path}: {len(shards)} examples, every shard and example is as it was written{decoded}")
+        say(f"{path}: {len(shards)} examples, every shard and example is as it was written{decoded}")
     return 2 if faults else 0
 
 
@@ -118,13 +119,13 @@ def inspect(path: Path, config: Config, index: int, out: Path, trust: bool) -> N
         raise ValueError(f"--index {index}: {path} holds examples 0 to {len(shards) - 1}")
     record, example = shards.record(index), shards[index]
     tokenizer = load_tokenizer(config.tokenizer.path)
-    print(f"{record.id}  source {record.source}  quality {record.quality or 'not scored'}")
+    say(f"{record.id}  source {record.source}  quality {record.quality or 'not scored'}")
     for line in transcript(example, tokenizer):
-        print(line)
-    print()
+        say(line)
+    say("")
     sequence = build_sequence(example, tokenizer, config, seed=config.run.seed, epoch=0, train=False)
     for line in describe(example, sequence, tokenizer, config):
-        print(line)
+        say(line)
     if shards.info.stores == "clips":
         frames = shards.frames(record).numpy()
     else:
@@ -137,7 +138,7 @@ def inspect(path: Path, config: Config, index: int, out: Path, trust: bool) -> N
     note = f"{path} example {index}: {record.id}, stored as {shards.info.stores}"
     sheet = contact_sheet([strip], example.meta_caption, note)
     _save(out, lambda temporary: sheet.save(temporary, format="png"))
-    print(f"contact sheet: {out}")
+    say(f"contact sheet: {out}")
 
 
 def show_stats(path: Path, config: Config | None, out: Path) -> None:
@@ -148,8 +149,8 @@ def show_stats(path: Path, config: Config | None, out: Path) -> None:
     scores = {name for record in records for name in record.quality}
     if len(scores) > MAX_SCORES:
         raise ValueError(f"{path}: has {len(scores)} kinds of quality scores, and {MAX_SCORES} can be drawn")
-    _save(out, lambda temporary: print(draw_stats(records, shards, temporary)))
-    print(f"histograms: {out}")
+    _save(out, lambda temporary: say(draw_stats(records, shards, temporary)))
+    say(f"histograms: {out}")
     if config:
         budget, unusable = TextBudget(config), []
         for record in records:
@@ -158,9 +159,9 @@ def show_stats(path: Path, config: Config | None, out: Path) -> None:
             except ValueError as error:
                 unusable.append(str(error))
         if unusable:
-            print(f"{len(unusable)} of {len(records)} examples cannot be used, the first: {unusable[0]}")
+            say(f"{len(unusable)} of {len(records)} examples cannot be used, the first: {unusable[0]}")
         if budget.examples:
-            print(budget.report())
+            say(budget.report())
 
 
 def recompute(path: Path, config: Config | None, device: str, trust: bool) -> None:
@@ -179,7 +180,7 @@ def recompute(path: Path, config: Config | None, device: str, trust: bool) -> No
         fingerprint = codec_fingerprint(config.codec)
         info = dataclasses.replace(info, codec=config_to_dict(config.codec), codec_fingerprint=fingerprint)
     _store(path, info, found.finish())
-    print(
+    say(
         f"{path}: latent statistics of {len(shards)} examples stored; a run that was trained with the old "
         f"ones goes on only after `stats {path} --like CHECKPOINT`"
     )
@@ -195,7 +196,7 @@ def restore(path: Path, checkpoint: Path) -> None:
             f"{info.codec_fingerprint}: statistics hold for one codec only; give a checkpoint of its own"
         )
     _store(path, info, LatentStats.from_dict(meta.get("latent_stats"), f"{checkpoint}: latent_stats"))
-    print(f"{path}: latent statistics of {checkpoint} stored")
+    say(f"{path}: latent statistics of {checkpoint} stored")
 
 
 def _store(path: Path, info: DatasetInfo, stats: LatentStats) -> None:

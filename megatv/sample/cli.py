@@ -30,6 +30,7 @@ from megatv.sample.outputs import write_results
 from megatv.sample.ranks import Ranks, leave
 from megatv.sample.sampler import Sampler, usable_device
 from megatv.sample.solver import SOLVERS
+from megatv.untrusted import printable
 
 ALONE, CHANGED = "left alone", "with your words"
 OF_ONE_VIDEO = (
@@ -100,7 +101,7 @@ def _batch(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         asked, Path(args.out), sampler, settings, args.rows, ranks, lambda a, s: _record(args, sampler, a, s)
     )
     for sentence in failed if ranks.speaks else ():
-        print(f"not made: {sentence}", flush=True)
+        print(printable(f"not made: {sentence}", keep=""), flush=True)
     # a launcher ends all ranks when one fails, and the others still have videos to make
     return 2 if failed and int(os.environ.get("WORLD_SIZE", 1)) == 1 else 0
 

@@ -379,3 +379,13 @@ def test_the_command_line(tmp_path, python):
         2,
         f"error: --out {full}: is not an empty directory; choose another or remove it first\n",
     )
+
+
+def test_names_of_strangers_reach_no_terminal(tmp_path, python):
+    for number in (1, 2):
+        save_file(
+            {f"\x1b[2J\x07{number}": torch.zeros(1), "a": torch.ones(number)}, tmp_path / f"{number}.st"
+        )
+    for words in (("inspect", tmp_path / "1.st"), ("diff", tmp_path / "1.st", tmp_path / "2.st")):
+        told = python("tools/convert_ckpt.py", *words, check=False).stdout
+        assert "\\x1b[2J\\x071" in told and not any(c in told for c in "\x1b\x07")
