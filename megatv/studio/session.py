@@ -19,7 +19,7 @@ from megatv.sample.timeline import chunks_within, frames_of
 from megatv.studio import limits
 from megatv.studio.log import Log
 from megatv.studio.protocol import AnyCommand, Branch, Control, Edit, Keys, Make, Play
-from megatv.studio.take import Take
+from megatv.studio.take import NO_KEYS, Take
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,8 @@ class Session:
             raise ValueError("a video starts from a picture or from an example, not from both")
         if command.picture and self.picture is None:
             raise ValueError("the first picture has not arrived: choose it again")
+        if command.game and request.mode != "tv2tv":
+            raise ValueError(NO_KEYS)
         settings = replace(
             self._model.config.sample,
             steps=command.steps,

@@ -25,6 +25,9 @@ class Say(Protocol):
     def __call__(self, message: dict[str, Any], packed: bytes | None = None) -> None: ...
 
 
+NO_KEYS = "the keys need the mode tv2tv, in which words come before every chunk"
+
+
 class Take:
     """Lives in the worker's thread. `say` puts a message into the session's log; see `Session._say`.
 
@@ -144,7 +147,7 @@ class Take:
         if on and not self.is_open:
             raise ValueError("this take is not being made any more: start a new game")
         if on and self.request.mode != "tv2tv":
-            raise ValueError("the keys need the mode tv2tv, in which words come before every chunk")
+            raise ValueError(NO_KEYS)
         if on != (self.game is not None):
             self.game = Game() if on else None
             self._say({"type": "game", "take": self.number, "on": on})

@@ -210,8 +210,9 @@ def png(side):
 class Body:
     """A request whose body comes in pieces, with a pause before each; None: the line breaks."""
 
-    def __init__(self, pieces, pause=0.0, headers=()):
+    def __init__(self, pieces, pause=0.0, headers=(), host="127.0.0.1"):
         self.pieces, self.pause, self.headers = list(pieces), pause, dict(headers)
+        self.client = SimpleNamespace(host=host)
 
     async def receive(self):
         await asyncio.sleep(self.pause)
@@ -229,7 +230,7 @@ def send(*bodies):
         answers = await asyncio.gather(
             *(desk.receive(body, 32, 32) for body in bodies), return_exceptions=True
         )
-        return answers, desk._held, desk._waiting
+        return answers, desk._held.total(), desk._waiting
 
     return asyncio.run(run())
 
@@ -240,6 +241,18 @@ def test_uploads_are_bounded_together(monkeypatch):
     answers, *left = send(*[Body([whole[:4000], whole[4000:]], 0.01) for _ in range(6)])
     refused = [answer for answer in answers if isinstance(answer, HTTPException)]
     assert 0 < len(refused) < 6 and {(e.status_code, e.detail) for e in refused} == {(503, uploads.BUSY)}
+    assert left == [0, 0]
+
+
+def test_uploads_that_stall_at_one_address_leave_room_for_others(monkeypatch):
+    monkeypatch.setattr(limits, "UPLOAD_SECONDS", 0.5)
+    big = b"x" * (10 << 20)
+    stalled = [Body([big[:-10], *[b"x"] * 9], 0.1, host="203.0.113.7") for _ in range(6)]
+    late = [Body([png(50) + bytes(5 << 20)], 0.3, host=f"127.0.0.{n}") for n in (1, 2)]
+    answers, *left = send(*stalled, *late)
+    assert {(e.status_code, e.detail) for e in answers[2:6]} == {(503, uploads.BUSY_OF_ONE)}
+    assert [answer.status_code for answer in answers[:2]] == [408, 408]
+    assert [answer.size for answer in answers[6:]] == [(50, 50)] * 2
     assert left == [0, 0]
 
 

@@ -197,3 +197,12 @@ def test_a_video_may_start_from_a_held_out_example(studio):
         tab.until("status", status="finished", take=2)
         tree = studio.web.get(f"/api/sessions/{session}/takes/2/transcript.json").json()
         assert tree["example"] == 2
+
+
+@pytest.mark.parametrize("mode", ["t2v", "think2v"])
+def test_a_game_in_a_mode_without_keys_makes_no_take(open_studio, mode):
+    studio = open_studio(0.0)
+    with studio.tab(studio.session()) as tab:
+        tab.make(game=True, mode=mode)
+        assert "the keys need the mode tv2tv" in tab.until("error")["message"]
+        assert not studio.streams and not [m for m in tab.seen if m["type"] == "take"]

@@ -171,6 +171,8 @@ def _items(study: Study, *, write: bool = False) -> dict[str, Item]:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens, so that a taken port is one sentence."""
+    if not 0 <= port < 65536:
+        raise ValueError(f"--port {port}: ports are 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         door = socket.socket(family, kind, protocol)

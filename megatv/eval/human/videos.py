@@ -62,6 +62,8 @@ class Video:
         for key, text in (("prompt", self.prompt), ("caption", self.caption)):
             if len(text) > MAX_TEXT_BYTES:
                 raise ValueError(f"{key} has {len(text)} letters: give at most {MAX_TEXT_BYTES}")
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise ValueError(f"{key} has half a letter, which no page can show: write it anew")
         if self.start is not None and self.stop is None:
             object.__setattr__(self, "stop", self.start + CHUNK_SECONDS)
         if self.start is not None and self.stop is not None and not 0 <= self.start < self.stop:
@@ -195,8 +197,12 @@ def _sampled(folder: Path, name: str) -> Video:
         prompt, caption = told.get("prompt", ""), first.get("text", "")
         fields = {"name": name, "video": str(video), "prompt": prompt, "caption": caption, "start": start}
         return build(Video, fields)
-    except (AttributeError, LookupError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError):
         raise ValueError(f"{transcript}: is not a transcript of megatv.sample; remove it") from None
+    except ValueError as error:
+        raise ValueError(
+            f"{transcript}: is not a transcript of megatv.sample ({str(error)[:300]}); remove it"
+        ) from None
 
 
 def _manifest(path: Path) -> Iterator[Video]:

@@ -130,7 +130,8 @@ def test_what_the_sampler_leaves_is_a_folder_of_videos(make_study, videos, tmp_p
     (video,) = find_videos(study)[0].values()
     assert (video.name, video.prompt, video.caption) == ("first", "A text.", "He jumps.")
     assert (video.start, video.stop) == (0.8125, 1.0625)
-    for text in ("[1]", "{", '{"prompt": "A text."}'):
+    half = json.dumps(told | {"prompt": "a\ud800b"})
+    for text in ("[1]", "{", '{"prompt": "A text."}', half):
         (made / "transcript.json").write_text(text)
         with pytest.raises(ValueError, match="is not a transcript"):
             find_videos(study)
@@ -199,13 +200,15 @@ def refusal(make_study, place):
         ('{"name": "a\\u202eb", "video": "duel-0.mp4"}', "visible letters"),
         ('{"name": "\\ud800", "video": "duel-0.mp4"}', "visible letters"),
         ('{"name": "a", "video": "duel-0.mp4", "prompt": "%s"}' % ("x" * 20001), "at most 20000"),
+        ('{"name": "a", "video": "duel-0.mp4", "prompt": "a\\ud800b"}', "line 1: prompt has half a letter"),
+        ('{"name": "a", "video": "duel-0.mp4", "caption": "\\udfff"}', "line 1: caption has half a letter"),
         ('{"name": "a", "video": ["duel-0.mp4"]}', "video must be text"),
         ('{"name": ' + DEEP, "line 1 is not JSON (nested too deeply)"),
         ('{"name": "a", "start": 1%s' % ("0" * 5000), "line 1 is not JSON"),
         ('{"name": "a", "start": NaN, "video": "duel-0.mp4"}', "must be a finite number"),
         ("3", "must be a section with keys"),
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_a_manifest_stays_in_its_folder(make_study, place, line, sentence):
     (place / "link.mp4").symlink_to(place.parent / "private.mp4")
@@ -266,3 +269,9 @@ def test_degraded_copies_follow_no_link(make_study, tmp_path):
     with pytest.raises(ValueError, match=r"\.mp4: is a link"):
         open_desk(make_study())
     assert not list(outside.iterdir())
+
+
+def test_a_name_that_is_half_a_letter_is_no_title(make_study):
+    for changes in ({"title": "a\ud800"}, {"raters": ("a\ud800",), "joins": "invited"}):
+        with pytest.raises(ValueError, match="letters that can be seen"):
+            make_study(**changes)

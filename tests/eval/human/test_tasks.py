@@ -206,6 +206,12 @@ def test_export_and_report_from_the_command_line(desk, study_file, tmp_path, cap
         cli.main(["export", str(study_file), "--out", str(study_file / "a.csv")])
 
 
+@pytest.mark.parametrize("port", ["-1", "65536", "99999999"])
+def test_serve_refuses_what_is_no_port(study_file, port):
+    with pytest.raises(ValueError, match=f"--port {port}: ports are 0 to 65535"):
+        cli.main(["serve", str(study_file), f"--port={port}"])
+
+
 def test_serve_listens_on_loopback_and_refuses_a_taken_port(study_file, capsys):
     assert cli._parser().parse_args(["serve", "x"]).host == "127.0.0.1"
     threading.Thread(target=cli.main, args=(["serve", str(study_file), "--port", "0"],), daemon=True).start()
