@@ -177,7 +177,8 @@ def _checked_key(key: Any) -> str | int:
 
 def _check_size(value: Any) -> None:
     """Refuse what holds itself, or the same lists and tuples so often that it is a huge tree to a reader."""
-    level, left = [[value]], MAX_VALUES
+    level: list[Any] = [[value]]
+    left = MAX_VALUES
     for _ in range(MAX_LEVELS):
         inner = (i for outer in level for i in (outer.values() if isinstance(outer, dict) else outer))
         values = list(islice(inner, left + 1))

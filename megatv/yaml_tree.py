@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 MAX_CHARACTERS = 1 << 20
+MAX_NUMBER = 128
+"""Characters of a number. `1:1:1` is one of base 60 and takes the square of its length."""
 MAX_NODES = 100_000
 """Values in a text, those that an alias stands for counted each time: a few lines can stand for billions."""
 
@@ -81,6 +83,23 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _bounded(construct: Callable[[Any, Any], Any]) -> Callable[[_Loader, Any], Any]:
+    """`construct` of a number, for short ones only."""
+
+    def number(loader: _Loader, node: Any) -> Any:
+        if len(loader.construct_scalar(node)) > MAX_NUMBER:
+            raise yaml.constructor.ConstructorError(
+                problem=f"a number of more than {MAX_NUMBER} characters", problem_mark=node.start_mark
+            )
+        return construct(loader, node)
+
+    return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _bounded(yaml.SafeLoader.construct_yaml_int))
+_Loader.add_constructor("tag:yaml.org,2002:float", _bounded(yaml.SafeLoader.construct_yaml_float))
 
 
 class _Dumper(yaml.SafeDumper):

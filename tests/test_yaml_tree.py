@@ -77,3 +77,17 @@ def test_a_huge_file_is_not_read_whole(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(ValueError, match=f"has more than {MAX_CHARACTERS} characters"):
         read_yaml(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["1" + ":1" * 80_000, "1" + ":1" * 80_000 + ".5", "9" * 129, "0x" + "f" * 127, "1." + "0" * 127]
+    + [f"!!{kind} '1{':1' * 80_000}'" for kind in ("int", "float")]
+    + ["0b" + "1" * 200, "0" + "7" * 200, "1" + "_" * 200],
+)
+def test_numbers_are_short(number: str) -> None:
+    """Those of base 60 would take the square of their length, and others could not be printed."""
+    with pytest.raises(ValueError, match=r"x\.yaml: not valid YAML: line 2: a number of more than 128 char"):
+        parse(f"b: 1\na: {number}", "x.yaml")
+    assert parse("a: [1:30, 0x10, 1e-4, 9" + "0" * 127 + "]", "x.yaml")["a"][:3] == [90, 16, 1e-4]
+    assert parse("a: " + "x" * 1000, "x.yaml") == {"a": "x" * 1000}

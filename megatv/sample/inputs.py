@@ -21,10 +21,14 @@ from megatv.data.shards import Shards
 from megatv.data.video import iterate_video
 from megatv.log import say
 from megatv.model.codec import clip_encoder, latents_to_frames
+from megatv.regular_file import read_bytes
 from megatv.sample.request import Intervention, Mode, Request
 from megatv.sample.sampler import Sampler
 from megatv.schema import short
-from megatv.untrusted import parse_json
+from megatv.untrusted import json_lines, plain_name
+
+MAX_NAME_BYTES = 200
+"""Of a video's name in a batch, to which `outputs` adds some for a moment."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,9 @@ class Asked:
 
     def check(self) -> None:
         """Raise ValueError for what no model can make."""
+        words = (self.prompt, self.image_words, *(said.text for said in self.interventions))
+        if any("\ud800" <= c <= "\udfff" for text in words if text is not None for c in text):
+            raise ValueError("a text is not UTF-8, or has half a character (a lone \\ud800) in it")
         if self.prompt is None and self.example is None:
             raise ValueError(
                 "nothing to start from: give --prompt, or --example to take a held-out example's"
@@ -104,17 +111,15 @@ def read_batch(path: str) -> dict[str, Asked]:
     """
     found: dict[str, Asked] = {}
     known = {field.name for field in dataclasses.fields(Asked)}
-    for number, line in _lines(path, "--batch"):
-        where = f"{path}, line {number}"
-        try:
-            tree = parse_json(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: is no JSON ({error})") from None
+    for where, tree in json_lines(Path(path)):
         if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
             raise ValueError(f'{where}: write an object with a "name", which becomes the name of its folder')
         name = tree.pop("name")
-        if not name or name.startswith(".") or "/" in name or "\0" in name:
-            raise ValueError(f"{where}: the name '{name}' cannot be that of a folder")
+        if not _names_folder(name):
+            raise ValueError(
+                f"{where}: the name {repr(name)[:80]} cannot be that of a folder; give at most 200 bytes of "
+                "UTF-8 without slashes, that do not begin with a dot"
+            )
         if name in found:
             raise ValueError(f"{where}: the name '{name}' is another line's already")
         if unknown := sorted(set(tree) - known):
@@ -177,10 +182,18 @@ def read_example(sampler: Sampler, index: int) -> tuple[str, str, np.ndarray]:
 
 def _lines(path: str, option: str) -> Iterable[tuple[int, str]]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_bytes(path, links=True).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option} {path}: cannot be read as text ({error})") from None
     return [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _names_folder(name: str) -> bool:
+    """Whether a folder may have this name, and the longer one that it has until it is whole."""
+    try:
+        return not plain_name(name).startswith(".") and len(name.encode()) <= MAX_NAME_BYTES
+    except ValueError:
+        return False
 
 
 KINDS: dict[str, tuple[type, ...]] = {"example": (int,), "seed": (int,), "seconds": (int, float)}

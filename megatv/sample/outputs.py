@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatv.data.video import write_video
+from megatv.regular_file import write_file
 from megatv.sample.render import Strip, contact_sheet, enlarge
 from megatv.sample.request import Request, Result
 
@@ -20,9 +21,10 @@ def write_results(out: Path, request: Request, results: dict[str, Result], recor
     record: what it takes to make them again, `settings` among it, for the transcript. Raises ValueError when
     they cannot be written; nothing is left behind then.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
+    partial = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
         partial.chmod(0o755)
         runs = []
         for name, result in results.items():
@@ -31,7 +33,7 @@ def write_results(out: Path, request: Request, results: dict[str, Result], recor
             runs.append({"name": name, "video": file, **_run_record(result)})
         spoken = [dataclasses.asdict(intervention) for intervention in request.interventions]
         tree = {"prompt": request.prompt, "interventions": spoken, **record, "runs": runs}
-        (partial / "transcript.json").write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+        write_file(partial / "transcript.json", json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
         strips = [Strip.of(name, result) for name, result in results.items()]
         contact_sheet(strips, request.prompt, _note(request, record["settings"])).save(
             partial / "contact_sheet.png"
@@ -40,7 +42,8 @@ def write_results(out: Path, request: Request, results: dict[str, Result], recor
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror}); name another one") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _note(request: Request, settings: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """`python -m megatv.sample`: what it writes, and what it refuses."""
 
 import json
+import os
 import re
 import shutil
 
@@ -12,6 +13,8 @@ from PIL import Image
 from megatv.data.video import decode_video, probe, write_video
 from megatv.sample import outputs
 from megatv.sample.cli import main
+from megatv.sample.outputs import write_results
+from megatv.sample.request import Request
 
 PROMPT = "A player jumps and shoots among pillars."
 QUICK = ["--steps", "1"]
@@ -144,7 +147,7 @@ BATCH = '{"name": "a", "prompt": "b"}'
     ("text", "message"),
     [
         ("", "asks for no video"),
-        ("{", "line 1: is no JSON"),
+        ("{", "line 1: is not valid JSON"),
         ("[1]", 'line 1: write an object with a "name"'),
         (f'{BATCH}\n{{"name": "../b", "prompt": "b"}}', "line 2: the name '../b' cannot be"),
         (f"{BATCH}\n{BATCH}", "line 2: the name 'a' is another line's"),
@@ -153,12 +156,28 @@ BATCH = '{"name": "a", "prompt": "b"}'
         ('{"name": "a", "seed": true}', "seed is True: write int"),
         ('{"name": "a", "seed": 1' + "0" * 400 + "}", "seed is 1000"),
         ('{"name": "a", "seconds": NaN}', "seconds is nan: it must be below"),
-        ('{"name": "a", "prompt": ' + "[" * 900 + "]" * 900 + "}", "prompt is [[[...]]]: write str"),
-        ("[" * 100_000, "line 1: is no JSON (nested too deeply"),
+        ('{"name": "a", "prompt": ' + "[" * 30 + "]" * 30 + "}", "prompt is [[[...]]]: write str"),
+        ('{"name": "a", "prompt": ' + "[" * 900 + "]" * 900 + "}", "line 1: is nested too deeply"),
+        ("[" * 100_000, "line 1: is not valid JSON (nested too deeply"),
         ('{"name": "a", "interventions": [[1' + "0" * 400 + ', "b"]]}', "interventions are a list of"),
         ('{"name": "a", "interventions": [[1, ["b"]]]}', "interventions are a list of"),
         ('{"name": "a", "mode": "v2v"}', "mode 'v2v' is unknown"),
         ('{"name": "a", "interventions": [["soon", "b"]]}', "interventions are a list of"),
+        *(
+            (f'{BATCH}\n{{"name": {json.dumps(name)}, "prompt": "b"}}', "line 2: the name '")
+            for name in ("", ".", ".b", "b/c", "b\0", "b\\c", "b" * 201, "\u96ea" * 70)
+        ),
+        *(
+            (f'{BATCH}\n{{"name": "b", {field}}}', "line 2: is not UTF-8, or has half")
+            for field in (
+                r'"prompt": "\ud800"',
+                r'"image": "\uDFFF.png"',
+                r'"image_words": "\ud800a"',
+                r'"video": "\udc80"',
+                r'"interventions": [[1, "\ud800"]]',
+            )
+        ),
+        (r'{"name": "\ud800", "prompt": "b"}', "line 1: is not UTF-8, or has half a character"),
     ],
 )
 def test_bad_batches_name_file_and_line(run_dir, tmp_path, text, message):
@@ -167,6 +186,27 @@ def test_bad_batches_name_file_and_line(run_dir, tmp_path, text, message):
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         main(["--checkpoint", str(run_dir), "--batch", str(file), "--out", str(tmp_path / "out")])
     assert str(file) in str(caught.value)
+
+
+def test_a_batch_is_no_pipe(run_dir, tmp_path):
+    os.mkfifo(tmp_path / "batch.jsonl")
+    for option in ("--batch", "--timeline"):
+        words = BASE if option == "--timeline" else []
+        with pytest.raises(ValueError, match=r"batch\.jsonl: is not a regular file"):
+            main(["--checkpoint", str(run_dir), *words, option, str(tmp_path / "batch.jsonl"), "--out", "o"])
+
+
+def test_words_with_half_a_character_are_refused_before_sampling(run_dir, tmp_path):
+    for words in (["--prompt", "\udcff"], [*BASE, "--intervene", "1:\ud800"]):
+        with pytest.raises(ValueError, match="a text is not UTF-8, or has half a character"):
+            main(["--checkpoint", str(run_dir), *words, "--out", str(tmp_path / "out")])
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / ("x" * 300), tmp_path / "file/out"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            write_results(out, Request("p"), {}, {})
 
 
 def test_options_of_one_video_do_not_mix_with_a_batch(run_dir, tmp_path):
