@@ -28,6 +28,7 @@ LAYERS = [
             "megatv.state_dict",
             "megatv.weights",
             "megatv.regular_file",
+            "megatv.in_time",
             "megatv.log",
             "megatv_kernels",
         ],

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from megatv.in_time import in_time
+
 MAX_ANSWER_BYTES = 1 << 20
 """Some hundred thousand tokens of text."""
 
@@ -35,10 +37,11 @@ class PostError(Exception):
 def post(url: str, body: Any, headers: Mapping[str, str], seconds: float) -> Answer:
     """Send `body` as JSON and wait at most `seconds` from the first step to the last byte.
 
-    Raises PostError. Needs a thread without an event loop of its own.
+    Raises PostError. asyncio.run alone would wait for the system's resolver, which nothing ends.
     """
+    data = json.dumps(body).encode()
     try:
-        return asyncio.run(asyncio.wait_for(_post(url, json.dumps(body).encode(), headers), seconds))
+        return in_time(seconds, lambda: asyncio.run(asyncio.wait_for(_post(url, data, headers), seconds)))
     except TimeoutError:
         raise PostError(f"does not answer within {seconds:g} s") from None
 

@@ -11,13 +11,22 @@ from __future__ import annotations
 import functools
 import os
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megatv.in_time import in_time
 from megatv.regular_file import create_file
 from megatv.untrusted import printable
 
 TIMEOUT_SECONDS = 60.0
+HEAD_TRIES = 3
+"""How often the SDK asks within one download; all of that takes at most so many times TIMEOUT_SECONDS."""
+MIN_BYTES_PER_SECOND = 16 << 10
+"""An object may take TIMEOUT_SECONDS and, for its size, as long as at this rate."""
+MAX_ERROR_BYTES = 64 << 10
+"""Of the body of an error, which the SDK reads whole."""
 REFUSED = {"401", "403", "404", "NoSuchKey", "NoSuchBucket", "AccessDenied"}
 """Answers that asking again does not change."""
 MAX_REASON = 500
@@ -49,14 +58,17 @@ def download(location: str, name: str, local: Path, most: int) -> tuple[str, boo
     bucket, prefix = parse_location(location)
     local.unlink(missing_ok=True)
     try:
-        answer = _client(os.environ.get("S3_ENDPOINT_URL")).get_object(
-            Bucket=bucket, Key=f"{prefix}/{name}".lstrip("/")
-        )
+        client = _client(os.environ.get("S3_ENDPOINT_URL"))
+        key = f"{prefix}/{name}".lstrip("/")
+        answer = in_time(HEAD_TRIES * TIMEOUT_SECONDS, lambda: client.get_object(Bucket=bucket, Key=key))
+        began, size = time.monotonic(), 0
         with create_file(local) as file:
             for block in answer["Body"].iter_chunks(1 << 20):
-                most -= len(block)
-                if most < 0:
+                size += len(block)
+                if size > most:
                     return "it has more bytes than it should", True
+                if time.monotonic() - began > TIMEOUT_SECONDS + size / MIN_BYTES_PER_SECOND:
+                    return "it comes too slowly", False
                 file.write(block)
     except ImportError as error:
         raise ValueError(
@@ -71,11 +83,43 @@ def download(location: str, name: str, local: Path, most: int) -> tuple[str, boo
     return "", False
 
 
+class _Reply:
+    """The body of an answer in place of urllib3's: read as it comes, and of an error only the beginning."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+
+    def read(self, size: int | None = None) -> bytes:
+        """At most `size` bytes, not waiting until there are so many; b"" at the end."""
+        return self._raw.read1(size)
+
+    def stream(self) -> Iterator[bytes]:
+        """What the SDK takes for the whole body of an error."""
+        began, left = time.monotonic(), MAX_ERROR_BYTES
+        while left and time.monotonic() - began < TIMEOUT_SECONDS and (block := self.read(left)):
+            left -= len(block)
+            yield block
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; no other request shall find the rest of the body there."""
+        self._raw.close()
+
+
 @functools.cache
 def _client(endpoint: str | None) -> Any:
     """Made once, for all threads: it takes longer than a small object."""
     from boto3.session import Session
     from botocore.config import Config
 
-    config = Config(read_timeout=TIMEOUT_SECONDS, retries={"mode": "standard"})
-    return Session().client("s3", config=config, endpoint_url=endpoint)
+    retries = {"mode": "standard", "total_max_attempts": HEAD_TRIES}
+    config = Config(read_timeout=TIMEOUT_SECONDS, retries=retries)
+    client = Session().client("s3", config=config, endpoint_url=endpoint)
+
+    def send(request: Any, **_: Any) -> Any:
+        answer = client._endpoint.http_session.send(request)
+        answer.raw = _Reply(answer.raw)
+        return answer
+
+    client.meta.events.register("before-send.s3.GetObject", send)  # else error bodies have no bound
+    return client

@@ -143,6 +143,21 @@ def test_a_server_that_sends_a_byte_at_a_time_is_left_in_time(ask, start):
     assert time.monotonic() - began < 5
 
 
+def test_a_name_that_is_not_resolved_is_left_in_time(monkeypatch):
+    resolve, end = socket.getaddrinfo, threading.Event()
+
+    def hang(*args, **kwargs):
+        end.wait(20)
+        return resolve(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    began = time.monotonic()
+    with pytest.raises(post_module.PostError, match=r"does not answer within 0\.5 s"):
+        post_module.post("http://localhost:1/v1", {}, {}, 0.5)
+    assert time.monotonic() - began < 10
+    end.set()
+
+
 def endless(start):
     yield start
     while True:

@@ -1,5 +1,6 @@
 """What a store may answer besides the object: a reason in one sentence, in bounded memory and time."""
 
+import resource
 import socket
 import struct
 import threading
@@ -95,3 +96,54 @@ def test_what_a_store_says_obeys_no_terminal(tmp_path, store):
     store["answer"] = lambda connection: connection.sendall(head + body)
     reason, final = bucket.download("s3://clips/set", "index.json", tmp_path / "a", 1000)
     assert reason.isprintable() and len(reason) <= bucket.MAX_REASON and final
+
+
+def test_the_body_of_an_error_is_bounded_in_memory(tmp_path, store):
+    def flood(connection):
+        connection.sendall(b"HTTP/1.1 404 N\r\nContent-Length: 700000000\r\n\r\n")
+        for _ in range(700):
+            connection.sendall(b"x" * 1_000_000)
+
+    store["answer"] = flood
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    reason, final = bucket.download("s3://clips/set", "index.json", tmp_path / "a", 1000)
+    assert reason and final
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - before < 200  # MiB
+
+
+def drip(head, piece):
+    def answer(connection):
+        connection.sendall(head)
+        while True:
+            connection.sendall(piece)
+            time.sleep(0.1)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        drip(OK + b"Content-Length: 1000\r\n\r\n", b"x"),
+        drip(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        drip(b"HTTP/1.1 404 N\r\nContent-Length: 1000\r\n\r\n", b"x"),
+        drip(OK, b"a"),
+        drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["body", "chunks", "error", "head", "continue"],
+)
+def test_an_answer_that_drips_is_left_in_time(tmp_path, monkeypatch, store, answer):
+    monkeypatch.setattr(bucket, "TIMEOUT_SECONDS", 0.5)
+    store["answer"] = answer
+    began = time.monotonic()
+    reason, _ = bucket.download("s3://clips/set", "index.json", tmp_path / "a", 1000)
+    assert reason and time.monotonic() - began < 20
+
+
+def test_an_object_is_fetched_whole(tmp_path, store):
+    body = bytes(range(256)) * 20_000
+    store["answer"] = lambda connection: connection.sendall(
+        OK + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    )
+    assert bucket.download("s3://clips/set", "a", tmp_path / "a", len(body)) == ("", False)
+    assert (tmp_path / "a").read_bytes() == body
