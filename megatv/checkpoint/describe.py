@@ -16,6 +16,13 @@ from megatv.untrusted import parse_json, printable
 
 MAX_HEADER_BYTES = 100_000_000
 """As the safetensors library has it."""
+MAX_DIMENSIONS, MAX_TENSORS = 8, 100_000
+BITS = {
+    **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "BOOL": 8, "U8": 8},
+    **{"I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64},
+    **{"I64": 64, "U64": 64, "C64": 64},
+}
+"""Bits of one number, by the name that the format gives its type."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ def read_header(file: Path) -> Iterator[Entry]:
             header = parse_json(stream.read(size) if size <= MAX_HEADER_BYTES else b"")
             whole = stream.seek(0, 2)
         header.pop("__metadata__", None)
+        if len(header) > MAX_TENSORS:
+            raise ValueError("more tensors than a model has")
         entries = sorted(
             (_entry(file.name, name, info) for name, info in header.items()), key=lambda pair: pair[0]
         )
@@ -90,9 +99,12 @@ def read_header(file: Path) -> Iterator[Entry]:
 def _entry(file: str, name: str, info: dict[str, Any]) -> tuple[tuple[int, int], Entry]:
     """(begin, end) of a tensor's bytes, and what it is. KeyError, TypeError or ValueError for damage."""
     (begin, end), shape, dtype = info["data_offsets"], info["shape"], info["dtype"]
-    numbers = [begin, end, *shape]
-    if not (all(type(n) is int and 0 <= n < 2**63 for n in numbers) and begin <= end and type(dtype) is str):
-        raise ValueError("a tensor is no such record")
+    if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
+        raise ValueError("a shape has more than 8 dimensions")
+    if not all(type(n) is int and 0 <= n < 2**63 for n in (begin, end, *shape)):
+        raise ValueError("a size is not a whole number")
+    if math.prod(shape) * BITS[dtype] != 8 * (end - begin):
+        raise ValueError("a tensor's shape is not that of its bytes")
     return (begin, end), Entry(file, name, tuple(shape), dtype, end - begin)
 
 
