@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from megatv.eval.human.cli import _parser as study_parser
+from megatv.studio.cli import _parser as studio_parser
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
     path for folder in ("megatv", "kernels", "launch", "tools") for path in (ROOT / folder).rglob("*.py")
@@ -137,3 +140,9 @@ def test_the_rules_can_fail(source: str, sentence: str) -> None:
 )
 def test_the_rules_let_safe_calls_pass(source: str) -> None:
     assert not faults(source, "tools/new.py")
+
+
+def test_servers_listen_on_this_machine_alone_by_default() -> None:
+    studio = studio_parser().parse_args(["--checkpoint", "run"])
+    study = study_parser().parse_args(["serve", "study.yaml"])
+    assert studio.host == study.host == "127.0.0.1"
