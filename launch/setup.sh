@@ -18,6 +18,7 @@ cd "$(dirname "$0")/.."
 extra=${1:-}
 say() { printf '[setup] %s\n' "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+trap 'exit 130' INT  # else pip alone would end, and what comes after a failed download would begin
 [[ -z $extra || $extra == dev ]] || fail "launch/setup.sh takes nothing or 'dev', not '$extra'"
 
 # The stamp names the state of .venv by the files that decide it. It is written last: it means that all went well.

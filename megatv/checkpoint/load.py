@@ -11,6 +11,7 @@ import torch
 from megatv.checkpoint.meta import config_of
 from megatv.checkpoint.store import CHECKPOINTS, Tensors, kind_of, latest, verify
 from megatv.config import Config
+from megatv.log import say
 from megatv.model.init import tp_slice
 from megatv.model.mot import MoT
 from megatv.model.precision import FP8, PRECISIONS, Precision, convert, set_weight
@@ -20,14 +21,19 @@ from megatv.parallel.mesh import Mesh
 def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any], Config]:
     """The directory, meta record and config of a checkpoint, or of a run's newest whole one.
 
-    Raises ValueError when there is none or the one named is damaged.
+    A newer one that is damaged is passed over, with a line that says why. Raises ValueError when there is
+    none or the one named is damaged.
     """
     path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: does not exist; give a run or a checkpoint of one (a step_* directory)")
     if (path / CHECKPOINTS).is_dir():
         newest, skipped = latest(path)
         if newest is None:
             why = f" ({'; '.join(skipped)})" if skipped else ""
             raise ValueError(f"{path}: no whole checkpoint in {CHECKPOINTS}/{why}; train first")
+        for why in skipped:
+            say(f"checkpoint passed over: {why}")
         path = newest
     meta = verify(path)
     return path, meta, config_of(meta, path)

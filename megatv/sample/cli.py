@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, help="directory for the video, the contact sheet and the transcript")
     add("--prompt", help="the meta-caption")
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--image", help="first frame: any picture, resized to the model's size")
+    start.add_argument("--image", help="first frame: a PNG, JPEG, WebP or AVIF, resized to the model's size")
     start.add_argument("--video", help="its first frames: whole chunks, half a training example at most")
     start.add_argument(
         "--example", type=int, help="first frame, its words and prompt of a held-out example (data.val)"
