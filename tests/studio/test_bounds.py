@@ -43,6 +43,7 @@ def test_room_for_frames_is_taken_at_the_start(open_studio, monkeypatch):
     first, second = studio.session(), studio.session()
     with studio.tab(first) as tab, studio.tab(second) as other:
         tab.make()
+        tab.until("take")
         other.make()
         other.until("take")
         assert held(studio) == 2 * whole
