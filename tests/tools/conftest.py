@@ -1,7 +1,9 @@
 """A model behind HTTP, players of the toy world and the pipeline's command line, for the tools' tests."""
 
+import importlib.util
 import json
 import re
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -146,3 +148,20 @@ class Player:
 def make_player():
     """(starts, obeys, mode, noise) -> a player in place of a sampler."""
     return Player
+
+
+@pytest.fixture(scope="session")
+def load_tool():
+    """load_tool("audit"): tools/audit.py as a module; the tools import each other as scripts do."""
+
+    def load(name: str):
+        spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(ROOT / "tools"))
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.remove(str(ROOT / "tools"))
+        return module
+
+    return load

@@ -1,7 +1,6 @@
 """What the audit passes over, what stops it, and a service of advisories that is none."""
 
 import datetime
-import importlib.util
 import json
 import sys
 import threading
@@ -15,15 +14,8 @@ TODAY = datetime.date(2026, 12, 1)
 
 
 @pytest.fixture(scope="module")
-def tool():
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        spec = importlib.util.spec_from_file_location("audit_tool", ROOT / "tools" / "audit.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-    return module
+def tool(load_tool):
+    return load_tool("audit")
 
 
 class _Service(BaseHTTPRequestHandler):

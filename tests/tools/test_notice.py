@@ -1,6 +1,5 @@
 """NOTICE names the licence of every package in launch/lock/, as the package itself says it."""
 
-import importlib.util
 import sys
 from email.message import Message
 from pathlib import Path
@@ -11,15 +10,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def tool():
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        spec = importlib.util.spec_from_file_location("notice_tool", ROOT / "tools" / "notice.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-    return module
+def tool(load_tool):
+    return load_tool("notice")
 
 
 def test_notice_is_what_the_lock_and_the_packages_say(tool):
