@@ -91,7 +91,7 @@ class SequenceConfig:
     context_tokens    S, rows of one packed row, both copies of every chunk counted (Max Context Length)
     examples_per_row  examples of full length that one row has room for; short ones share it
     think2v           the plan: a line of actions for every chunk, or every frame, or the detailed caption
-    text_dropout      p_txt-drop: each segment alone, and the whole sample's text, are dropped with it
+    text_dropout      p_txt-drop: a text segment is dropped with it, half of the time with all of its sample's
     clean_flip        p_clean-vid-flip: a clean chunk is replaced by its noisy sample
     timestep_mean, timestep_std   t = sigmoid(n), n ~ N(mean, std^2); the table's 1.96 is the variance 1.4^2
     noisy_pos, chunk_pos   RoPE positions; the paper is silent, see README "Choices"
