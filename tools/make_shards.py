@@ -11,8 +11,9 @@ each clip as H.264 instead of its latents, and the codec runs while training.
 
 With `data.crop: starts` (the paper's) or `frames`, examples of videos are cropped at random
 (`megatv.data.crop`). `--store clips` then keeps whole clips, which the loader crops anew in every epoch: a
-line of the captions file is one, or several of 16 s where it is longer. `--store latents --crops K` keeps K
-crops of each, those that the loader would draw in epochs 0 to K - 1, with K times the disk of one example.
+line of the captions file is one, or several of about 16 s, which overlap with `starts`, where it is longer.
+`--store latents --crops K` keeps K crops of each, those that the loader would draw in epochs 0 to K - 1, at
+K times the disk of one example.
 
 Otherwise videos are cut into consecutive clips of video.groups x 49 frames at 16 fps. The last, shorter one
 is padded with its last frame, which `valid_latents` records; it is dropped when it holds less than one group,
@@ -48,6 +49,7 @@ from megatv.data.crop import (
     cut_clips,
     draw_window,
     longest_clip,
+    overlap_of,
     stores_whole_clips,
     wordiest_crop,
 )
@@ -101,7 +103,7 @@ def main() -> None:
         config_to_dict(config.codec),
         stores=args.store,
         codec_fingerprint=codec_fingerprint(config.codec),
-        longest_clip=longest_clip(clip_frames(config)) if whole else None,
+        longest_clip=longest_clip(clip_frames(config), config.data.crop) if whole else None,
         crops=args.crops,
     )
     stats = _stats_of(args.stats, info) if args.stats else None
@@ -118,7 +120,7 @@ def main() -> None:
         videos = checked_videos(args.videos, args.captions, budget)
         length = clip_frames(config) if config.data.crop == "none" else CLIP_SECONDS * FPS
         total = sum(math.ceil(seconds * FPS / length) for _, seconds in videos)
-        clips = (clip for video, _ in videos for clip in video_clips(args.videos, video, config))
+        clips = (clip for video in videos for clip in video_clips(args.videos, *video, config))
         if args.crops:
             total *= args.crops
             clips = (crop for clip in clips for crop in stored_crops(clip, args.crops, config))
@@ -178,16 +180,18 @@ def checked_videos(folder: Path, captions: Path, budget: TextBudget) -> list[tup
     return videos
 
 
-def video_clips(folder: Path, video: CaptionedVideo, config: Config) -> Iterator[Clip]:
+def video_clips(folder: Path, video: CaptionedVideo, seconds: float, config: Config) -> Iterator[Clip]:
     """The clips of one line of the captions file, in order of time: examples, or longer ones to crop."""
-    length, first = clip_frames(config), 0
+    length, crop, first = clip_frames(config), config.data.crop, 0
     frames = iterate_video(
         inside(folder, video.video),
         width=config.video.width,
         height=config.video.height,
         start_seconds=video.start_seconds,
     )
-    pieces = cut(frames, length) if config.data.crop == "none" else cut_clips(frames, length)
+    pieces = cut(frames, length)
+    if crop != "none":
+        pieces = cut_clips(frames, round(seconds * FPS), length, crop)
     with _naming(video.where):
         for piece, is_last in pieces:
             start = first / FPS
@@ -201,7 +205,7 @@ def video_clips(folder: Path, video: CaptionedVideo, config: Config) -> Iterator
             )
             source = {"video": video.video, "start": video.start_seconds + start, "frames": len(piece)}
             yield Clip(video.where, words, piece, source | video.source, video.quality)
-            first += len(piece)
+            first += len(piece) - overlap_of(length, crop)
 
 
 def stored_crops(clip: Clip, count: int, config: Config) -> Iterator[Clip]:

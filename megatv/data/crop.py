@@ -8,13 +8,16 @@ TV2TV cuts clips of 6 to 16 s, 8.2 s on average, and trains on 6.1 s (98 frames)
     frames   the window may reach over either end by up to L - 1 frames, and what lies outside is left out;
              each of the F + L - 1 places is equally likely. Every frame is in it with L / (F + L - 1)
 
-A clip of at most L frames is taken whole. No rule has both, L frames in every crop and every frame equally
-likely: frames f and f + 1 < L are equally likely only if no crop starts at f + 1, and so on from window to
-window, so that crops would start at multiples of L alone.
+A clip of at most L frames is taken whole. An epoch has one crop of every clip, so frames of long clips come
+less often, and `cut_clips` makes several clips of a long video. No rule has both, L frames in every crop and
+every frame equally likely: frames f and f + 1 < L are equally likely only if no crop starts at f + 1, and so
+on from window to window, so that crops would start at multiples of L alone.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
@@ -32,7 +35,7 @@ MAX_CROPS = 1000
 """Stored crops of one clip; a clip of 16 s has 159 different ones of 98 frames."""
 Rule = Literal["none", "starts", "frames"]
 CLIP_SECONDS = 16
-"""Longer videos are stored in clips of so many seconds, the paper's longest (section 4.1)."""
+"""Longer videos are stored in clips of about so many seconds, the paper's longest (section 4.1)."""
 
 
 def stores_whole_clips(rule: Rule, stores: str, crops: int | None) -> bool:
@@ -57,7 +60,7 @@ def draw_window(frames: int, length: int, rule: Rule, draws: Draws) -> range:
     """The consecutive frames of a clip of `frames` that are the example of `draws`, at most `length`.
 
     A window that reaches over an end keeps whole latents: its inner end moves by up to three frames, so of
-    the L windows with a frame near an end of the clip, up to three are without it.
+    the L windows with a frame, up to three are without it for each end of the clip within L frames.
     """
     assert rule != "none"
     if frames <= length:
@@ -99,28 +102,40 @@ def consecutive_windows(frames: int, length: int) -> list[range]:
     return [range(start, min(frames, start + length)) for start in range(0, frames, length)]
 
 
-def longest_clip(length: int) -> int:
-    """The most frames of a stored clip for examples of `length`; see `cut_clips`."""
-    return _clip_frames(length) + length - 1
+def longest_clip(length: int, rule: Rule) -> int:
+    """The most frames that `cut_clips` puts in a clip."""
+    return length + 3 * _usual_step(length, rule)
 
 
-def cut_clips(frames: Iterator[np.ndarray], length: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """A video as consecutive clips to crop [F, H, W, 3], and whether the video ends with this one.
+def overlap_of(length: int, rule: Rule) -> int:
+    """Frames that clips of one video share: with `starts`, so many that every start lies in one clip."""
+    return length - 1 if rule == "starts" else 0
 
-    Clips have CLIP_SECONDS (or two examples, if that is longer). A last one that is shorter than an example
-    joins the one before it, so no frame is lost.
+
+def cut_clips(
+    frames: Iterator[np.ndarray], expected: int, length: int, rule: Rule
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """A video as clips to crop [F, H, W, 3], with `overlap_of` common frames, and whether this is the last.
+
+    A video longer than about CLIP_SECONDS gives several clips with equally many places for a crop, if it has
+    the `expected` number of frames. No frame is lost.
     """
-    size, held = _clip_frames(length), list[np.ndarray]()
+    overlap, usual = overlap_of(length, rule), _usual_step(length, rule)
+    places = max(1, expected - overlap)
+    mean_step = max(usual / 2, places / max(1, round(places / usual)))
+    steps = (math.floor((k + 1) * mean_step) - math.floor(k * mean_step) for k in itertools.count())
+    held, step = list[np.ndarray](), next(steps)
     for frame in frames:
         held.append(frame)
-        if len(held) == size + length:
-            yield np.stack(held[:size]), False
-            held = held[size:]
+        if len(held) == overlap + step + step // 2:  # what is left is no shorter than half a clip
+            yield np.stack(held[: overlap + step]), False
+            held, step = held[step:], next(steps)
     yield np.stack(held), True
 
 
-def _clip_frames(length: int) -> int:
-    return max(CLIP_SECONDS * FPS, 2 * length)
+def _usual_step(length: int, rule: Rule) -> int:
+    """Frames from the first one of a clip to that of the next."""
+    return max(CLIP_SECONDS * FPS - overlap_of(length, rule), length)
 
 
 def _whole_frames(frames: int) -> int:
