@@ -95,7 +95,11 @@ def main() -> None:
     """Make one shard directory, as the command line says."""
     args = _arguments()
     config = load_config(args.config, args.overrides)
-    whole = stores_whole_clips(config.data.crop if args.videos else "none", args.store, args.crops)
+    if config.data.crop != "none" and not args.videos:
+        raise ValueError(
+            f"data.crop {config.data.crop} is for --videos, and games are cut in a row: set it to none"
+        )
+    whole = stores_whole_clips(config.data.crop, args.store, args.crops)
     info = DatasetInfo(
         config.video.width,
         config.video.height,
