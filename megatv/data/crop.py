@@ -91,10 +91,19 @@ def crop_words(clip: Example, frames: int, window: range) -> Example:
 
 
 def wordiest_crop(clip: Example, frames: int, length: int) -> Example:
-    """Of all windows of `length` frames the words of that with most of them, by bytes: a crop has no more."""
-    starts = range(max(1, frames - length + 1))
-    crops = (crop_words(clip, frames, range(start, min(frames, start + length))) for start in starts)
-    return max(crops, key=lambda crop: sum(len(caption.text.encode()) for caption in crop.captions))
+    """Of all windows of `length` frames the words of that with most of them, by bytes: a crop has no more.
+
+    A window gains words only where it reaches the next caption, so one window for each caption is looked at.
+    """
+    times = np.array([caption.start_seconds for caption in clip.captions])
+    before = np.cumsum([0, *(len(caption.text.encode()) for caption in clip.captions)])
+    reach = np.append(np.floor(times * FPS) + 1 - length, 0)
+    starts = np.unique(reach.clip(0, max(0, frames - length)).astype(np.int64))
+    begun = np.searchsorted(times, starts / FPS, side="right")
+    in_force = np.searchsorted(times, times[np.maximum(begun - 1, 0)]) if len(times) else begun
+    bytes_of = before[np.searchsorted(times, (starts + min(frames, length)) / FPS)] - before[in_force]
+    start = int(starts[bytes_of.argmax()])
+    return crop_words(clip, frames, range(start, min(frames, start + length)))
 
 
 def consecutive_windows(frames: int, length: int) -> list[range]:
