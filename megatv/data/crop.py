@@ -127,7 +127,7 @@ def cut_clips(
     """A video as clips to crop [F, H, W, 3], with `overlap_of` common frames, and whether this is the last.
 
     A video longer than about CLIP_SECONDS gives several clips with equally many places for a crop, if it has
-    the `expected` number of frames. No frame is lost.
+    the `expected` number of frames. No frame is lost. Raises ValueError when there is none.
     """
     overlap, usual = overlap_of(length, rule), _usual_step(length, rule)
     places = max(1, expected - overlap)
@@ -139,6 +139,8 @@ def cut_clips(
         if len(held) == overlap + step + step // 2:  # what is left is no shorter than half a clip
             yield np.stack(held[: overlap + step]), False
             held, step = held[step:], next(steps)
+    if not held:
+        raise ValueError("the video has no frames from the start on that is given; correct `start`")
     yield np.stack(held), True
 
 

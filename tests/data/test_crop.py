@@ -221,6 +221,10 @@ class TestClipsOfAVideo:
         places = [frames - overlap_of(98, rule) for frames in clips]
         assert len(clips) > 3 and max(places) - min(places) <= 1
 
+    def test_no_frames_are_refused(self):
+        with pytest.raises(ValueError, match="no frames from the start on"):
+            list(cut_clips(iter(()), 100, 98, "starts"))
+
     def test_a_header_that_lies_makes_no_more_clips_than_fit(self):
         numbers = (np.full((1, 1, 3), k) for k in range(5000))
         clips = [len(clip) for clip, _ in cut_clips(numbers, 1, 98, "starts")]
