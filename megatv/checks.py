@@ -171,6 +171,12 @@ def _parallel(config: Config) -> Findings:
 
 
 def _files(config: Config) -> Findings:
+    yield (
+        config.data.crop == "none"
+        or (config.sequence.mode, config.sequence.think2v) != ("think2v", "frame_actions"),
+        f"data.crop {config.data.crop} moves words between chunks, and sequence.think2v frame_actions needs "
+        "a line for every frame: set data.crop to none",
+    )
     texts = {
         "run.dir": config.run.dir,
         "data.train": config.data.train,

@@ -69,8 +69,8 @@ class DataConfig:
     max_bad_samples  training samples that may be left out because they cannot be read or used, before the
                      run stops and names them; each is replaced by rule and counted in the record
     workers          threads that build a step's rows; any number builds the same ones
-    shuffle_shards   0: examples are shuffled over the whole epoch; else inside windows of so many shards,
-                     which themselves are shuffled (`megatv.data.order`), for shards that are fetched
+    shuffle_shards   0: over the whole epoch; else in shuffled windows of so many shards (`megatv.data.order`)
+    crop             examples cut anew in every epoch from longer clips, at random: `megatv.data.crop`
     cache_dir        where shards of `s3://bucket/prefix` are kept, shared by the ranks of a node
     cache_bytes      the most that the shards of one location may take there
     """
@@ -80,6 +80,7 @@ class DataConfig:
     max_bad_samples: int = 10
     workers: int = 1
     shuffle_shards: int = 0
+    crop: Literal["none", "starts", "frames"] = "none"
     cache_dir: str = "cache/shards"
     cache_bytes: int = 64 << 30
 
@@ -91,7 +92,7 @@ class SequenceConfig:
     context_tokens    S, rows of one packed row, both copies of every chunk counted (Max Context Length)
     examples_per_row  examples of full length that one row has room for; short ones share it
     think2v           the plan: a line of actions for every chunk, or every frame, or the detailed caption
-    text_dropout      p_txt-drop: each segment alone, and the whole sample's text, are dropped with it
+    text_dropout      p_txt-drop: a text segment is dropped with it, half of the time with all of its sample's
     clean_flip        p_clean-vid-flip: a clean chunk is replaced by its noisy sample
     timestep_mean, timestep_std   t = sigmoid(n), n ~ N(mean, std^2); the table's 1.96 is the variance 1.4^2
     noisy_pos, chunk_pos   RoPE positions; the paper is silent, see README "Choices"

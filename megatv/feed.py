@@ -75,9 +75,9 @@ class Feed:
         """Leave out here what any rank found, say so once, and stop when it is too much."""
         for bad in sorted(found):
             self._loader.bad.learn(bad)
-            if self.bad.get(bad.index) is None:
+            if bad.index not in self.bad:
                 say(f"step {self._step + 1}  left out {bad}")
-                self.bad.add(bad)
+            self.bad.add(bad)
 
     def _worst(self, state: int) -> int:
         return int(reduce_world(torch.tensor(state, device=self._device), dist.ReduceOp.MAX))

@@ -89,9 +89,10 @@ def test_real_videos_train_at_the_papers_geometry(tmp_path, command, losses, exa
     config = ROOT / "configs/own_videos.yaml"
     captions = ROOT / "configs/data/clips_captions.jsonl"
     make = [sys.executable, "tools/make_shards.py", "--config", config, *overrides]
-    command(*make, "--videos", CLIPS, "--captions", captions, "--out", tmp_path / "shards")
+    sources = ["--videos", CLIPS, "--captions", captions, "--store", "clips"]
+    command(*make, *sources, "--out", tmp_path / "shards")
     told = examine(tmp_path / "shards", config)
-    assert "5 examples, every shard" in told and "words of all 5 examples fit the 1216 text rows" in told
+    assert "3 examples, every shard" in told and "words of all 3 examples fit the 1216 text rows" in told
     small = ["run.steps=8", "batch.examples=1", "optim.warmup_steps=1", "model.layers=1"]
     command(sys.executable, "launch/train.py", "--config", config, *overrides, *small)
     found = losses(tmp_path / "run")

@@ -113,6 +113,7 @@ def test_geometry_and_training(file):
     assert (config.video.width, config.video.height, config.latents) == (320, 192, 26)
     assert config.precision == "bf16"
     assert config.sequence.mode == "tv2tv"
+    assert config.data.crop == {"8b_sports.yaml": "starts", "3b_csgo.yaml": "none"}[file]
     config.accumulation(8)
 
 

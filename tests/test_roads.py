@@ -133,7 +133,7 @@ def test_raw_videos_train_from_a_split_by_source(python, on_ranks, losses, exami
     python(*split, "--by", "from_video")
     run_dir = tmp_path / "run"
     on_ranks(1, *TRAIN, config, *TINY, f"run.dir={run_dir}", "run.steps=3",
-             f"data={{train: {out}/two/train, val: {out}/two/val}}",
+             f"data={{train: {out}/two/train, val: {out}/two/val, crop: starts}}",
              "log={every: 1, val_every: 3, val_rows: 1}")  # fmt: skip
     found = losses(run_dir)
     assert sorted(found) == [1, 2, 3] and all(map(math.isfinite, itertools.chain(*found.values())))

@@ -48,13 +48,17 @@ class Setup:
         return str(ROOT / f"configs/{name}.yaml")
 
     def overrides(self, name: str, dp: int = 1, workers: int = 1) -> list[str]:
-        """What keeps the geometry and needs no weights: the dct codec, a local tokenizer, short steps."""
+        """What keeps the geometry and needs no weights: the dct codec, a local tokenizer, short steps.
+
+        Clips are examples (`data.crop: none`): a crop's place among other frames is not measured.
+        """
         examples = load_config(self.file(name)).sequence.examples_per_row * ROWS_PER_STEP * dp
         return [
             "codec={kind: dct}",
             f"tokenizer.path={self.tokenizer}",
             f"batch.examples={examples}",
             f"data.workers={workers}",
+            "data.crop=none",
         ]
 
     def config(self, name: str) -> Config:

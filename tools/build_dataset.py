@@ -35,11 +35,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megatv.config import load_config
 from megatv.curate.engine import Summary, run_stage, start_ray
 from megatv.curate.manifest import Item, Manifest, Record, seconds_of
 from megatv.curate.recipe import ShardSettings, load_recipe
 from megatv.curate.report import Result, write_report
 from megatv.curate.steps import Places, list_videos, stages
+from megatv.data.crop import stores_whole_clips
 from megatv.data.shards import Shards
 from megatv.log import main_guard, say
 from megatv.regular_file import write_file
@@ -58,6 +60,8 @@ def main() -> None:
     recipe = load_recipe(args.config, args.overrides)
     if not args.videos.is_dir():
         raise ValueError(f"--videos {args.videos}: is no folder")
+    if recipe.shards:
+        check_shard_settings(recipe.shards)
     places = Places(args.videos.resolve(), args.out.resolve())
     _check_links(places.out)
     items, chain = list_videos(places, recipe), stages(places, recipe)
@@ -148,9 +152,8 @@ def make_shards(out: Path, captions: Path, items: list[Item], settings: ShardSet
     began = time.monotonic()
     shards, stamp = out / "shards", out / "shards.made_from"
     config = Path(settings.config)
-    if not config.is_file():
-        raise ValueError(f"shards.config {config}: is no file; name the YAML of a run")
-    made_from = hashlib.sha256(captions.read_bytes() + config.read_bytes()).hexdigest()
+    kind = f"{settings.store} {settings.crops}".encode()
+    made_from = hashlib.sha256(captions.read_bytes() + config.read_bytes() + kind).hexdigest()
     if shards.is_dir() and stamp.is_file() and stamp.read_text() == made_from:
         note = f"shards: {shards} (made before from the same clips and words)"
         return note, _shards_summary(shards, items, 0, began)
@@ -158,12 +161,23 @@ def make_shards(out: Path, captions: Path, items: list[Item], settings: ShardSet
     if shards.is_dir():
         shutil.rmtree(shards)
     command = [sys.executable, str(MAKE_SHARDS), "--config", str(config), "--videos", str(out / "clips"),
-               "--captions", str(captions), "--out", str(shards), "--device", settings.device]  # fmt: skip
+               "--captions", str(captions), "--out", str(shards), "--device", settings.device,
+               "--store", settings.store]  # fmt: skip
+    if settings.crops:
+        command += ["--crops", str(settings.crops)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"shards: {done.stderr.strip().splitlines()[-1] if done.stderr else 'failed'}")
     write_file(stamp, made_from)
     return f"shards: {done.stdout.strip()}", _shards_summary(shards, items, len(items), began)
+
+
+def check_shard_settings(settings: ShardSettings) -> None:
+    """ValueError, before any work, for a run's config that cannot be read or does not go with the others."""
+    if not Path(settings.config).is_file():
+        raise ValueError(f"shards.config {settings.config}: is no file; name the YAML of a run")
+    crop = load_config(settings.config).data.crop
+    stores_whole_clips(crop, settings.store, settings.crops)
 
 
 def _shards_summary(shards: Path, items: list[Item], done: int, began: float) -> Summary:

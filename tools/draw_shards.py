@@ -21,7 +21,7 @@ def draw_stats(records: list[Record], shards: Shards, path: Path) -> str:
     """Save the PNG and return a line of the same facts as medians."""
     captions = [caption for record in records for caption in record.captions]
     measured: dict[str, list[float]] = {
-        "seconds of real frames": [latents_to_frames(r.valid_latents) / FPS for r in records],
+        "seconds of real frames": [(r.frames or latents_to_frames(r.valid_latents)) / FPS for r in records],
         "captions an example": [float(len(r.captions)) for r in records],
         "words a caption": [float(len(c.text.split())) for c in captions],
         "caption times in seconds": [c.start_seconds for c in captions],

@@ -23,7 +23,7 @@ from megatv_kernels.reference import dense_mask
 
 from megatv.config import LATENT_CHANNELS, Config, load_config
 from megatv.data.describe import describe, runs
-from megatv.data.loader import check_shards
+from megatv.data.loader import check_shards, window_of
 from megatv.data.sequence import build_sequence, chunk_start_seconds
 from megatv.data.shards import Shards
 from megatv.data.tokenizer import load_tokenizer
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--demo", action="store_true", help="a built-in example; no shards needed")
     parser.add_argument("--index", type=int, default=0, help="of the sample in the training shards")
-    parser.add_argument("--epoch", type=int, default=0, help="decides noise, times, dropout and flips")
+    parser.add_argument("--epoch", type=int, default=0, help="decides crop, noise, times, dropout and flips")
     parser.add_argument("--out", type=Path, default=Path("sequence.png"), help="the drawing")
     parser.add_argument(
         "--trust-codec", action="store_true", help="load a TorchScript codec, which can run any code"
@@ -168,7 +168,8 @@ def main() -> None:
         check_shards(shards, config)
         if not 0 <= args.index < len(shards):
             raise ValueError(f"--index {args.index}: {shards.path} holds samples 0 to {len(shards) - 1}")
-        example = shards[args.index]
+        record = shards.record(args.index)
+        example = shards.example(record, window_of(shards, record, config, args.epoch))
     if args.out.is_dir() or not args.out.parent.is_dir():
         raise ValueError(f"--out {args.out}: give the name of a PNG file in a folder that exists")
     sequence = build_sequence(example, tokenizer, config, seed=config.run.seed, epoch=args.epoch)

@@ -9,11 +9,17 @@ Frames go through the config's codec at the config's size; `megatv.data.captions
 `--stats DIR` takes the latent statistics of other shards, as held-out shards must. `--store clips` keeps
 each clip as H.264 instead of its latents, and the codec runs while training.
 
-Videos are cut into consecutive clips of video.groups x 49 frames at 16 fps. The last, shorter clip is padded
-with its last frame, which `valid_latents` records; it is dropped when it holds less than one group, unless it
-is all there is. A clip ends its source (EOS may follow) when the video ends with it, but for up to three
-frames that do not fill a latent. Games go on: episodes of CS:GO, cut like videos, and of the toy world end
-nothing.
+With `data.crop: starts` (the paper's) or `frames`, examples of videos are cropped at random
+(`megatv.data.crop`). `--store clips` then keeps whole clips, which the loader crops anew in every epoch: a
+line of the captions file is one, or several of about 16 s, which overlap with `starts`, where it is longer.
+`--store latents --crops K` keeps K crops of each, those that the loader would draw in epochs 0 to K - 1, at
+K times the disk of one example.
+
+Otherwise videos are cut into consecutive clips of video.groups x 49 frames at 16 fps. The last, shorter one
+is padded with its last frame, which `valid_latents` records; it is dropped when it holds less than one group,
+unless it is all there is. A clip ends its source (EOS may follow) when the video ends with it, but for up to
+three frames that do not fill a latent. Games go on: episodes of CS:GO, cut like videos, and of the toy world
+end nothing, and are never cropped.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,7 +41,20 @@ from megatv.config import FPS, GROUP_FRAMES, Config, config_to_dict, load_config
 from megatv.data import csgo
 from megatv.data.budget import TextBudget
 from megatv.data.captions import CaptionedVideo, check_duration, clip_captions, read_captions
+from megatv.data.crop import (
+    CLIP_SECONDS,
+    MAX_CROPS,
+    consecutive_windows,
+    crop_words,
+    cut_clips,
+    draw_window,
+    longest_clip,
+    overlap_of,
+    stores_whole_clips,
+    wordiest_crop,
+)
 from megatv.data.format import STORES, codec_fingerprint
+from megatv.data.noise import Draws
 from megatv.data.shards import DatasetInfo, Shards, ShardWriter
 from megatv.data.stats import LatentStats, StatsAccumulator
 from megatv.data.toy_pictures import SIZE
@@ -48,6 +67,8 @@ from megatv.untrusted import inside, printable
 
 CLIP_CRF = 12
 """H.264 quality of stored clips: its error in latents is within a tenth of that of 4:2:0 colour alone."""
+KEY_FRAME_EVERY = 2 * FPS
+"""Most frames between two of a whole clip where decoding can start, so that a crop is decoded alone."""
 BATCH_VALUES = 1 << 22
 """Pixel values that go through the codec in one call."""
 SUMMARY_EXAMPLES = {"latents": 256, "clips": 8}
@@ -57,9 +78,10 @@ EPISODES_PER_SEED = 1 << 32
 
 @dataclass(frozen=True)
 class Clip:
-    """One example before the codec: its words (an Example without latents) and padded frames [F, H, W, 3].
+    """One example before the codec: its words (an Example without latents) and frames [F, H, W, 3].
 
-    where names the clip's origin in messages; source and quality are kept in the shards.
+    There are at most an example's frames, but for a clip that the loader crops. where names the clip's
+    origin in messages; source and quality are kept in the shards.
     """
 
     where: str
@@ -73,6 +95,11 @@ def main() -> None:
     """Make one shard directory, as the command line says."""
     args = _arguments()
     config = load_config(args.config, args.overrides)
+    if config.data.crop != "none" and not args.videos:
+        raise ValueError(
+            f"data.crop {config.data.crop} is for --videos, and games are cut in a row: set it to none"
+        )
+    whole = stores_whole_clips(config.data.crop, args.store, args.crops)
     info = DatasetInfo(
         config.video.width,
         config.video.height,
@@ -80,6 +107,8 @@ def main() -> None:
         config_to_dict(config.codec),
         stores=args.store,
         codec_fingerprint=codec_fingerprint(config.codec),
+        longest_clip=longest_clip(clip_frames(config), config.data.crop) if whole else None,
+        crops=args.crops,
     )
     stats = _stats_of(args.stats, info) if args.stats else None
     budget = TextBudget(config)
@@ -93,8 +122,12 @@ def main() -> None:
         clips = (clip for path in episodes for clip in csgo_clips(path, lag, config))
     else:
         videos = checked_videos(args.videos, args.captions, budget)
-        total = sum(math.ceil(seconds * FPS / clip_frames(config)) for _, seconds in videos)
-        clips = (clip for video, _ in videos for clip in video_clips(args.videos, video, config))
+        length = clip_frames(config) if config.data.crop == "none" else CLIP_SECONDS * FPS
+        total = sum(math.ceil(seconds * FPS / length) for _, seconds in videos)
+        clips = (clip for video in videos for clip in video_clips(args.videos, *video, config))
+        if args.crops:
+            total *= args.crops
+            clips = (crop for clip in clips for crop in stored_crops(clip, args.crops, config))
     codec = load_codec(config.codec, args.device, trust=args.trust_codec)
     with ShardWriter(args.out, info) as writer:
         bar = progress(clips, total=total, desc="clips")
@@ -131,7 +164,7 @@ def csgo_clips(path: Path, action_lag: int, config: Config) -> Iterator[Clip]:
         name = f"{path.stem}@{clip.first_frame / FPS:.4f}"
         words = _words(name, clip.captions, csgo.META_PROMPT, valid_latents=whole_latents(len(clip.frames)))
         source = {"video": path.name, "start": clip.first_frame / FPS, "frames": len(clip.frames)}
-        yield Clip(str(path), words, _padded(clip.frames, length), source | {"action_lag": action_lag})
+        yield Clip(str(path), words, clip.frames, source | {"action_lag": action_lag})
 
 
 def checked_videos(folder: Path, captions: Path, budget: TextBudget) -> list[tuple[CaptionedVideo, float]]:
@@ -151,29 +184,44 @@ def checked_videos(folder: Path, captions: Path, budget: TextBudget) -> list[tup
     return videos
 
 
-def video_clips(folder: Path, video: CaptionedVideo, config: Config) -> Iterator[Clip]:
-    """The clips of one line of the captions file, in order of time."""
-    length = clip_frames(config)
+def video_clips(folder: Path, video: CaptionedVideo, seconds: float, config: Config) -> Iterator[Clip]:
+    """The clips of one line of the captions file, in order of time: examples, or longer ones to crop."""
+    length, crop, first = clip_frames(config), config.data.crop, 0
     frames = iterate_video(
         inside(folder, video.video),
         width=config.video.width,
         height=config.video.height,
         start_seconds=video.start_seconds,
     )
+    pieces = cut(frames, length)
+    if crop != "none":
+        pieces = cut_clips(frames, round(seconds * FPS), length, crop)
     with _naming(video.where):
-        for index, (piece, is_last) in enumerate(cut(frames, length)):
-            start = index * length / FPS
+        for piece, is_last in pieces:
+            start = first / FPS
             words = _words(
                 f"{video.video}@{video.start_seconds + start:.4f}",
-                clip_captions(video.captions, start, length / FPS),
+                clip_captions(video.captions, start, max(len(piece), length) / FPS),
                 video.meta_caption,
                 video.detailed_caption,
-                valid_latents=whole_latents(len(piece)),
+                valid_latents=whole_latents(min(len(piece), length)),
                 ends_clip=is_last,
             )
             source = {"video": video.video, "start": video.start_seconds + start, "frames": len(piece)}
-            source |= video.source
-            yield Clip(video.where, words, _padded(piece, length), source, video.quality)
+            yield Clip(video.where, words, piece, source | video.source, video.quality)
+            first += len(piece) - overlap_of(length, crop)
+
+
+def stored_crops(clip: Clip, count: int, config: Config) -> Iterator[Clip]:
+    """The crops of a clip in the first `count` epochs of a run with this config; equal ones come once."""
+    length, frames = clip_frames(config), len(clip.frames)
+    draws = (Draws(config.run.seed, epoch, clip.words.id) for epoch in range(count))
+    windows = dict.fromkeys(draw_window(frames, length, config.data.crop, draw) for draw in draws)
+    for index, window in enumerate(windows):
+        words = replace(crop_words(clip.words, frames, window), id=f"{clip.words.id}#{index}")
+        place = {"start": clip.source["start"] + window.start / FPS, "frames": len(window)}
+        shown = clip.frames[window.start : window.stop]
+        yield replace(clip, words=words, frames=shown, source=clip.source | place)
 
 
 def encode(
@@ -181,21 +229,29 @@ def encode(
 ) -> tuple[StatsAccumulator, int]:
     """Code and write the clips, in batches; the statistics of their valid latents and the frames of these."""
     stats, frames = StatsAccumulator(), 0
-    clips = iter(clips)
-    values = clip_frames(config) * config.video.width * config.video.height * 3
+    clips, length, whole = iter(clips), clip_frames(config), writer.info.longest_clip is not None
+    values = length * config.video.width * config.video.height * 3
     while batch := list(islice(clips, max(1, BATCH_VALUES // values))):
         for clip in batch:
             with _naming(clip.where):
-                budget.count(clip.words)
-        latents = codec.encode(torch.from_numpy(np.stack([clip.frames for clip in batch]))).cpu().numpy()
-        for clip, coded in zip(batch, latents, strict=True):
+                count = len(clip.frames)
+                budget.count(wordiest_crop(clip.words, count, length) if whole else clip.words)
+        pieces = [
+            _padded(clip.frames[window.start : window.stop], length)
+            for clip in batch
+            for window in consecutive_windows(len(clip.frames), length)
+        ]
+        latents = iter(codec.encode(torch.from_numpy(np.stack(pieces))).cpu().numpy())
+        for clip in batch:
             words = clip.words
             with _naming(clip.where):
-                stats.add(coded[: words.valid_latents])
-                frames += latents_to_frames(words.valid_latents)
+                for window in consecutive_windows(len(clip.frames), length):
+                    coded, valid = next(latents), whole_latents(len(window))
+                    stats.add(coded[:valid])
+                    frames += latents_to_frames(valid)
                 writer.write(
                     words.id,
-                    coded if writer.info.stores == "latents" else encode_video(clip.frames, crf=CLIP_CRF),
+                    coded if writer.info.stores == "latents" else _as_video(clip.frames, length, whole),
                     captions=words.captions,
                     meta_caption=words.meta_caption,
                     detailed_caption=words.detailed_caption,
@@ -203,8 +259,16 @@ def encode(
                     ends_clip=words.ends_clip,
                     source=clip.source,
                     quality=clip.quality,
+                    frames=len(clip.frames) if whole else None,
                 )
     return stats, frames
+
+
+def _as_video(frames: np.ndarray, length: int, whole: bool) -> bytes:
+    """A clip as H.264: a whole one as it is, with key frames to start a crop at, or padded to an example."""
+    if whole:
+        return encode_video(frames, crf=CLIP_CRF, key_frame_every=KEY_FRAME_EVERY)
+    return encode_video(_padded(frames, length), crf=CLIP_CRF)
 
 
 def summarize(path: Path, frames: int, codec: Codec) -> None:
@@ -284,6 +348,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="shard directory to make")
     parser.add_argument("--store", choices=STORES, default="latents", help="what to keep of a clip (latents)")
+    parser.add_argument(
+        "--crops", type=int, metavar="K", help="random crops of every clip, for latents with data.crop"
+    )
     parser.add_argument("--stats", type=Path, metavar="DIR", help="normalise as these shards do")
     parser.add_argument("--seed", type=int, default=0, help="of the toy world (0)")
     parser.add_argument("--split", choices=SPLITS, default="train", help="of CS:GO or the toy world (train)")
@@ -303,6 +370,8 @@ def _arguments() -> argparse.Namespace:
     for flag, given in (("--held-out", args.held_out), ("--action-lag", args.action_lag)):
         if given and not args.csgo:
             parser.error(f"{flag} needs --csgo")
+    if args.crops is not None and not 1 <= args.crops <= MAX_CROPS:
+        parser.error(f"--crops {args.crops}: must be 1 to {MAX_CROPS}")
     if args.toy is not None and args.toy < 1:
         parser.error(f"--toy {args.toy}: at least 1 episode is needed")
     return args

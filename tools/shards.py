@@ -8,7 +8,8 @@
 
 verify    every shard against its hash, then every example; clips are decoded. Exit code 2 when anything
           differs
-inspect   one example: a contact sheet, the transcript with its token counts, the training sequence as text
+inspect   one example: a contact sheet, the transcript with its token counts, the training sequence as text;
+          of a clip to crop (`data.crop`) what it is in epoch 0
 stats     histograms of durations, captions and quality scores, and the latent statistics, as one PNG; with
           `--config`, how many examples have more words than it gives rows, and the chunks that they lose;
           `--recompute` computes the latent statistics anew and stores them (clips: with the config's codec);
@@ -36,14 +37,16 @@ from draw_shards import draw_stats
 from megatv.checkpoint.meta import read_meta
 from megatv.config import Config, config_to_dict, load_config
 from megatv.data.budget import TextBudget
+from megatv.data.crop import consecutive_windows, wordiest_crop
 from megatv.data.describe import describe, transcript
 from megatv.data.format import DatasetInfo, codec_fingerprint
-from megatv.data.loader import check_shards
+from megatv.data.loader import check_shards, window_of
 from megatv.data.sequence import build_sequence, chunk_start_seconds, texts_by_chunk
 from megatv.data.shards import Shards, verify
 from megatv.data.split import split
 from megatv.data.stats import LatentStats, StatsAccumulator
 from megatv.data.tokenizer import load_tokenizer
+from megatv.data.video import whole_latents
 from megatv.log import main_guard, progress, say
 from megatv.model.codec import clip_encoder, latents_to_frames, load_codec
 from megatv.sample.render import Strip, contact_sheet
@@ -117,7 +120,9 @@ def inspect(path: Path, config: Config, index: int, out: Path, trust: bool) -> N
     check_shards(shards, config)
     if not 0 <= index < len(shards):
         raise ValueError(f"--index {index}: {path} holds examples 0 to {len(shards) - 1}")
-    record, example = shards.record(index), shards[index]
+    record = shards.record(index)
+    window = window_of(shards, record, config, epoch=0)
+    example = shards.example(record, window)
     tokenizer = load_tokenizer(config.tokenizer.path)
     say(f"{record.id}  source {record.source}  quality {record.quality or 'not scored'}")
     for line in transcript(example, tokenizer):
@@ -127,15 +132,16 @@ def inspect(path: Path, config: Config, index: int, out: Path, trust: bool) -> N
     for line in describe(example, sequence, tokenizer, config):
         say(line)
     if shards.info.stores == "clips":
-        frames = shards.frames(record).numpy()
+        frames = shards.frames(record, window).numpy()
     else:
-        frames = codec.decode(torch.from_numpy(shards.latents(record))[None])[0].cpu().numpy()
+        frames = codec.decode(torch.from_numpy(shards.latents(record, window))[None])[0].cpu().numpy()
     words = tuple(
         ChunkWords(chunk_start_seconds(chunk), "\n".join(texts), "own")
         for chunk, texts in enumerate(texts_by_chunk(example))
     )
-    strip = Strip(record.id, frames[: latents_to_frames(record.valid_latents)], words)
-    note = f"{path} example {index}: {record.id}, stored as {shards.info.stores}"
+    strip = Strip(record.id, frames[: latents_to_frames(example.valid_latents)], words)
+    cropped = f", frames {window.start} to {window.stop - 1} of {record.frames}" if record.frames else ""
+    note = f"{path} example {index}: {record.id}, stored as {shards.info.stores}{cropped}"
     sheet = contact_sheet([strip], example.meta_caption, note)
     _save(out, lambda temporary: sheet.save(temporary, format="png"))
     say(f"contact sheet: {out}")
@@ -155,7 +161,9 @@ def show_stats(path: Path, config: Config | None, out: Path) -> None:
         budget, unusable = TextBudget(config), []
         for record in records:
             try:
-                budget.count(record.example(np.empty(0)))
+                words = record.example(np.empty(0))
+                frames, length = record.frames, shards.info.frames
+                budget.count(words if frames is None else wordiest_crop(words, frames, length))
             except ValueError as error:
                 unusable.append(str(error))
         if unusable:
@@ -175,7 +183,9 @@ def recompute(path: Path, config: Config | None, device: str, trust: bool) -> No
     found = StatsAccumulator()
     for index in progress(range(len(shards)), total=len(shards), desc="examples"):
         record = shards.record(index)
-        found.add(shards.latents(record)[: record.valid_latents])
+        for window in consecutive_windows(record.frames or info.frames, info.frames):
+            valid = record.valid_latents if record.frames is None else whole_latents(len(window))
+            found.add(shards.latents(record, window)[:valid])
     if config and codec:
         fingerprint = codec_fingerprint(config.codec)
         info = dataclasses.replace(info, codec=config_to_dict(config.codec), codec_fingerprint=fingerprint)

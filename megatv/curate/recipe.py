@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from megatv.config import FPS, GROUP_FRAMES, PATCH, SPATIAL_FACTOR, read_yaml
 from megatv.curate.address import check_key_name, check_url
@@ -20,6 +21,7 @@ from megatv.curate.settings import (
     SegmentSettings,
     ShotSettings,
 )
+from megatv.data.crop import MAX_CROPS
 from megatv.schema import build
 
 
@@ -143,10 +145,20 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """config: YAML of the run that will read the shards; it says codec, size and length of an example."""
+    """The shards that tools/make_shards.py makes of the exported clips.
+
+    config   YAML of the run that will read them; it says codec, size, length and crop of an example
+    store, crops   `latents`, or `clips` as H.264; crops of each clip to store, where `data.crop` is set
+    """
 
     config: str = "configs/own_videos.yaml"
     device: str = "cpu"
+    store: Literal["latents", "clips"] = "latents"
+    crops: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.crops is not None and not 1 <= self.crops <= MAX_CROPS:
+            raise ValueError(f"shards.crops is {self.crops}: it must be null or 1 to {MAX_CROPS}")
 
 
 @dataclass(frozen=True)

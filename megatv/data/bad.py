@@ -14,41 +14,49 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class BadSample:
-    """index: its number in the shards; id: its own, or where it lies when that cannot be read."""
+    """index: its number in the shards; id: its own, or where it lies when that cannot be read.
+
+    epoch: of a crop, of which others may be good; 0 where an example is the same in every epoch.
+    """
 
     index: int
     id: str
     reason: str
+    epoch: int = 0
 
     def __str__(self) -> str:
         return f"sample '{self.id}': {self.reason}"
 
 
 class BadSamples:
-    """The bad samples that are known here, at most `limit` of them."""
+    """The bad samples that are known here, at most `limit` of them. Bad crops of one clip count once."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._known: dict[int, BadSample] = {}
+        self._known: dict[tuple[int, int], BadSample] = {}
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len({index for index, _ in tuple(self._known)})
 
-    def get(self, index: int) -> BadSample | None:
-        """What is known against sample `index` of the shards."""
-        return self._known.get(index)
+    def __contains__(self, index: int) -> bool:
+        """Whether anything is known against sample `index` of the shards."""
+        return any(index == known for known, _ in tuple(self._known))
+
+    def get(self, index: int, epoch: int = 0) -> BadSample | None:
+        """What is known against sample `index` of the shards, in this epoch where it is a crop."""
+        return self._known.get((index, epoch))
 
     def learn(self, bad: BadSample) -> None:
         """Note what another rank found."""
-        self._known.setdefault(bad.index, bad)
+        self._known.setdefault((bad.index, bad.epoch), bad)
 
     def add(self, bad: BadSample) -> None:
         """Note what was found here. Raises ValueError with all that is known when it is too much."""
         self.learn(bad)
-        if len(self._known) > self.limit:
+        if len(self) > self.limit:
             named = "; ".join(map(str, sorted(self._known.values())))
             raise ValueError(
-                f"{len(self._known)} samples cannot be used and data.max_bad_samples is {self.limit}: mend "
+                f"{len(self)} samples cannot be used and data.max_bad_samples is {self.limit}: mend "
                 f"the data (tools/shards.py verify DIR checks it) or raise the limit. {named}"
             )
 

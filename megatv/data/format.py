@@ -5,7 +5,8 @@ A row of an MDS shard is one example, a clip of video.groups x 49 frames at 16 f
     id       unique in the directory
     latents  raw, float16 [N, C, h, w] (`stores: latents`: the codec ran once, when the shards were made)
     clip     or the bytes of a video file: exactly groups x 49 frames, H.264 in mp4, of the size that
-             dataset.json says (`stores: clips`: decoded and coded when read, by `Shards`)
+             dataset.json says (`stores: clips`: decoded and coded when read, by `Shards`). Where dataset.json
+             has a `longest_clip`, all frames of a clip, 1 to so many: an example is cropped from it when read
     meta     JSON, see below
     hash     xxh64 of the other columns, so that no damaged example is ever trained on
 
@@ -13,7 +14,8 @@ A row of an MDS shard is one example, a clip of video.groups x 49 frames at 16 f
      "meta_caption": "...",                  the whole clip in a sentence; opens the sequence
      "detailed_caption": "...",              one long prompt for Think2V, or ""
      "valid_latents": 26,                    latents of real frames; the rest repeats the last frame
-     "ends_clip": true,                      the source ends with the last valid latent
+     "ends_clip": true,                      the source ends with the last valid latent, or with the clip
+     "frames": 131,                          of the stored clip, only where examples are cropped from it
      "source": {"video": "match.mp4", ...},  provenance: where the clip came from
      "quality": {"motion": 0.7, ...}}        scores by name, higher is better; {} when none were given
 
@@ -42,12 +44,15 @@ from megatv.data.mds import Column
 from megatv.regular_file import open_regular
 from megatv.schema import build
 
-VERSION = 2
+VERSION = 3
 STORES = ("latents", "clips")
 COLUMN = {"latents": "latents", "clips": "clip"}
 """Name of the column that holds an example's picture, by what the directory stores."""
-ADDED = {"stores": "latents", "codec_fingerprint": None, "stats_fingerprint": None}
-"""What version 2 added to dataset.json, and what these mean for shards of version 1."""
+ADDED: dict[int, dict[str, Any]] = {
+    2: {"stores": "latents", "codec_fingerprint": None, "stats_fingerprint": None},
+    3: {"longest_clip": None, "crops": None},
+}
+"""What each version added to dataset.json, and what these mean for shards of versions before it."""
 MAX_VIDEO_BYTES = 1 << 31
 """Most of an example's frames, three bytes a pixel: as many as `megatv.data.video` decodes in one call."""
 MAX_ID_BYTES, MAX_META_BYTES = 1 << 12, 1 << 22
@@ -65,6 +70,9 @@ class DatasetInfo:
     stores             `latents` or `clips`
     codec_fingerprint  of the codec's weights (see the function); None for a codec without any, or unknown
     stats_fingerprint  of latent_stats.json's numbers, set when they are written; None in older shards
+    longest_clip       the most frames of a stored clip, where an example is cropped from it when it is read;
+                       None: an example is what is stored
+    crops              stored crops of every clip, at random (`megatv.data.crop`); None: pieces in a row
     """
 
     width: int
@@ -76,6 +84,8 @@ class DatasetInfo:
     stores: Literal["latents", "clips"] = "latents"
     codec_fingerprint: str | None = None
     stats_fingerprint: str | None = None
+    longest_clip: int | None = None
+    crops: int | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -101,7 +111,8 @@ class DatasetInfo:
             size = 2 * math.prod(self.latent_shape)
             picture = Column(self.column, f"ndarray:float16:{shape}", size, size, fixed=True)
         else:
-            picture = Column(self.column, "bytes", 1, self.frames * self.width * self.height * 3 + (1 << 20))
+            frames = self.longest_clip or self.frames
+            picture = Column(self.column, "bytes", 1, frames * self.width * self.height * 3 + (1 << 20))
         words = [
             Column("hash", "str", 16, 16),
             Column("id", "str", 1, MAX_ID_BYTES),
@@ -111,7 +122,10 @@ class DatasetInfo:
 
     @staticmethod
     def load(path: Path) -> DatasetInfo:
-        """Read dataset.json, version 1 too; ValueError when it is missing, damaged or of a later version."""
+        """Read dataset.json, of older versions too.
+
+        Raises ValueError when it is missing, damaged or of a later version.
+        """
         tree = read_json(path)
         version = tree.get("version") if isinstance(tree, dict) else None
         if type(version) is int and VERSION < version < 1000:
@@ -119,8 +133,9 @@ class DatasetInfo:
                 f"{path}: is of version {version} and this program reads up to version {VERSION}; update "
                 "megatv or make the shards again"
             )
-        if version == 1:
-            tree = {**ADDED, **tree}
+        if type(version) is int:
+            for later in (fields for number, fields in ADDED.items() if number > version):
+                tree = {**later, **tree}
         names = [f.name for f in dataclasses.fields(DatasetInfo)]
         if not isinstance(tree, dict) or sorted(tree) != sorted(names):
             raise ValueError(f"{path}: must hold exactly {', '.join(names)}; make the shards again")
@@ -142,14 +157,23 @@ def _fault(info: DatasetInfo) -> str:
         return "`width`, `height` and `groups` must be whole numbers, 1 or more"
     if info.width % SPATIAL_FACTOR or info.height % SPATIAL_FACTOR:
         return f"`width` and `height` must be multiples of {SPATIAL_FACTOR}"
-    if info.frames * info.width * info.height * 3 > MAX_VIDEO_BYTES:
+    if info.stores not in STORES:
+        return f"`stores` must be one of {', '.join(STORES)}"
+    longest, crops = info.longest_clip, info.crops
+    if longest is not None and not (
+        info.stores == "clips" and type(longest) is int and info.frames <= longest <= MAX_VIDEO_BYTES
+    ):
+        return f"`longest_clip` must be null or, where clips are stored, a whole number from {info.frames} on"
+    if crops is not None and not (
+        info.stores == "latents" and type(crops) is int and 1 <= crops <= MAX_VIDEO_BYTES
+    ):
+        return "`crops` must be null or, where latents are stored, a whole number, 1 or more"
+    if (longest or info.frames) * info.width * info.height * 3 > MAX_VIDEO_BYTES:
         return f"an example's frames would take more than {MAX_VIDEO_BYTES >> 30} GiB"
     if type(info.fps) is not int or info.fps != FPS:
         return f"`fps` must be {FPS}"
     if type(info.version) is not int or not 1 <= info.version <= VERSION:
         return f"`version` must be a whole number from 1 to {VERSION}"
-    if info.stores not in STORES:
-        return f"`stores` must be one of {', '.join(STORES)}"
     for key in ("codec_fingerprint", "stats_fingerprint"):
         value = getattr(info, key)
         if value is not None and not (isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value)):

@@ -23,9 +23,12 @@ import torch
 from megatv.config import Config
 from megatv.data.bad import BadSample, BadSamples
 from megatv.data.balance import deal, example_costs
+from megatv.data.crop import draw_window
 from megatv.data.format import check_codec
+from megatv.data.noise import Draws
 from megatv.data.order import Place, RowOrder
 from megatv.data.packing import pack
+from megatv.data.record import Record
 from megatv.data.sequence import build_sequence
 from megatv.data.shards import Shards
 from megatv.data.tokenizer import Tokenizer
@@ -63,6 +66,8 @@ class Loader:
         assert 0 <= dp_rank < dp_size
         config.accumulation(dp_size)
         check_shards(shards, config)
+        if train:
+            check_crop(shards, config)
         self.shards, self.tokenizer, self.config = shards, tokenizer, config
         self.dp_rank, self.dp_size, self.train, self.pin = dp_rank, dp_size, train, pin
         self.bad = BadSamples(config.data.max_bad_samples)
@@ -169,7 +174,7 @@ class Loader:
                 first = row[0].index
                 raise ValueError(
                     f"{self.shards.path}: none of the samples that fit in the place of example {first} can "
-                    f"be used; {self.bad.get(first)}"
+                    f"be used; {self.bad.get(first, self._turn(row[0]))}"
                 )
             batch = pack(sequences, self.config)
             return _pinned(batch) if self.pin else batch
@@ -179,7 +184,7 @@ class Loader:
     def _sequence(self, place: Place, met: list[BadSample]) -> Sequence | None:
         """The sequence of this place's example, or of the first that can be used in its stead, if any can."""
         for index in self._order.substitutes(place.index) if self.train else [place.index]:
-            bad = self.bad.get(index)
+            bad = self.bad.get(index, self._turn(place))
             if bad is None:
                 built = self._build(dataclasses.replace(place, index=index))
                 if isinstance(built, Sequence):
@@ -190,14 +195,19 @@ class Loader:
             met.append(bad)
         return None
 
+    def _turn(self, place: Place) -> int:
+        """The epoch where it decides what the example is, so that no other decides what is bad; else 0."""
+        return place.epoch if self.shards.info.longest_clip else 0
+
     def _build(self, place: Place) -> Sequence | BadSample:
         """The sequence, or why there is none; an error that is not the data's is raised with the sample."""
         name = f"example {place.index} of the shards"
         try:
-            sample = self.shards[place.index]
-            name = sample.id
+            record = self.shards.record(place.index)
+            name = record.id
+            window = window_of(self.shards, record, self.config, place.epoch)
             return build_sequence(
-                sample,
+                self.shards.example(record, window),
                 self.tokenizer,
                 self.config,
                 seed=self.config.run.seed,
@@ -206,7 +216,7 @@ class Loader:
                 text_rows=place.text_rows,
             )
         except (ValueError, OSError) as error:
-            return BadSample(place.index, name, str(error))
+            return BadSample(place.index, name, str(error), self._turn(place))
         except Exception as error:
             error.add_note(f"while building sample '{name}' (example {place.index} of the shards)")
             raise
@@ -238,6 +248,25 @@ def _pinned(batch: Batch) -> Batch:
     return dataclasses.replace(batch, **tensors)
 
 
+def window_of(shards: Shards, record: Record, config: Config, epoch: int) -> range:
+    """The frames of a record that a run with this config trains on in `epoch`: a crop, or what is stored."""
+    if record.frames is None:
+        return shards.beginning(record)
+    assert config.data.crop != "none", "check_shards refuses it"
+    draws = Draws(config.run.seed, epoch, record.id)
+    return draw_window(record.frames, shards.info.frames, config.data.crop, draws)
+
+
+def check_crop(shards: Shards, config: Config) -> None:
+    """Refuse to train on fixed examples where the config says that they are crops; ValueError."""
+    if config.data.crop != "none" and not (shards.info.longest_clip or shards.info.crops):
+        raise ValueError(
+            f"{shards.path}: holds fixed pieces of videos, of which nothing can be cropped as data.crop "
+            f"{config.data.crop} says: make the shards again with this config (tools/make_shards.py --store "
+            "clips, or --crops K for latents), or set data.crop to none"
+        )
+
+
 def check_shards(shards: Shards, config: Config) -> None:
     """Refuse shards whose videos or codec are not the config's; ValueError names both and the remedy."""
     info = shards.info
@@ -252,4 +281,9 @@ def check_shards(shards: Shards, config: Config) -> None:
                 f"{shards.path}: its {key} is {made}, the config's is {asked}; make the shards again with "
                 "this config (tools/make_shards.py) or correct the config"
             )
+    if info.longest_clip and config.data.crop == "none":
+        raise ValueError(
+            f"{shards.path}: holds clips of up to {info.longest_clip} frames, from which examples of "
+            f"{info.frames} are cropped: set data.crop to starts, as the paper does, or to frames"
+        )
     check_codec(info, config.codec, shards.path)

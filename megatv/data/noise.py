@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TEXT, CHUNK = 0, 1
+TEXT, CHUNK, CROP = 0, 1, 2
 """Purposes; with the index they fill the upper half of Philox's counter, so streams never overlap."""
 
 
@@ -47,6 +47,10 @@ class Draws:
         """Uniform draws in [0, 1) for text dropout: one for the whole sample, and float64 [segments]."""
         draws = self._stream(TEXT, 0).random(1 + segments)
         return float(draws[0]), draws[1:]
+
+    def place(self, count: int) -> int:
+        """Which of `count` equally likely places the crop of a longer clip has, from 0."""
+        return int(self._stream(CROP, 0).integers(count))
 
     def chunk(self, index: int, shape: tuple[int, ...], *, mean: float, std: float) -> ChunkDraw:
         """Draws for latent `index` with epsilon of `shape`; t = sigmoid(n), n ~ N(mean, std^2)."""

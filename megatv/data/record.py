@@ -28,7 +28,11 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True)
 class Record:
-    """One example as it lies in the shards; content: raw float16 latents [N, C, h, w], or a clip's bytes."""
+    """One example as it lies in the shards; content: raw float16 latents [N, C, h, w], or a clip's bytes.
+
+    frames: of a clip that examples are cropped from, else None. The words are then those of the whole clip,
+    and `valid_latents` those of its longest crop.
+    """
 
     id: str
     content: np.ndarray | bytes
@@ -39,10 +43,13 @@ class Record:
     ends_clip: bool
     source: dict[str, Any]
     quality: dict[str, float]
+    frames: int | None = None
 
     def to_sample(self, info: DatasetInfo) -> dict[str, Any]:
         """The row of an MDS shard, with its hash. Raises ValueError where `of_row` would not read it."""
         meta = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[2:]}
+        if self.frames is None:
+            del meta["frames"]
         meta["captions"] = [[caption.start_seconds, caption.text] for caption in self.captions]
         text = json.dumps(meta)
         content = self.content if isinstance(self.content, bytes) else self.content.tobytes()
@@ -70,7 +77,7 @@ class Record:
         if _CONTROL.search(id):
             raise ValueError(f"its id {id[:80]!r} has control characters")
         try:
-            meta = _read_meta(row["meta"].decode(), info.latent_shape[0])
+            meta = _read_meta(row["meta"].decode(), info)
         except ValueError as error:
             raise ValueError(f"sample '{id}': its meta: {error}") from None
         content: np.ndarray | bytes = row[info.column]
@@ -102,17 +109,20 @@ def _hash(row: dict[str, bytes], info: DatasetInfo) -> str:
     return digest.hexdigest()
 
 
-def _read_meta(text: str, latents: int) -> dict[str, Any]:
-    """The fields of a `Record` of `latents` latents that its `meta` holds. Raises ValueError with the key."""
-    tree = parse_json(text)
-    if not isinstance(tree, dict) or {"quality", *tree} != META:
-        raise ValueError(f"must hold exactly {', '.join(sorted(META))}")
+def _read_meta(text: str, info: DatasetInfo) -> dict[str, Any]:
+    """The fields of a `Record` that its `meta` holds. Raises ValueError with the key."""
+    tree, latents = parse_json(text), info.latent_shape[0]
+    expected = META if info.longest_clip else META - {"frames"}
+    if not isinstance(tree, dict) or {"quality", *tree} != expected:
+        raise ValueError(f"must hold exactly {', '.join(sorted(expected))}")
     meta = {"quality": {}, **tree}
     for key in ("meta_caption", "detailed_caption"):
         if not isinstance(meta[key], str):
             raise ValueError(f"`{key}` must be text")
     if type(meta["valid_latents"]) is not int or not 1 <= meta["valid_latents"] <= latents:
         raise ValueError(f"`valid_latents` must be a whole number from 1 to {latents}")
+    if info.longest_clip and not (type(meta["frames"]) is int and 1 <= meta["frames"] <= info.longest_clip):
+        raise ValueError(f"`frames` must be a whole number from 1 to {info.longest_clip}")
     if type(meta["ends_clip"]) is not bool:
         raise ValueError("`ends_clip` must be true or false")
     if not isinstance(meta["source"], dict) or is_deeper(meta["source"], MAX_LEVELS):

@@ -197,15 +197,18 @@ def fit(example: Example, tokenizer: Tokenizer, config: SequenceConfig, text_row
 
 
 def drop_text(plan: Plan, draws: Draws, probability: float) -> Plan:
-    """Text dropout: all words of the sample with `probability`, else every segment alone with it.
+    """Text dropout: every segment is dropped with `probability` p, alone or with all others.
 
-    The first is what guidance needs (a sequence without any text), the second the paper's dropout of x_i^txt.
+    With p / 2 the sample loses all its words, which guidance needs (a sequence without any text); otherwise
+    each segment is dropped alone, the paper's dropout of x_i^txt (TV2TV section 2.2, p_txt-drop), with
+    p / (2 - p). A segment is then dropped with p / 2 + (1 - p / 2) p / (2 - p) = p.
     """
     whole, each = draws.text(len(plan.prompt) + len(plan.before))
-    if whole < probability:
+    if whole < probability / 2:
         return plan.without_text()
+    alone = probability / (2 - probability)
     segments = zip(plan.prompt + plan.before, each, strict=True)
-    kept = [_drop(ids) if u < probability else ids for ids, u in segments]
+    kept = [_drop(ids) if u < alone else ids for ids, u in segments]
     split = len(plan.prompt)
     return replace(plan, prompt=tuple(kept[:split]), before=tuple(kept[split:]))
 

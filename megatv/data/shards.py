@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatv.data.crop import crop_words, wordiest_crop
 from megatv.data.files import REMEDY, file_digest, open_file
 from megatv.data.format import DatasetInfo
 from megatv.data.index import HASH, Index, read_index
@@ -119,10 +120,12 @@ class ShardWriter:
         ends_clip: bool,
         source: dict[str, Any],
         quality: dict[str, float] | None = None,
+        frames: int | None = None,
     ) -> None:
         """Add one example: raw latents [N, C, h, w] or a clip's bytes, as `info.stores` says, and its words.
 
-        `source` says where it came from (`video`: the file or episode), `quality` holds scores by name; see
+        `source` says where it came from (`video`: the file or episode), `quality` holds scores by name, and
+        `frames` are those of a clip that examples are cropped from (`info.longest_clip`); see
         `megatv.data.format`. Raises ValueError when the id was used before, latents do not fit float16, or
         the words would not be read.
         """
@@ -132,6 +135,7 @@ class ShardWriter:
         if isinstance(content, np.ndarray):
             content = self._as_stored(id, content)
         assert isinstance(content, bytes) == (self.info.stores == "clips")
+        assert (frames is None) == (self.info.longest_clip is None)
         record = Record(
             id,
             content,
@@ -142,9 +146,12 @@ class ShardWriter:
             ends_clip,
             source,
             quality or {},
+            frames,
         )
         self._writer.write(record.to_sample(self.info))
         self._ids.add(id)
+        if frames is not None:
+            captions = wordiest_crop(record.example(np.empty(0)), frames, self.info.frames).captions
         words = sum(len(text.encode()) for text in (meta_caption, *(c.text for c in captions)))
         self._lengths.append((valid_latents, words))
 
@@ -221,27 +228,48 @@ class Shards:
         return np.diff(self.index.starts)
 
     def __getitem__(self, index: int) -> Example:
-        """Example `index`, 0 <= index < len. Raises ValueError when its bytes are not those written."""
-        record = self.record(index)
-        return record.example(self.stats.normalize(self.latents(record)))
+        """Example `index`, 0 <= index < len, of a clip to crop its beginning.
 
-    def latents(self, record: Record) -> np.ndarray:
-        """Raw latents of a record, float32 [N, C, h, w]; those of a clip come from the codec, on the fly."""
+        Raises ValueError when its bytes are not those written.
+        """
+        record = self.record(index)
+        return self.example(record, self.beginning(record))
+
+    def example(self, record: Record, window: range) -> Example:
+        """The record's latents and words; of a clip that examples are cropped from, those of its `window`."""
+        words = record.example(self.stats.normalize(self.latents(record, window)))
+        return words if record.frames is None else crop_words(words, record.frames, window)
+
+    def beginning(self, record: Record) -> range:
+        """The first frames of a clip to crop, as many as an example has; of any other record all frames."""
+        return range(min(record.frames or self.info.frames, self.info.frames))
+
+    def latents(self, record: Record, window: range) -> np.ndarray:
+        """Raw latents of a record, float32 [N, C, h, w]; those of a clip come from the codec, on the fly.
+
+        window: its frames, at most an example's; the last one is repeated. Stored latents are taken whole.
+        """
         if isinstance(record.content, np.ndarray):
             return record.content.astype(np.float32)
         if self._encode is None:
             raise ValueError(
                 f"{self.path}: holds clips, which only a codec turns into latents; give a config"
             )
-        latents = self._encode(self.frames(record))
+        frames = self.frames(record, window)
+        padding = frames[-1:].expand(self.info.frames - len(frames), -1, -1, -1)
+        latents = self._encode(torch.cat([frames, padding]))
         assert latents.shape == self.info.latent_shape
         return latents
 
-    def frames(self, record: Record) -> torch.Tensor:
-        """All frames of a stored clip, uint8 [F, H, W, 3] on the device; ValueError when it lacks any."""
+    def frames(self, record: Record, window: range | None = None) -> torch.Tensor:
+        """All frames of a stored clip, or those of `window` alone: uint8 [F, H, W, 3] on the device.
+
+        Raises ValueError when it lacks any.
+        """
         assert isinstance(record.content, bytes)
         info = self.info
-        seconds = [frame / info.fps for frame in range(info.frames)]
+        window = range(record.frames or info.frames) if window is None else window
+        seconds = [frame / info.fps for frame in window]
         try:
             return decode_frames(
                 record.content, seconds, width=info.width, height=info.height, device=self.device

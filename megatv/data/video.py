@@ -200,13 +200,23 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = FPS) -> None:
         partial.unlink(missing_ok=True)
 
 
-def encode_video(frames: np.ndarray, *, crf: int, fps: float = FPS) -> bytes:
-    """An mp4 of the frames uint8 [F, H, W, 3] as H.264 (yuv420p), its bytes; ValueError as `write_video`."""
-    return encode_clips([frames], crf=crf, fps=fps)
+def encode_video(
+    frames: np.ndarray, *, crf: int, fps: float = FPS, key_frame_every: int | None = None
+) -> bytes:
+    """An mp4 of the frames uint8 [F, H, W, 3] as H.264 (yuv420p), its bytes; ValueError as `write_video`.
+
+    key_frame_every: at most so many frames from one where decoding can start to the next; None: x264's 250
+    """
+    return encode_clips([frames], crf=crf, fps=fps, key_frame_every=key_frame_every)
 
 
 def encode_clips(
-    clips: Iterable[np.ndarray], *, crf: int, fps: float = FPS, most: int | None = None
+    clips: Iterable[np.ndarray],
+    *,
+    crf: int,
+    fps: float = FPS,
+    most: int | None = None,
+    key_frame_every: int | None = None,
 ) -> bytes:
     """One mp4 of clips uint8 [F, H, W, 3] that follow each other, read one by one; see `encode_video`.
 
@@ -225,7 +235,7 @@ def encode_clips(
             raise ValueError(f"this video has more than {most >> 20} MiB as a file: make a shorter one")
 
     with av.open(file, "w", format="mp4") as container:
-        _encode(container, frames(), fps, crf=crf)
+        _encode(container, frames(), fps, crf=crf, key_frame_every=key_frame_every)
     check_size()
     return file.getvalue()
 
@@ -242,11 +252,19 @@ def _checked(frames: np.ndarray, name: str) -> np.ndarray:
     return frames
 
 
-def _encode(container: OutputContainer, frames: Iterable[np.ndarray], fps: float, *, crf: int) -> None:
+def _encode(
+    container: OutputContainer,
+    frames: Iterable[np.ndarray],
+    fps: float,
+    *,
+    crf: int,
+    key_frame_every: int | None = None,
+) -> None:
     """All frames [H, W, 3] as the one H.264 stream of an open container."""
     frames = iter(frames)
     first = next(frames)
-    stream = container.add_stream("libx264", Fraction(fps).limit_denominator(1001), options={"crf": str(crf)})
+    options = {"crf": str(crf)} | ({"g": str(key_frame_every)} if key_frame_every else {})
+    stream = container.add_stream("libx264", Fraction(fps).limit_denominator(1001), options=options)
     height, width = first.shape[:2]
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     # What swscale makes of RGB; said, so that no decoder has to guess it from the size.

@@ -134,6 +134,27 @@ def test_an_output_folder_with_links_is_refused(places, tmp_path, monkeypatch, n
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["shards.config=none.yaml"], r"shards\.config none\.yaml: is no file"),
+        (["shards.store=latents"], "data.crop starts needs clips that can be cropped"),
+        (["shards.crops=3"], "3 stored crops of a clip are for latents"),
+        (["shards.crops=0", "shards.store=latents"], r"shards\.crops is 0: it must be null or 1 to 1000"),
+        (["shards.store=pictures"], "store is 'pictures'"),
+    ],
+)
+def test_shards_that_cannot_be_made_are_refused_first(places, tmp_path, monkeypatch, overrides, message):
+    recipe(tmp_path)
+    arguments = ["--videos", places.videos, "--out", places.out, "--config",
+                 ROOT / "configs/data/sports.yaml", f"captions.words_from={tmp_path / 'words.jsonl'}",
+                 "quality=null", *overrides]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["build_dataset.py", *map(str, arguments)])
+    with pytest.raises(ValueError, match=message):
+        runpy.run_path(str(ROOT / "tools/build_dataset.py"))["main"]()
+    assert not places.out.exists()
+
+
 def test_stages_know_what_their_outputs_need(places, tmp_path):
     made = {stage.name: stage.makes for stage in stages(places, recipe(tmp_path)) if isinstance(stage, Stage)}
     assert all("video" in makes for makes in made.values()) and "file" in made["export"]

@@ -170,13 +170,14 @@ def test_a_sample_with_an_endless_text_is_left_out(whole, monkeypatch):
     monkeypatch.setattr("megatv.data.tokenizer.TOY_PATTERN", LLAMA3_PATTERN)
     monkeypatch.setitem(globals(), "TOKENIZER", load_tokenizer("toy_world"))
     shards = Shards(whole)
-    example = Shards.__getitem__
+    example = Shards.example
 
-    def endless(self, index):
-        found = example(self, index)
-        return dataclasses.replace(found, meta_caption=" " * 1_100_000 + "x") if index == 7 else found
+    def endless(self, record, window):
+        found = example(self, record, window)
+        too_long = dataclasses.replace(found, meta_caption=" " * 1_100_000 + "x")
+        return too_long if record.id == "clip-7" else found
 
-    monkeypatch.setattr(Shards, "__getitem__", endless)
+    monkeypatch.setattr(Shards, "example", endless)
     loader = make(shards)
     for step in range(6):
         assert "clip-7" not in ids(loader.step(step))
@@ -217,7 +218,7 @@ def test_a_read_that_never_ends_is_an_error(whole, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(loader_module, "STALL_SECONDS", 0.3)
     monkeypatch.setattr(loader_module, "STOP_SECONDS", 0.1)
-    monkeypatch.setattr(Shards, "__getitem__", lambda self, index: release.wait(60))
+    monkeypatch.setattr(Shards, "record", lambda self, index: release.wait(60))
     try:
         with pytest.raises(RuntimeError, match=r"no batch for 0\.3 s"):
             next(make(whole).iterate(0))
@@ -229,14 +230,14 @@ def test_a_place_that_nothing_fits_stays_empty(whole, monkeypatch):
     """The shortest example is bad, and so is the only other one of its length: its row goes without it."""
     shards = Shards(whole)
     short = np.flatnonzero(shards.lengths[:, 0] == 1)
-    read = Shards.__getitem__
+    read = Shards.record
 
     def fail(self, index):
         if index in short:
             raise ValueError("does not decode")
         return read(self, index)
 
-    monkeypatch.setattr(Shards, "__getitem__", fail)
+    monkeypatch.setattr(Shards, "record", fail)
     loader = make(whole)
     seen = collections.Counter(i for step in range(7) for i in ids(loader.step(step)))  # four epochs
     assert set(seen.values()) == {4} and len(seen) == EXAMPLES - len(short)

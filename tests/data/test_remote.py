@@ -3,19 +3,24 @@
 import itertools
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from megatv.config import DataConfig
+from megatv.config import CodecConfig, DataConfig, load_config
 from megatv.data import bucket as s3
 from megatv.data import cache
+from megatv.data.loader import window_of
 from megatv.data.remote import DESCRIPTION, RemoteShards, open_shards
 from megatv.data.shards import LENGTHS, DatasetInfo, Shards, ShardWriter
 from megatv.data.stats import LatentStats
+from megatv.data.video import encode_video
+from megatv.model.codec import clip_encoder, load_codec
 
 boto3 = pytest.importorskip("boto3", reason="the object store needs boto3")
 moto = pytest.importorskip("moto.server", reason="the test server needs moto[server]")
+TOY_WORLD = Path(__file__).parents[2] / "configs" / "toy_world.yaml"
 EXAMPLES = 12
 URL = "s3://clips/train"
 
@@ -92,6 +97,35 @@ def test_remote_examples_are_the_local_ones_and_fetched_once(bucket, source, tmp
     assert fetched == ["shard.00002.mds", "shard.00000.mds", "shard.00005.mds"]
     assert RemoteShards(URL, tmp_path, 1 << 20)[4].id == "clip-4" and len(fetched) == 3
     assert cached(tmp_path) == sorted(fetched)
+
+
+def test_crops_of_remote_clips_are_those_of_local_ones(bucket, tmp_path):
+    """Windows are drawn before anything is fetched; a fetched clip gives the same pixels."""
+    info = DatasetInfo(16, 16, 1, {"kind": "dct"}, stores="clips", longest_clip=200)
+    with ShardWriter(tmp_path / "local", info) as writer:
+        for index in range(4):
+            rng = np.random.default_rng(index)
+            frames = np.broadcast_to(rng.integers(0, 256, (130, 1, 1, 3), dtype=np.uint8), (130, 16, 16, 3))
+            words = {"captions": (), "meta_caption": "m", "detailed_caption": "", "source": {}}
+            clip = encode_video(frames, crf=12, key_frame_every=32)
+            writer.write(f"clip-{index}", clip, **words, valid_latents=13, ends_clip=True, frames=130)
+        writer.finish(LatentStats(np.zeros((2, 16), np.float32), np.ones((2, 16), np.float32)))
+    for file in (tmp_path / "local").iterdir():
+        bucket.upload_file(str(file), f"whole/{file.name}")
+
+    def encoder():
+        return clip_encoder(load_codec(CodecConfig("dct")))
+
+    sets = Shards(tmp_path / "local", encoder), RemoteShards("s3://clips/whole", tmp_path, 1 << 20, encoder)
+    config = load_config(TOY_WORLD, ["video={width: 16, height: 16, groups: 1}", "data.crop=starts"])
+    windows = set()
+    for index, epoch in itertools.product(range(4), range(3)):
+        found = [(s.record(index), window_of(s, s.record(index), config, epoch)) for s in sets]
+        local, fetched = (s.example(*place) for s, place in zip(sets, found, strict=True))
+        np.testing.assert_array_equal(local.latents, fetched.latents)
+        assert found[0] == found[1]
+        windows.add(found[0][1])
+    assert len(windows) > 6
 
 
 def test_the_cache_stays_within_its_bytes_and_keeps_what_was_read_last(bucket, source, tmp_path, fetched):

@@ -1,16 +1,20 @@
 """Sequences, read as letters: `^` BOS, `[` BOF, `]` EOF, `$` EOS; a chunk stands between `[` and `]`."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatv.data.noise import Draws
 from megatv.data.sequence import (
     Cursor,
     Plan,
     build_sequence,
     chunk_of_text,
     chunk_start_seconds,
+    drop_text,
     interleave,
     prompt_ids,
     text_ids,
@@ -19,6 +23,13 @@ from megatv.types import IGNORE
 
 STARTS = [chunk_start_seconds(i) for i in range(13)]
 REST = "[]" * 11
+
+
+def binomial_bounds(n, p, tail=5e-8):
+    """The counts between which Binomial(n, p) lies but for `tail` on either side, by its exact masses."""
+    log = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(n + 1)]
+    masses = np.exp(np.array(log) + np.arange(n + 1) * math.log(p) + np.arange(n, -1, -1) * math.log1p(-p))
+    return np.searchsorted(np.cumsum(masses), tail), n - np.searchsorted(np.cumsum(masses[::-1]), tail)
 
 
 def build(example, letters, config, *, seed=0, epoch=0, train=True):
@@ -121,25 +132,39 @@ class TestTextLoss:
         assert targets(sequence) == "...." + "[." * 11 + "$."
         np.testing.assert_array_equal(sequence.text_positions[:5], [0, 1, 6, 7, 12])  # contiguous
 
-    def test_segments_drop_alone_and_as_often_as_told(self, make_example, make_config, letters):
+    def test_a_dropped_segment_leaves_the_others(self, make_example, make_config, letters):
         config = make_config(sequence__text_dropout=0.2)
         example = make_example({start: "ab" for start in STARTS}, meta="MM")
-        kept, text_free, runs = [], 0, 400
-        for epoch in range(runs):
+        kept = set()
+        for epoch in range(60):
             sequence = build(example, letters, config, epoch=epoch)
             segments = words(sequence).rstrip("$").replace("^", "").replace("]", "").split("[")[:-1]
             first, *rest = segments
-            heard = ["MM\n" in first, "ab" in first, *(s == "ab" for s in rest)]
             assert {first} <= {"", "ab", "MM\n", "MM\nab"} and set(rest) <= {"", "ab"}
-            text_free += not any(heard)
-            kept.append(heard)
+            kept.add(tuple(segments))
             for row, (token, target) in enumerate(zip(words(sequence), targets(sequence), strict=True)):
                 if token == "]" and words(sequence)[row + 1 : row + 2] == "[":
                     assert target == "."  # all chunks but dropped ones have words here
-        share = np.mean(kept, axis=0)
-        assert text_free / runs == pytest.approx(0.2, abs=0.08)
-        np.testing.assert_allclose(share, 0.8 * 0.8, atol=0.1)  # neither way dropped; 4 sigma
-        assert len({tuple(k) for k in kept}) > runs / 4
+        assert len(kept) > 30
+
+    @pytest.mark.parametrize("probability", [0.05, 0.2, 0.9])
+    def test_a_segment_is_dropped_with_the_stated_probability(self, probability):
+        """Counts over 4000 epochs lie where all but one in 10^7 binomial counts do; another rule's do not."""
+        plan, epochs = Plan(((1,),), ((2,), (), (3,))), 4000
+        dropped, text_free = np.zeros(3, int), 0
+        for epoch in range(epochs):
+            changed = drop_text(plan, Draws(0, epoch, "clip"), probability)
+            assert changed.before[1] == ()  # where nothing was said, nothing is dropped
+            found = [ids is None for ids in (*changed.prompt, changed.before[0], changed.before[2])]
+            dropped += found
+            text_free += all(found)
+        lowest, highest = binomial_bounds(epochs, probability)
+        assert ((lowest <= dropped) & (dropped <= highest)).all()
+        free = probability / 2 + (1 - probability / 2) * (probability / (2 - probability)) ** 3
+        lowest, highest = binomial_bounds(epochs, free)
+        assert lowest <= text_free <= highest
+        lowest, highest = binomial_bounds(epochs, 1 - (1 - probability) ** 2)
+        assert (dropped < lowest).all()  # the test would notice both kinds with the whole probability
 
     def test_validation_drops_and_flips_nothing(self, make_example, make_config, letters):
         config = make_config(sequence__text_dropout=1.0, sequence__clean_flip=1.0)

@@ -206,7 +206,7 @@ def test_another_version_is_refused(directory):
     tree = json.loads((directory / "dataset.json").read_text())
     (directory / "dataset.json").write_text(json.dumps({**tree, "version": 99}))
     with pytest.raises(
-        ValueError, match=r"dataset\.json: is of version 99 and this program reads up to version 2"
+        ValueError, match=r"dataset\.json: is of version 99 and this program reads up to version 3"
     ):
         Shards(directory)
     (directory / "dataset.json").write_text(json.dumps({**tree, "fsp": 16}))

@@ -50,7 +50,7 @@ def test_real_clips_become_captioned_segments_and_shards(tmp_path, model, build)
         assert texts == [f"Move number {k + 1}." for k in range(len(texts))] and 2 <= len(texts) <= 10
         assert video.captions[0].start_seconds == 0
     shards = Shards(tmp_path / "shards")
-    sources = {shards[i].id.split(".mp4")[0] for i in range(len(shards))}
+    sources = {shards.record(i).id.split(".mp4")[0] for i in range(len(shards))}
     assert sources == {"basketball", "arm_wrestling"}
     for record in map(shards.record, range(len(shards))):
         assert record.quality == {"model_score": 8} and record.source["from_video"] in (

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatv.config import CodecConfig, load_config
-from megatv.data.loader import Loader
+from megatv.data.crop import crop_words
+from megatv.data.loader import Loader, window_of
 from megatv.data.shards import Shards
 from megatv.data.tokenizer import load_tokenizer
 from megatv.data.toy_world import META_PROMPT
@@ -310,3 +311,98 @@ def test_scores_and_provenance_of_a_video_stay_with_its_clips(run, folder, tmp_p
     assert [r.quality for r in records] == [{"motion": 1.0, "faces": 0.5}] * 2 + [{}]
     assert records[1].source == {"video": "long.mp4", "start": 3.0625, "frames": 49, "licence": "CC0"}
     assert records[2].source == {"video": "short.mp4", "start": 0.0, "frames": 20}
+
+
+CROP = ["data.crop=starts"]
+
+
+def test_whole_clips_are_kept_for_the_loader_to_crop(run, folder, tmp_path):
+    """No frame is lost, the words are the whole clip's, and a batch has crops with theirs."""
+    lines = describe(
+        tmp_path / "c.jsonl",
+        line_of("long.mp4", (0.0, "(w). 0, 0, 0, 0."), (3.0, "(a). 0, 0, 0, 0.")),
+        line_of("short.mp4", (0.0, "(s). 0, 0, 0, 0.")),
+    )
+    run("--videos", folder, "--captions", lines, "--out", tmp_path / "set", "--store", "clips", *CROP)
+    config, codec = load_config(tmp_path / "config.yaml", CROP), load_codec(CodecConfig("dct"))
+    shards = Shards(tmp_path / "set", lambda: clip_encoder(codec))
+    long, short = (shards.record(index) for index in range(2))
+    assert (long.id, long.frames, long.ends_clip) == ("long.mp4@0.0000", 130, True)
+    assert (short.id, short.frames, short.valid_latents) == ("short.mp4@0.0000", 20, whole_latents(20))
+    assert [c.start_seconds for c in long.captions] == [0.0, 3.0]
+    shown = shards.frames(long).float().mean((1, 2, 3))  # brightness counts the frames
+    np.testing.assert_allclose(shown, np.arange(130) % 50 * 5, atol=3)
+    loader = Loader(shards, load_tokenizer("toy_world"), config, dp_rank=0, dp_size=1)
+    assert {i for step in range(2) for batch in loader.step(step) for i in batch.ids} == {long.id, short.id}
+    with pytest.raises(ValueError, match=r"set data\.crop to starts"):
+        plain = load_config(tmp_path / "config.yaml")
+        Loader(shards, load_tokenizer("toy_world"), plain, dp_rank=0, dp_size=1)
+
+
+@pytest.mark.parametrize("rule", ["starts", "frames"])
+def test_stored_crops_are_those_that_the_loader_would_draw(run, folder, tmp_path, rule):
+    crop = f"data.crop={rule}"
+    words = [line_of("long.mp4", *((second / 2, str(second)) for second in range(16))), line_of("short.mp4")]
+    lines = describe(tmp_path / "c.jsonl", *words)
+    run("--videos", folder, "--captions", lines, "--out", tmp_path / "clips", "--store", "clips", crop)
+    run("--videos", folder, "--captions", lines, "--out", tmp_path / "set", "--crops", 5, crop)
+    config = load_config(tmp_path / "config.yaml", [crop])
+    clips, stored = Shards(tmp_path / "clips"), Shards(tmp_path / "set")
+    records = [stored.record(index) for index in range(len(stored))]
+    long = [record for record in records if record.id.startswith("long")]
+    assert [r.id for r in records] == [
+        *(f"long.mp4@0.0000#{k}" for k in range(len(long))),
+        "short.mp4@0.0000#0",
+    ]
+    windows = dict.fromkeys(window_of(clips, clips.record(0), config, epoch) for epoch in range(5))
+    assert [(r.source["start"] * 16, r.source["frames"]) for r in long] == [
+        (w.start, len(w)) for w in windows
+    ]
+    for record, window in zip(long, windows, strict=True):
+        words = crop_words(clips.record(0).example(np.empty(0)), 130, window)
+        assert record.captions == words.captions and record.ends_clip == words.ends_clip
+        assert record.valid_latents == words.valid_latents
+    Loader(stored, load_tokenizer("toy_world"), config, dp_rank=0, dp_size=1)
+
+
+def test_a_long_video_becomes_clips_that_overlap_by_all_but_a_frame_of_an_example(run, tmp_path):
+    (tmp_path / "videos").mkdir()
+    brightness = (np.arange(700) % 50 * 5).astype(np.uint8)
+    frames = np.broadcast_to(brightness[:, None, None, None], (700, 32, 32, 3))
+    write_video(tmp_path / "videos" / "a.mp4", frames)
+    lines = describe(tmp_path / "c.jsonl", line_of("a.mp4", *((float(t), str(t)) for t in range(0, 40, 10))))
+    run(
+        "--videos",
+        tmp_path / "videos",
+        "--captions",
+        lines,
+        "--out",
+        tmp_path / "set",
+        "--store",
+        "clips",
+        *CROP,
+    )
+    shards = Shards(tmp_path / "set")
+    records = [shards.record(index) for index in range(len(shards))]
+    starts = [round(record.source["start"] * 16) for record in records]
+    assert len(records) == 3 and starts[0] == 0
+    for start, following, record in zip(starts, [*starts[1:], 700 - 48], records, strict=True):
+        assert record.frames == following + 48 - start and record.ends_clip == (record is records[-1])
+        assert record.captions[0].start_seconds == 0
+        assert record.captions[0].text == str(int(start / 160) * 10)  # the one in force
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--toy", 2, "--crops", 2], "2 stored crops of a clip are for latents of videos"),
+        (["--toy", 2, *CROP], "data.crop starts is for --videos"),
+        (["--videos", "x", "--captions", "y", *CROP], "data.crop starts needs clips that can be cropped"),
+        (["--videos", "x", "--captions", "y", "--crops", 2], "2 stored crops of a clip are for latents"),
+        (["--videos", "x", "--captions", "y", "--crops", 2, "--store", "clips", *CROP], "leave --crops out"),
+    ],
+)
+def test_options_about_crops_that_do_not_agree_are_refused_first(run, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(*arguments, "--out", tmp_path / "set")
+    assert not (tmp_path / "set").exists()

@@ -13,10 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from megatv.config import CodecConfig, load_config
+from megatv.data.loader import window_of
 from megatv.data.shards import DatasetInfo, Shards, ShardWriter
 from megatv.data.split import held_out_sources
-from megatv.data.stats import LatentStats
-from megatv.data.video import encode_video
+from megatv.data.stats import LatentStats, StatsAccumulator
+from megatv.data.video import encode_video, whole_latents
+from megatv.model.codec import clip_encoder, load_codec
 from megatv.types import Caption
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +79,25 @@ def write(path, stores="clips", broken=()):
                 source={"video": f"video-{index // 2}", "start": 3.0 * (index % 2)},
                 quality={"motion": index / 8},
             )
+        writer.finish(WRONG)
+    return path
+
+
+def write_whole(path):
+    """A clip of 120 frames, of which an example holds 49 by `data.crop`, with a caption a second."""
+    info = DatasetInfo(32, 32, 1, {"kind": "dct"}, stores="clips", longest_clip=150)
+    with ShardWriter(path, info) as writer:
+        writer.write(
+            "whole",
+            encode_video(np.concatenate([frames_of(i) for i in range(3)])[:120], crf=12),
+            captions=tuple(Caption(float(k), f"(w). {k}, 0, 0, 0.") for k in range(7)),
+            meta_caption="A bar moves.",
+            detailed_caption="",
+            valid_latents=13,
+            ends_clip=True,
+            source={"video": "whole.mp4"},
+            frames=120,
+        )
         writer.finish(WRONG)
     return path
 
@@ -192,7 +214,7 @@ def test_old_shards_become_new_ones_in_a_split(run, tmp_path):
     old = {k: tree[k] for k in ("width", "height", "groups", "codec", "fps")} | {"version": 1}
     (path / "dataset.json").write_text(json.dumps(old))
     run("split", path, "--out", tmp_path / "two")
-    assert Shards(tmp_path / "two" / "val").info.version == 2
+    assert Shards(tmp_path / "two" / "val").info.version == 3
 
 
 def test_stats_tell_what_does_not_fit_the_text_rows(run, tmp_path, capsys, config):
@@ -302,3 +324,27 @@ def test_a_transcript_does_not_command_the_terminal(run, tmp_path, capsys, confi
     assert run("inspect", tmp_path / "set", "--config", config, "--out", tmp_path / "sheet.png") == 0
     said = capsys.readouterr().out
     assert "\\x1b[2J" in said and said.replace("\n", "").isprintable()
+
+
+def test_the_verbs_read_clips_that_are_cropped(run, tmp_path, config, capsys):
+    path, out = write_whole(tmp_path / "set"), tmp_path / "out.png"
+    assert run("verify", path) == 0
+    with pytest.raises(ValueError, match=r"set data\.crop to starts"):
+        run("inspect", path, "--config", config, "--out", out)
+    crop = "data.crop=starts"
+    assert run("inspect", path, "--config", config, "--out", out, crop) == 0
+    said = capsys.readouterr().out
+    run_config = load_config(config, [crop])
+    window = window_of(Shards(path), Shards(path).record(0), run_config, epoch=0)
+    inside = [k for k in range(7) if window.start < 16 * k < window.stop]
+    assert f"{inside[0] - window.start / 16:7.4f} s  [" in said
+    assert all(f"] (w). {k}, 0, 0, 0." in said for k in inside)
+    assert run("stats", path, "--out", out, "--config", config, crop) == 0
+    assert "seconds of real frames 7.5" in capsys.readouterr().out
+    assert run("stats", path, "--recompute", "--config", config, crop) == 0
+    codec = load_codec(CodecConfig("dct"))
+    shards, expected = Shards(path, lambda: clip_encoder(codec)), StatsAccumulator()
+    for start, valid in ((0, 13), (49, 13), (98, whole_latents(22))):
+        found = shards.latents(shards.record(0), range(start, min(120, start + 49)))
+        expected.add(found[:valid])
+    assert shards.stats.fingerprint() == expected.finish().fingerprint() != WRONG.fingerprint()
