@@ -80,10 +80,17 @@ def _video(config: Config) -> Findings:
 
 def _model(config: Config) -> Findings:
     model = config.model
-    yield (
-        model.width % model.heads == 0 and model.head_dim % 2 == 0,
-        f"model.width {model.width} over model.heads {model.heads} must give an even head size",
-    )
+    if model.head_size is None:
+        yield (
+            model.width % model.heads == 0 and model.head_dim % 2 == 0,
+            f"model.width {model.width} over model.heads {model.heads} must give an even head size, or "
+            "model.head_size say another",
+        )
+    else:
+        yield (
+            2 <= model.head_size <= 1 << 12 and model.head_size % 2 == 0,
+            f"model.head_size is {model.head_size}: it must be even and from 2 to {1 << 12}, or null",
+        )
     yield (
         model.heads % model.kv_heads == 0,
         f"model.heads {model.heads} must be a multiple of model.kv_heads {model.kv_heads}",

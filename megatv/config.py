@@ -125,6 +125,7 @@ class RopeScaling:
 class ModelConfig:
     """Mixture-of-Transformers of two equal towers (TV2TV tables 6 and 7).
 
+    head_size      width of one head, or null: width / heads
     patch          `unet` (Transfusion's 2 x 2 U-Net) or `linear` (one matrix each way; for small tests)
     unet_channels  width at full and at half latent resolution
     init_text      Hugging Face Llama directory (safetensors) for the text tower, or null: random
@@ -138,6 +139,7 @@ class ModelConfig:
     kv_heads: int
     vocab: int
     tied_embeddings: bool
+    head_size: int | None = None
     norm_eps: float = 1e-5
     rope_theta: float = 500000.0
     rope_scaling: RopeScaling | None = None
@@ -149,7 +151,7 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         """E, width of one head."""
-        return self.width // self.heads
+        return self.head_size or self.width // self.heads
 
 
 @dataclass(frozen=True)

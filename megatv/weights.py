@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatv.regular_file import open_regular, read_bytes
@@ -25,6 +25,9 @@ from megatv.state_dict import read_state_dict
 
 MAX_BYTES = 8 << 30
 """Of one file: a network's weights and a training state beside them."""
+
+MAX_HEADER_BYTES = 32 << 20
+"""Of a safetensors file, which the library would read up to 100 MB of: some 200,000 tensors."""
 
 FLOATS = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -41,15 +44,39 @@ class Published:
     md5: str | None = None
 
 
-def read_tensors(file: Path) -> Any:
+@contextmanager
+def open_safetensors(file: Path) -> Iterator[Any]:
+    """A regular safetensors file, or a link to one, opened by the library when its header is not too long.
+
+    Raises OSError, SafetensorError for damage and a header beyond MAX_HEADER_BYTES, and ValueError for what
+    is no file, such as a pipe, for which the library would wait.
+    """
+    with open_regular(file, links=True) as stream:
+        start = stream.read(8)
+    if len(start) == 8 and struct.unpack("<Q", start)[0] > MAX_HEADER_BYTES:
+        raise SafetensorError(f"its header is longer than {MAX_HEADER_BYTES >> 20} MiB")
+    with safe_open(file, framework="pt") as tensors:
+        yield tensors
+
+
+def is_finite(weight: Tensor) -> bool:
+    """Whether a weight, of any floating-point type and perhaps empty, holds no NaN and no infinity."""
+    return not weight.numel() or all(bool(end.isfinite()) for end in weight.aminmax())
+
+
+def read_tensors(file: Path, most: int = MAX_BYTES) -> Any:
     """What a file of safetensors or of `torch.save` holds, tensors on the CPU.
 
+    most  bytes of a file of `torch.save`, all of which is read at once
     Raises ValueError when the file is missing, too large or something else, such as TorchScript.
     """
     zipped = _starts_as_zip(file)
-    data = _read(file) if zipped else b""
+    data = _read(file, most) if zipped else b""
     try:
-        return read_state_dict(data) if zipped else load_file(file)
+        if zipped:
+            return read_state_dict(data)
+        with open_safetensors(file) as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         reason = f"neither safetensors ({str(error)[:200]}) nor a zip of torch.save"
     except ValueError as error:
@@ -125,9 +152,9 @@ def _starts_as_zip(file: Path) -> bool:
         return stream.read(4) == b"PK\3\4"
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, most: int = MAX_BYTES) -> bytes:
     with _refusing(file):
-        return read_bytes(file, MAX_BYTES, links=True)
+        return read_bytes(file, most, links=True)
 
 
 @contextmanager

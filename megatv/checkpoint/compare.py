@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from megatv.checkpoint import store
@@ -18,6 +18,7 @@ from megatv.checkpoint.convert import model_shapes
 from megatv.checkpoint.describe import Entry, read_header, tensor_files
 from megatv.checkpoint.meta import config_of, read_meta
 from megatv.log import progress
+from megatv.weights import open_safetensors
 
 STATE = ("exp_avg", "exp_avg_sq")
 CHUNK = 1 << 22
@@ -154,7 +155,7 @@ def _looks(entry: Entry) -> str:
 
 def _read(file: Path, entry: Entry) -> Tensor:
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with open_safetensors(file) as tensors:
             return tensors.get_tensor(entry.name)
     except (OSError, SafetensorError) as error:
         raise ValueError(

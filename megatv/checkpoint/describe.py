@@ -13,9 +13,8 @@ from megatv.checkpoint.meta import META, read_meta
 from megatv.checkpoint.store import CHECKPOINTS, latest
 from megatv.regular_file import open_regular
 from megatv.untrusted import parse_json, printable
+from megatv.weights import MAX_HEADER_BYTES
 
-MAX_HEADER_BYTES = 100_000_000
-"""As the safetensors library has it."""
 MAX_DIMENSIONS, MAX_TENSORS = 8, 100_000
 BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "BOOL": 8, "U8": 8},

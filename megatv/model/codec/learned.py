@@ -12,14 +12,14 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from megatv.config import LATENT_CHANNELS, SPATIAL_FACTOR, TEMPORAL_FACTOR
 from megatv.model.codec.base import Codec
 from megatv.untrusted import parse_json
-from megatv.weights import take
+from megatv.weights import open_safetensors, take
 
 FORMAT = "megatv-learned-codec-1"
 CHUNK_CHANNELS = 3 * TEMPORAL_FACTOR
@@ -97,7 +97,7 @@ class LearnedCodec(Codec):
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such codec; train one with tools/train_codec.py --out {path}")
         try:
-            with safe_open(path, "pt") as file:
+            with open_safetensors(Path(path)) as file:
                 metadata = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
