@@ -20,7 +20,7 @@ from megatv.curate.settings import (
     SegmentSettings,
     ShotSettings,
 )
-from megatv.schema import build
+from megatv.schema import Place, build, with_home
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class SourceSettings:
     min_seconds, min_width_pixels, min_height_pixels, min_frames_per_second   of the file, by its header
     """
 
-    metadata: str | None = None
+    metadata: Place | None = None
     keywords: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     min_seconds: float = 6.0
@@ -116,7 +116,7 @@ class CaptionSettings:
     detailed             whether Think2V's long caption is asked for
     """
 
-    words_from: str | None = None
+    words_from: Place | None = None
     frames_per_segment: int = 4
     frames_per_clip: int = 8
     detailed: bool = True
@@ -145,7 +145,7 @@ class ExportSettings:
 class ShardSettings:
     """config: YAML of the run that will read the shards; it says codec, size and length of an example."""
 
-    config: str = "configs/own_videos.yaml"
+    config: Place = "configs/own_videos.yaml"
     device: str = "cpu"
 
 
@@ -188,7 +188,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     tree = read_yaml(path, overrides)
     try:
-        recipe = build(Recipe, tree)
+        recipe = with_home(build(Recipe, tree))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     words, model = recipe.captions.words_from, recipe.embed.model

@@ -57,7 +57,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "pruned_heads": ({}, None),
     # not of LlamaConfig, but read of any model: by rotary tables, by caches of keys and values, by quantisers
-    "partial_rotary_factor": (1.0, None),
+    "partial_rotary_factor": (1.0,),
     **dict.fromkeys(("sliding_window", "layer_types", "attention_chunk_size"), (None,)),
     **dict.fromkeys(("quantization_config", "compression_config"), (None,)),
 }
@@ -176,7 +176,8 @@ def _rope(fields: Mapping[str, Any], where: Path) -> tuple[float, dict[str, Any]
             continue
         if not isinstance(rope, dict):
             raise ValueError(f"{where}: {key} is {short(rope)}; it must be null or an object")
-        if "rope_theta" in rope:
+        if "rope_theta" in rope:  # of `rope_scaling`, transformers 5 reads it and 4 does not
+            thetas += [_number(fields, "rope_theta", where, float)] if key == "rope_scaling" else []
             thetas.append(_number(rope, "rope_theta", where, float))
         if not _same(rope.get("partial_rotary_factor", 1.0), 1.0):
             raise ValueError(f"{where}: {key} turns a part of each head only; a text tower turns all of it")

@@ -179,6 +179,10 @@ REFUSED = {
         {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}},
         "gives two values of the rope_theta",
     ),
+    "theta in another place": (
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 5e5}},
+        "gives two values of the rope_theta",
+    ),
     "two rules": (
         {"rope_scaling": {"rope_type": "llama3", **LLAMA3}, "rope_parameters": {"rope_type": "default"}},
         "gives two values of the rule for positions",
