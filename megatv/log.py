@@ -31,8 +31,9 @@ SECONDS_TO_SPEAK = 10.0
 
 
 def rank() -> int:
-    """Global rank of this process as its launcher says; 0 without a launcher."""
-    return int(os.environ.get("RANK", 0))
+    """Global rank of this process as its launcher says; 0 without one, or where it says no number."""
+    said = os.environ.get("RANK", "")
+    return int(said) if said.isascii() and said.isdecimal() else 0
 
 
 class AloneError(ValueError):
