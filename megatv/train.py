@@ -27,7 +27,7 @@ from megatv.data.tokenizer import load_tokenizer
 from megatv.engine import MODEL, Engine, StepResult
 from megatv.feed import Feed
 from megatv.health import GarbageTogether, SkippedSteps, StopSignal
-from megatv.log import RunLog, plot_losses, say, step_line
+from megatv.log import RunLog, plot_losses, say, spare, step_line
 from megatv.model.codec import clip_encoder, load_codec
 from megatv.model.cost import meta_model
 from megatv.optim import learning_rate
@@ -111,7 +111,8 @@ class Trainer:
                     break
         if record is not None:
             record.close()
-            say(f"losses drawn in {plot_losses(self.run_dir)}")
+            with spare("the loss curves are not drawn"):
+                say(f"losses drawn in {plot_losses(self.run_dir)}")
 
     def _open_data(self) -> None:
         config, mesh = self.config, self.mesh
@@ -252,9 +253,10 @@ class Trainer:
         out = self.run_dir / f"preview_{self.done:08d}.png"
         model = self.engine.model.eval()
         stats, trust = self.shards.stats, self.trust_codec
-        preview(model, self.config, self.tokenizer, stats, self.shards, out, self.done, trust_codec=trust)
+        with spare("no preview"):
+            preview(model, self.config, self.tokenizer, stats, self.shards, out, self.done, trust_codec=trust)
+            say(f"step {self.done}  preview in {out}")
         model.train()
-        say(f"step {self.done}  preview in {out}")
 
 
 def _due(step: int, every: int) -> bool:
