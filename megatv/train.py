@@ -117,12 +117,13 @@ class Trainer:
     def _open_data(self) -> None:
         config, mesh = self.config, self.mesh
         config.accumulation(mesh.dp)  # refuses a world that cannot share the batch
-        self.tokenizer = load_tokenizer(config.tokenizer.path)
+        self.tokenizer = load_tokenizer(config.tokenizer.path, config.model.vocab)
         self.shards = open_shards(config.data.train, config.data, self._clip_encoder, device=self.device)
         self.origin = origin(self.shards, config.codec)
         place: dict[str, Any] = {"dp_rank": mesh.dp_rank, "dp_size": mesh.dp}
         pin = self.device.type == "cuda"
         self.loader = Loader(self.shards, self.tokenizer, config, **place, pin=pin)
+        self.loader.try_out()
         self.val_batches: list[Batch] = []
         if config.log.val_every:
             assert config.data.val is not None
@@ -134,6 +135,10 @@ class Trainer:
                 )
             held_out = Loader(val, self.tokenizer, config, **place, train=False)
             self.val_batches = held_out.validation(config.log.val_rows)
+        if config.log.preview_every and mesh.rank == 0:
+            from megatv.sample.preview import preview_codec
+
+            preview_codec(config.codec, str(self.device), self.trust_codec)  # now, not at the first preview
 
     def _clip_encoder(self) -> Encode:
         """The config's codec, for shards that hold clips; one for both splits."""

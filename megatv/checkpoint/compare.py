@@ -16,7 +16,7 @@ from torch import Tensor
 from megatv.checkpoint import store
 from megatv.checkpoint.convert import model_shapes
 from megatv.checkpoint.describe import Entry, read_header, tensor_files
-from megatv.checkpoint.meta import config_of, read_meta
+from megatv.checkpoint.meta import config_of, read_meta, require_there
 from megatv.log import progress
 from megatv.weights import open_safetensors
 
@@ -31,6 +31,7 @@ def faults(path: Path) -> Iterator[str]:
     Every file is held against its recorded size and sha256, every kind of tensor (weights, moments, average)
     against the names and shapes of the config's model. Raises ValueError for a run without checkpoints.
     """
+    require_there(path)
     if not (path / store.CHECKPOINTS).is_dir():
         yield from _faults_of_one(path)
         return

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatv.checkpoint.meta import META, read_meta
+from megatv.checkpoint.meta import META, read_meta, require_there
 from megatv.checkpoint.store import CHECKPOINTS, latest
 from megatv.regular_file import open_regular
 from megatv.untrusted import parse_json, printable
@@ -58,6 +58,7 @@ def tensor_files(path: Path) -> tuple[Path, list[Path]]:
 
     Of a checkpoint, these are the files that its meta.json lists.
     """
+    require_there(path)
     if (path / CHECKPOINTS).is_dir():
         newest, _ = latest(path)
         if newest is None:

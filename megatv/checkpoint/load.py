@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from megatv.checkpoint.meta import config_of
+from megatv.checkpoint.meta import config_of, require_there
 from megatv.checkpoint.store import CHECKPOINTS, Tensors, finite, kind_of, latest, verify
 from megatv.config import Config
 from megatv.log import say
@@ -25,8 +25,7 @@ def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any], Config]:
     none or the one named is damaged.
     """
     path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path}: does not exist; give a run or a checkpoint of one (a step_* directory)")
+    require_there(path)
     if (path / CHECKPOINTS).is_dir():
         newest, skipped = latest(path)
         if newest is None:
