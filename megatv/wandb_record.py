@@ -10,7 +10,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -58,7 +58,7 @@ class WandbRecord:
             return None
 
 
-def _start(run_dir: Path, config: Mapping[str, Any], mode: str | None = None) -> Any:
+def _start(run_dir: Path, config: Mapping[str, Any], mode: Literal["offline"] | None = None) -> Any:
     """wandb's run of this directory, begun or gone on with. mode None: as WANDB_MODE says, or by the key."""
     import wandb
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -69,8 +69,6 @@ def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
 class _Loader(yaml.SafeLoader):
     """The core schema, where keys given twice, tags and endless aliases are errors."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}  # none of YAML 1.1's
-
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._nodes, self._sizes = 0, dict[int, int]()
@@ -114,10 +112,11 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the texts that `_Loader`, or a reader of YAML 1.1, would not read as texts."""
 
 
-for _kind, _pattern in CORE.items():
+_Loader.yaml_implicit_resolvers = {}  # none of YAML 1.1's
+for _name, _pattern in CORE.items():
     for _yaml in (_Loader, _Dumper):
-        _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _pattern, None)
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_core)
+        _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, None)
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_name}", _Loader.construct_core)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<\Z"), ["<"])
 
 

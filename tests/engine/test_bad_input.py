@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, on_ranks: Callable, confi
         (["parallel.dp=3"], "parallel.dp is 3"),
         (["log.val_every=1", "log.val_rows=3"], "log.val_rows 3"),
         (["precision=bf16", "parallel.zero=0"], "parallel.zero 0"),
-        (["--resume", "/nowhere/step_00000001"], "no checkpoint"),
+        (["--resume", "/nowhere/step_00000001"], "/nowhere/step_00000001: does not exist"),
     ],
 )
 def test_refused_at_start_on_two_processes(

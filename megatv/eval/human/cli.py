@@ -118,10 +118,10 @@ def invite(study: Study, url: str, count: int, renew: int | None) -> None:
     """Say a link for each name of `raters` that has none, for `count` people more, or again for one rater."""
     try:
         parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        place = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # such as a port of 70000
-        known = False
-    if not known or parts.query or parts.fragment:
+        place = False
+    if not place or parts.query or parts.fragment:
         raise ValueError(f"--url {url}: give what people open, such as http://127.0.0.1:{PORT}/")
     if not 0 <= count <= MAX_INVITED:
         raise ValueError(f"--count {count}: it must be from 0 to {MAX_INVITED}")
