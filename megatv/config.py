@@ -359,14 +359,8 @@ class Config:
 
     def derived(self) -> dict[str, int]:
         """The sizes that follow from the fields, printed at start."""
-        return {
-            "latents": self.latents,
-            "tokens_per_chunk": self.tokens_per_chunk,
-            "chunks_per_row": self.chunks_per_row,
-            "text_rows": self.text_rows,
-            "text_rows_per_example": self.text_rows_per_example,
-            "rows_per_step": self.rows_per_step,
-        }
+        names = "latents tokens_per_chunk chunks_per_row text_rows text_rows_per_example rows_per_step"
+        return {name: getattr(self, name) for name in names.split()}
 
     def __post_init__(self) -> None:
         check(self)

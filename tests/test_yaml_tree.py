@@ -191,11 +191,19 @@ ANY = st.text(st.characters(blacklist_categories=["Cs"]), max_size=12)
 LETTERS = st.text("0123456789:._-+eExob~#&*!|>%@`'\"[]{},?= \nnullyestruea", max_size=12)
 
 
-@given(LETTERS | ANY)
-def test_any_override_is_a_value_or_a_sentence(text: str) -> None:
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A YAML that is read at once."""
+    path = tmp_path_factory.mktemp("small") / "run.yaml"
+    path.write_text("run: {dir: x}")
+    return path
+
+
+@given(text=LETTERS | ANY)
+def test_any_override_is_a_value_or_a_sentence(small: Path, text: str) -> None:
     """What begins like no list, section or quoted text stays a text to the letter, unless it is a number."""
     try:
-        value = read_yaml(CONFIG, [f"run.dir={text}"])["run"]["dir"]
+        value = read_yaml(small, [f"run.dir={text}"])["run"]["dir"]
     except ValueError as error:
         assert str(error).startswith("override 'run.dir=")
         return
