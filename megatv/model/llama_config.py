@@ -203,6 +203,10 @@ def _rule(rope: Mapping[str, Any], where: str) -> dict[str, Any] | None:
     numbers = {
         ours: _number(rope, theirs, where, kinds_of.get(ours, float)) for ours, theirs in LLAMA3.items()
     }
+    if numbers["factor"] < 1 or numbers["low_freq_factor"] >= numbers["high_freq_factor"]:
+        raise ValueError(
+            f"{where} must have a factor of at least 1, and low_freq_factor below high_freq_factor"
+        )
     return {ours: kinds_of.get(ours, float)(value) for ours, value in numbers.items()}
 
 

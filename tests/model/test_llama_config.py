@@ -171,6 +171,10 @@ REFUSED = {
         {"rope_scaling": {"rope_type": "llama3", "type": "yarn", **LLAMA3}},
         "is of type 'llama3' and 'yarn'",
     ),
+    "a rule upside down": (
+        {"rope_scaling": {"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0}},
+        "low_freq_factor below high_freq_factor",
+    ),
     "half a rule": (
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
         "low_freq_factor is None; it must be a number above 0",
