@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 AT_LEAST_ONE = (
     "run.steps video.width video.height video.groups sequence.context_tokens sequence.examples_per_row "
-    "model.layers model.width model.ffn model.heads model.kv_heads model.vocab "
+    "model.layers model.width model.ffn model.heads model.kv_heads model.vocab model.rope_theta "
     "batch.examples parallel.tp parallel.pp parallel.cp checkpoint.every checkpoint.keep "
     "log.every log.val_rows profile.start sample.steps data.workers data.cache_bytes "
     "health.spike_window health.max_skipped_in_a_row"
@@ -57,7 +57,7 @@ AT_MOST: dict[str, float] = {
 are compared with it; products of these sizes still count as 64-bit numbers."""
 MOST_ROPE = 1e6
 """Of the factors of `model.rope_scaling`."""
-ABOVE_ZERO = "model.norm_eps model.rope_theta sequence.timestep_std optim.lr optim.eps optim.clip"
+ABOVE_ZERO = "model.norm_eps sequence.timestep_std optim.lr optim.eps optim.clip"
 PROBABILITIES = "sequence.text_dropout sequence.clean_flip sample.top_p"
 
 

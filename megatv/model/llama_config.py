@@ -186,6 +186,8 @@ def _rope(fields: Mapping[str, Any], where: Path) -> tuple[float, dict[str, Any]
         if any(value != found[0] for value in found):
             raise ValueError(f"{where}: gives two values of the {what}; leave the wrong one out")
     theta = float(thetas[0]) if thetas else float(DEFAULTS["rope_theta"])
+    if theta < 1:
+        raise ValueError(f"{where}: rope_theta is {theta}; it must be at least 1")
     return theta, rules[0] if rules else None
 
 
