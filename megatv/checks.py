@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 AT_LEAST_ONE = (
     "run.steps video.width video.height video.groups sequence.context_tokens sequence.examples_per_row "
-    "model.layers model.width model.ffn model.heads model.kv_heads model.vocab "
+    "model.layers model.width model.ffn model.heads model.kv_heads model.vocab model.rope_theta "
     "batch.examples parallel.tp parallel.pp parallel.cp checkpoint.every checkpoint.keep "
     "log.every log.val_rows profile.start sample.steps data.workers data.cache_bytes "
     "health.spike_window health.max_skipped_in_a_row"
@@ -23,21 +23,41 @@ AT_LEAST_ZERO = (
     "optim.weight_decay optim.text_lr_scale log.val_every log.preview_every sample.temperature sample.cfg "
     "profile.steps health.watchdog_seconds health.spike_factor data.max_bad_samples data.shuffle_shards"
 )
-AT_MOST = {
-    "video.width": 1 << 14,
-    "video.height": 1 << 14,
-    "video.groups": 1 << 12,
+AT_MOST: dict[str, float] = {
+    **dict.fromkeys(("video.width", "video.height"), 1 << 14),
+    **dict.fromkeys(("video.groups", "sequence.examples_per_row"), 1 << 12),
     "sequence.context_tokens": 1 << 24,
-    "sequence.examples_per_row": 1 << 12,
     "model.layers": 1000,
     "model.width": 1 << 17,
     "model.ffn": 1 << 20,
     "model.vocab": 1 << 22,
+    **dict.fromkeys(("model.heads", "model.kv_heads"), 1 << 12),
+    **dict.fromkeys(("parallel.tp", "parallel.pp", "parallel.cp"), 1 << 12),
+    **dict.fromkeys(("run.steps", "checkpoint.every", "checkpoint.keep", "batch.examples"), 10**9),
+    **dict.fromkeys(("log.every", "log.val_every", "log.val_rows", "log.preview_every"), 10**9),
+    **dict.fromkeys(("optim.warmup_steps", "profile.start", "profile.steps"), 10**9),
+    **dict.fromkeys(("data.max_bad_samples", "data.shuffle_shards"), 10**9),
+    "run.seed": (1 << 63) - 1,
+    "data.workers": 1024,
+    "data.cache_bytes": 1 << 60,
+    "health.watchdog_seconds": 30 * 24 * 3600,
+    **dict.fromkeys(("health.spike_window", "health.max_skipped_in_a_row"), 10**6),
+    "health.spike_factor": 1e9,
     "sample.steps": 10_000,
+    **dict.fromkeys(("sample.temperature", "sample.cfg"), 1000.0),
+    **dict.fromkeys(("objective.text_weight", "objective.video_weight"), 1e6),
+    **dict.fromkeys(("optim.lr", "optim.min_lr", "optim.eps", "optim.weight_decay"), 1000.0),
+    "optim.text_lr_scale": 1000.0,
+    "optim.clip": 1e12,
+    "model.norm_eps": 1.0,
+    "model.rope_theta": 1e12,
+    "sequence.timestep_std": 100.0,
 }
 """Far above what anybody trains. A checkpoint's config must not take its reader's memory before its weights
 are compared with it; products of these sizes still count as 64-bit numbers."""
-ABOVE_ZERO = "model.norm_eps model.rope_theta sequence.timestep_std optim.lr optim.eps optim.clip"
+MOST_ROPE = 1e6
+"""Of the factors of `model.rope_scaling`."""
+ABOVE_ZERO = "model.norm_eps sequence.timestep_std optim.lr optim.eps optim.clip"
 PROBABILITIES = "sequence.text_dropout sequence.clean_flip sample.top_p"
 
 
@@ -64,6 +84,8 @@ def _ranges(config: Config) -> Findings:
         yield _get(config, key) <= most, f"{key} is {_get(config, key)}: it must be at most {most}"
     for key in AT_LEAST_ZERO.split():
         yield _get(config, key) >= 0, f"{key} is {_get(config, key)}: it must not be negative"
+    mean = config.sequence.timestep_mean
+    yield abs(mean) <= 100, f"sequence.timestep_mean is {mean}: it must be from -100 to 100"
     for key in ABOVE_ZERO.split():
         yield _get(config, key) > 0, f"{key} is {_get(config, key)}: it must be above 0"
     for key in PROBABILITIES.split():
@@ -80,10 +102,17 @@ def _video(config: Config) -> Findings:
 
 def _model(config: Config) -> Findings:
     model = config.model
-    yield (
-        model.width % model.heads == 0 and model.head_dim % 2 == 0,
-        f"model.width {model.width} over model.heads {model.heads} must give an even head size",
-    )
+    if model.head_size is None:
+        yield (
+            model.width % model.heads == 0 and model.head_dim % 2 == 0,
+            f"model.width {model.width} over model.heads {model.heads} must give an even head size, or "
+            "model.head_size say another",
+        )
+    else:
+        yield (
+            2 <= model.head_size <= 1 << 12 and model.head_size % 2 == 0,
+            f"model.head_size is {model.head_size}: it must be even and from 2 to {1 << 12}, or null",
+        )
     yield (
         model.heads % model.kv_heads == 0,
         f"model.heads {model.heads} must be a multiple of model.kv_heads {model.kv_heads}",
@@ -96,9 +125,11 @@ def _model(config: Config) -> Findings:
         yield (
             rule.factor >= 1
             and 0 < rule.low_freq_factor < rule.high_freq_factor
-            and rule.original_context >= 1,
-            "model.rope_scaling needs factor >= 1, 0 < low_freq_factor < high_freq_factor and "
-            "original_context >= 1",
+            and rule.high_freq_factor <= MOST_ROPE
+            and rule.factor <= MOST_ROPE
+            and 1 <= rule.original_context <= 1 << 24,
+            f"model.rope_scaling needs 1 <= factor <= {MOST_ROPE:g}, 0 < low_freq_factor < "
+            f"high_freq_factor <= {MOST_ROPE:g} and 1 <= original_context <= {1 << 24}",
         )
 
 
@@ -127,8 +158,8 @@ def _parallel(config: Config) -> Findings:
     for key in ("dp", "microbatches"):
         demanded = getattr(par, key)
         yield (
-            demanded is None or demanded >= 1,
-            f"parallel.{key} is {demanded}: it must be at least 1, or null for what the world gives",
+            demanded is None or 1 <= demanded <= 1 << 20,
+            f"parallel.{key} is {demanded}: it must be from 1 to {1 << 20}, or null for what the world gives",
         )
     yield (
         model.heads % (par.tp * par.cp) == 0,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatv.checks import check
-from megatv.schema import build, plain
+from megatv.schema import Place, build, plain, with_home
 from megatv.yaml_tree import dump, read_yaml
 
 LATENT_CHANNELS = 16
@@ -33,7 +33,7 @@ PATCH = 2
 class RunConfig:
     """dir: where everything of this run is written; steps: optimizer steps; seed: of all randomness."""
 
-    dir: str
+    dir: Place
     steps: int
     seed: int = 0
 
@@ -52,14 +52,14 @@ class CodecConfig:
     """kind `dct` needs no weights; `learned`, `cosmos` and `wan` are loaded from the local `path`."""
 
     kind: Literal["dct", "learned", "cosmos", "wan"]
-    path: str | None = None
+    path: Place | None = None
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     """path: a tiktoken file such as Llama-3's tokenizer.model, or `toy_world` for the shipped small BPE."""
 
-    path: str
+    path: Place
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class DataConfig:
     cache_bytes      the most that the shards of one location may take there
     """
 
-    train: str
-    val: str | None = None
+    train: Place
+    val: Place | None = None
     max_bad_samples: int = 10
     workers: int = 1
     shuffle_shards: int = 0
     crop: Literal["none", "starts", "frames"] = "none"
-    cache_dir: str = "cache/shards"
+    cache_dir: Place = "cache/shards"
     cache_bytes: int = 64 << 30
 
 
@@ -126,6 +126,7 @@ class RopeScaling:
 class ModelConfig:
     """Mixture-of-Transformers of two equal towers (TV2TV tables 6 and 7).
 
+    head_size      width of one head, or null: width / heads
     patch          `unet` (Transfusion's 2 x 2 U-Net) or `linear` (one matrix each way; for small tests)
     unet_channels  width at full and at half latent resolution
     init_text      Hugging Face Llama directory (safetensors) for the text tower, or null: random
@@ -139,18 +140,19 @@ class ModelConfig:
     kv_heads: int
     vocab: int
     tied_embeddings: bool
+    head_size: int | None = None
     norm_eps: float = 1e-5
     rope_theta: float = 500000.0
     rope_scaling: RopeScaling | None = None
     patch: Literal["unet", "linear"] = "unet"
     unet_channels: tuple[int, int] = (512, 1280)
-    init_text: str | None = None
+    init_text: Place | None = None
     init_video: Literal["copy", "random"] = "copy"
 
     @property
     def head_dim(self) -> int:
         """E, width of one head."""
-        return self.width // self.heads
+        return self.head_size or self.width // self.heads
 
 
 @dataclass(frozen=True)
@@ -358,14 +360,8 @@ class Config:
 
     def derived(self) -> dict[str, int]:
         """The sizes that follow from the fields, printed at start."""
-        return {
-            "latents": self.latents,
-            "tokens_per_chunk": self.tokens_per_chunk,
-            "chunks_per_row": self.chunks_per_row,
-            "text_rows": self.text_rows,
-            "text_rows_per_example": self.text_rows_per_example,
-            "rows_per_step": self.rows_per_step,
-        }
+        names = "latents tokens_per_chunk chunks_per_row text_rows text_rows_per_example rows_per_step"
+        return {name: getattr(self, name) for name in names.split()}
 
     def __post_init__(self) -> None:
         check(self)
@@ -374,11 +370,11 @@ class Config:
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides and check everything.
 
-    Values are in YAML. ValueError with file, key and remedy.
+    Values are in YAML; `~` at the start of a path is the home folder. ValueError with file, key and remedy.
     """
     tree = read_yaml(path, overrides)
     try:
-        return build(Config, tree)
+        return with_home(build(Config, tree))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -30,7 +30,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from megatv.checkpoint.store import Tensors
+from megatv.checkpoint.store import Tensors, finite
 from megatv.config import Config
 from megatv.model.cost import layer_flops
 from megatv.model.init import initialize, tp_slice, tp_slice_dim
@@ -298,7 +298,8 @@ class Engine:
         tensors = Tensors(checkpoint, MODEL)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(tp_slice(tensors[name], name, mesh.tp, mesh.tp_rank))
+                weight = tp_slice(tensors[name], name, mesh.tp, mesh.tp_rank)
+                parameter.copy_(finite(weight, name, checkpoint))
 
     def _allocate_state(self, updates: int) -> None:
         wrapper = self._deepspeed.optimizer

@@ -1,4 +1,4 @@
-"""What a run tells people: guarded entry points, rank-aware lines, metrics.jsonl, wandb, loss curves.
+"""What a run tells people: guarded entry points, rank-aware lines, metrics.jsonl, loss curves.
 
 Only rank 0 speaks and writes; the rank comes from the launcher's environment, so that this module knows no
 process groups. Nothing here touches the weights: a run without it would train the same numbers.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from megatv.regular_file import open_regular, write_file
 from megatv.untrusted import MAX_LINE_BYTES, parse_json, printable
+from megatv.wandb_record import WandbRecord
 
 T = TypeVar("T")
 
@@ -31,8 +32,9 @@ SECONDS_TO_SPEAK = 10.0
 
 
 def rank() -> int:
-    """Global rank of this process as its launcher says; 0 without a launcher."""
-    return int(os.environ.get("RANK", 0))
+    """Global rank of this process as its launcher says; 0 without one, or where it says no number."""
+    said = os.environ.get("RANK", "")
+    return int(said) if said.isascii() and said.isdecimal() else 0
 
 
 class AloneError(ValueError):
@@ -74,6 +76,15 @@ def say(line: str) -> None:
         sys.stdout.flush()
 
 
+@contextmanager
+def spare(what: str) -> Iterator[None]:
+    """What training can do without, such as a picture: where it fails, a line says so, no more."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        say(f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
 class RunLog:
     """The record of one run: a line for people, metrics.jsonl for programs, wandb by option.
 
@@ -100,7 +111,7 @@ class RunLog:
             if sys.stderr.isatty()
             else None
         )
-        self._wandb = _start_wandb(run_dir, wandb_config) if wandb_config is not None else None
+        self._wandb = WandbRecord(run_dir, wandb_config) if wandb_config is not None else None
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record (`step` and plain numbers) to metrics.jsonl and wandb."""
@@ -112,7 +123,7 @@ class RunLog:
                 f"{self.path}: cannot be written ({error.strerror}); put that right, then use --resume auto"
             ) from None
         if self._wandb is not None:
-            self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+            self._wandb.write(record)
 
     def advance(self, step: int) -> None:
         """Move the bar of a terminal to `step`."""
@@ -125,7 +136,7 @@ class RunLog:
         if self._bar is not None:
             self._bar.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.close()
 
 
 class Goodput:
@@ -244,26 +255,3 @@ def _truncate(path: Path, step: int) -> None:
         write_file(path, "".join(json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= step))
     except OSError as error:
         raise ValueError(f"{path}: cannot be written ({error.strerror}); put that right") from None
-
-
-def _start_wandb(run_dir: Path, config: dict) -> Any:
-    """Start wandb's run, or go on with it: its id lies in RUN/wandb_id. Offline where there is no key.
-
-    Steps that are done again after a restart are in wandb already, which ignores them.
-    """
-    import wandb
-
-    decided = "WANDB_MODE" in os.environ or wandb.login(prompt=False)
-    file = run_dir / "wandb_id"
-    if not file.exists():
-        file.write_text(secrets.token_hex(4))
-    name = run_dir.resolve().name
-    return wandb.init(
-        project="megatv",
-        name=name,
-        id=file.read_text(),
-        resume="allow",
-        mode=None if decided else "offline",
-        dir=str(run_dir),
-        config=config,
-    )

@@ -8,7 +8,7 @@ from types import TracebackType
 import torch
 
 from megatv.config import ProfileConfig
-from megatv.log import say
+from megatv.log import say, spare
 from megatv.parallel.mesh import Mesh
 
 
@@ -48,8 +48,9 @@ class Profiler:
     def _write(self) -> None:
         if self._trace is None:
             return
-        self._trace.stop()
-        self._out.parent.mkdir(exist_ok=True)
-        self._trace.export_chrome_trace(str(self._out))
-        self._trace = None
-        say(f"trace in {self._out}: open it in https://ui.perfetto.dev")
+        trace, self._trace = self._trace, None
+        with spare("no trace"):
+            trace.stop()
+            self._out.parent.mkdir(exist_ok=True)
+            trace.export_chrome_trace(str(self._out))
+            say(f"trace in {self._out}: open it in https://ui.perfetto.dev")

@@ -27,7 +27,7 @@ from megatv.data.tokenizer import load_tokenizer
 from megatv.engine import MODEL, Engine, StepResult
 from megatv.feed import Feed
 from megatv.health import GarbageTogether, SkippedSteps, StopSignal
-from megatv.log import RunLog, plot_losses, say, step_line
+from megatv.log import RunLog, plot_losses, say, spare, step_line
 from megatv.model.codec import clip_encoder, load_codec
 from megatv.model.cost import meta_model
 from megatv.optim import learning_rate
@@ -111,17 +111,19 @@ class Trainer:
                     break
         if record is not None:
             record.close()
-            say(f"losses drawn in {plot_losses(self.run_dir)}")
+            with spare("the loss curves are not drawn"):
+                say(f"losses drawn in {plot_losses(self.run_dir)}")
 
     def _open_data(self) -> None:
         config, mesh = self.config, self.mesh
         config.accumulation(mesh.dp)  # refuses a world that cannot share the batch
-        self.tokenizer = load_tokenizer(config.tokenizer.path)
+        self.tokenizer = load_tokenizer(config.tokenizer.path, config.model.vocab)
         self.shards = open_shards(config.data.train, config.data, self._clip_encoder, device=self.device)
         self.origin = origin(self.shards, config.codec)
         place: dict[str, Any] = {"dp_rank": mesh.dp_rank, "dp_size": mesh.dp}
         pin = self.device.type == "cuda"
         self.loader = Loader(self.shards, self.tokenizer, config, **place, pin=pin)
+        self.loader.try_out()
         self.val_batches: list[Batch] = []
         if config.log.val_every:
             assert config.data.val is not None
@@ -133,6 +135,10 @@ class Trainer:
                 )
             held_out = Loader(val, self.tokenizer, config, **place, train=False)
             self.val_batches = held_out.validation(config.log.val_rows)
+        if config.log.preview_every and mesh.rank == 0:
+            from megatv.sample.preview import preview_codec
+
+            preview_codec(config.codec, str(self.device), self.trust_codec)  # now, not at the first preview
 
     def _clip_encoder(self) -> Encode:
         """The config's codec, for shards that hold clips; one for both splits."""
@@ -252,9 +258,10 @@ class Trainer:
         out = self.run_dir / f"preview_{self.done:08d}.png"
         model = self.engine.model.eval()
         stats, trust = self.shards.stats, self.trust_codec
-        preview(model, self.config, self.tokenizer, stats, self.shards, out, self.done, trust_codec=trust)
+        with spare("no preview"):
+            preview(model, self.config, self.tokenizer, stats, self.shards, out, self.done, trust_codec=trust)
+            say(f"step {self.done}  preview in {out}")
         model.train()
-        say(f"step {self.done}  preview in {out}")
 
 
 def _due(step: int, every: int) -> bool:

@@ -23,19 +23,32 @@ def parse_json(text: str | bytes) -> Any:
 
     Raises json.JSONDecodeError, a ValueError, for every fault: Python's own reader answers a thousand open
     brackets with RecursionError, bytes that are no text with UnicodeDecodeError, and a number of 5,000 digits
-    with a bare ValueError.
+    with a bare ValueError; of a key that an object has twice, it would keep the last value without a word.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_no_key_twice)
     except json.JSONDecodeError:
         raise
     except RecursionError:
         reason = "nested too deeply"
+    except _KeyTwice as error:
+        reason = str(error)
     except UnicodeDecodeError:
         reason = "not UTF-8 text"
     except ValueError:
         reason = "a number with too many digits"
     raise json.JSONDecodeError(reason, "", 0)
+
+
+class _KeyTwice(ValueError):
+    """An object of which Python's reader would keep the last value, and another reader the first."""
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        raise _KeyTwice("an object has a key twice")
+    return tree
 
 
 def is_deeper(tree: Any, levels: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatv.regular_file import open_regular, read_bytes
@@ -25,6 +25,9 @@ from megatv.state_dict import read_state_dict
 
 MAX_BYTES = 8 << 30
 """Of one file: a network's weights and a training state beside them."""
+
+MAX_HEADER_BYTES = 32 << 20
+"""Of a safetensors file, which the library would read up to 100 MB of: some 200,000 tensors."""
 
 FLOATS = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -41,18 +44,40 @@ class Published:
     md5: str | None = None
 
 
-def read_tensors(file: Path) -> Any:
+@contextmanager
+def open_safetensors(file: Path) -> Iterator[Any]:
+    """A regular safetensors file, or a link to one, opened by the library when its header is not too long.
+
+    Raises OSError, SafetensorError for damage and a header beyond MAX_HEADER_BYTES, and ValueError for what
+    is no file, such as a pipe, for which the library would wait.
+    """
+    with open_regular(file, links=True) as stream:
+        start = stream.read(8)
+    if len(start) == 8 and struct.unpack("<Q", start)[0] > MAX_HEADER_BYTES:
+        raise SafetensorError(f"its header is longer than {MAX_HEADER_BYTES >> 20} MiB")
+    with safe_open(file, framework="pt") as tensors:
+        yield tensors
+
+
+def is_finite(weight: Tensor) -> bool:
+    """Whether a weight, of any floating-point type and perhaps empty, holds no NaN and no infinity."""
+    return not weight.numel() or all(bool(end.isfinite()) for end in weight.aminmax())
+
+
+def read_tensors(file: Path, most: int = MAX_BYTES) -> Any:
     """What a file of safetensors or of `torch.save` holds, tensors on the CPU.
 
+    most  bytes of the file; one of `torch.save` is read whole
     Raises ValueError when the file is missing, too large or something else, such as TorchScript.
     """
     zipped = _starts_as_zip(file)
-    data = _read(file) if zipped else b""
+    data = _read(file, most) if zipped else b""
     try:
         if zipped:
             return read_state_dict(data)
-        check_size(file, MAX_BYTES)
-        return load_file(file)
+        check_size(file, most)
+        with open_safetensors(file) as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         reason = f"neither safetensors ({str(error)[:200]}) nor a zip of torch.save"
     except ValueError as error:
@@ -82,7 +107,7 @@ def take(state: Any, like: Mapping[str, Tensor], file: Path) -> dict[str, Tensor
                 f"{file}: '{name}' is {value.dtype} {given} instead of {kind} {shape}; give "
                 "the weights of this network"
             )
-        if not _is_finite(value):
+        if not _fits_float32(value):
             raise ValueError(f"{file}: '{name}' has numbers that are not finite; copy the weights again")
         found[name] = value
     return found
@@ -94,7 +119,7 @@ def check_size(file: Path, most: int) -> None:
         raise ValueError(f"{file}: has {size:,} bytes and may have {most:,}; give the weights of one network")
 
 
-def _is_finite(value: Tensor) -> bool:
+def _fits_float32(value: Tensor) -> bool:
     """Whether all numbers are finite as float32, piece by piece: a whole copy may not fit into memory."""
     return all(bool(piece.float().isfinite().all()) for piece in value.flatten().split(1 << 22))
 
@@ -139,9 +164,9 @@ def _starts_as_zip(file: Path) -> bool:
         return stream.read(4) == b"PK\3\4"
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, most: int = MAX_BYTES) -> bytes:
     with _refusing(file):
-        return read_bytes(file, MAX_BYTES, links=True)
+        return read_bytes(file, most, links=True)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import yaml
 from hypothesis import settings
 
 settings.register_profile("megatv", deadline=None)  # a busy machine is no failure
+settings.register_profile("many", deadline=None, max_examples=10_000)  # pytest --hypothesis-profile many
 settings.load_profile("megatv")
 
 

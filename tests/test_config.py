@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from megatv_kernels.attention import BACKENDS
 
-from megatv.checks import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, PROBABILITIES
+from megatv.checks import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, AT_MOST, PROBABILITIES
 from megatv.config import Config, config_from_dict, config_to_dict, load_config, save_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -120,7 +120,11 @@ def test_overrides_are_yaml_and_the_last_wins():
         ("=3", "must look like section.key=value"),
         ("run..steps=3", "must look like section.key=value"),
         ("run.steps=[", "override 'run.steps=[': not valid YAML"),
-        ("run.dir=2026-99-99", "not valid YAML"),
+        (
+            "run.dir=~nobody-of-that-name/x",
+            "run.dir is '~nobody-of-that-name/x': `~` stands for a home folder",
+        ),
+        ("train.steps=3", "unknown key 'train.steps'; did you mean 'run.steps' or"),
         ("run.steps.deep=3", "'steps' is a value, not a section"),
         ("run.stpes=3", "unknown key 'run.stpes'; did you mean 'run.steps'?"),
     ],
@@ -180,6 +184,17 @@ def test_bad_overrides(override, sentence):
         ("optim", {"lr": 1e-6}, "optim.min_lr 1.5e-05 must not be above optim.lr 1e-06"),
         ("optim.ema", 1.0, "optim.ema is 1.0"),
         ("objective", {"text_weight": 0, "video_weight": 0}, "nothing to learn"),
+        ("model.rope_scaling.factor", 1e300, "model.rope_scaling needs 1 <= factor <= 1e+06"),
+        ("model.rope_scaling.original_context", 10**18, "1 <= original_context <= 16777216"),
+        ("parallel.dp", 10**18, "parallel.dp is 1000000000000000000: it must be from 1 to 1048576"),
+        ("model.head_size", 10**6, "model.head_size is 1000000: it must be even and from 2 to 4096"),
+        ("model.head_size", 5, "model.head_size is 5: it must be even"),
+        ("model.unet_channels", [1, 10**9], "at most 65536"),
+        ("run.dir", "a\0b", "run.dir is 'a\\x00b': it must be text in UTF-8, without NUL"),
+        ("run.dir", "caf\udce9", "it must be text in UTF-8"),
+        ("train", {"steps": 3}, "unknown key 'train.steps'; did you mean 'run.steps' or"),
+        ("learning", {"lr": 3}, "unknown key 'learning.lr'; did you mean 'optim.lr'?"),
+        ("warmup_step", 3, "unknown key 'warmup_step'; did you mean 'optim.warmup_steps'?"),
     ],
 )
 def test_faults_are_sentences(dotted, value, sentence):
@@ -250,6 +265,16 @@ def test_every_number_has_a_range():
         if not isinstance(value := _leaf(key), (bool, str)) and (value is not None or key == "optim.ema")
     }
     assert numbers - {"attention", "precision"} == ranged | elsewhere
+    assert set(AT_MOST) == ranged - set(PROBABILITIES.split())  # and none is without an end
+
+
+@pytest.mark.parametrize("key", [*AT_MOST, "sequence.timestep_mean"])
+def test_every_number_has_an_end(key):
+    value = 2**63 - 1 if isinstance(_leaf(key), int) else 1e300
+    if key == "run.seed":
+        value += 1
+    with pytest.raises(ValueError, match=re.escape(f"{key} is {value}: it must be ")):
+        config_from_dict(changed(key, value))
 
 
 def _leaf(dotted):
@@ -356,7 +381,9 @@ def test_a_row_is_text_and_two_copies_of_every_chunk(sizes):
 @given(
     lr=st.floats(2e-5, 1.0),
     steps=st.integers(1, 10**9),
-    folder=st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=20),
+    folder=st.text(
+        st.characters(blacklist_categories=["Cs"], blacklist_characters="\0~"), min_size=1, max_size=20
+    ),
 )
 def test_yaml_keeps_every_value(tmp_path_factory, lr, steps, folder):
     path = tmp_path_factory.mktemp("yaml") / "config.yaml"
@@ -364,3 +391,25 @@ def test_yaml_keeps_every_value(tmp_path_factory, lr, steps, folder):
     config = dataclasses.replace(base, run=dataclasses.replace(base.run, dir=folder, steps=steps))
     save_config(config, path)
     assert load_config(path) == config
+
+
+def test_paths_may_begin_at_home(tmp_path, monkeypatch):
+    """Where the user wrote them; a checkpoint's config, which is somebody else's, is left as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = [
+        "run.dir",
+        "codec.path",
+        "tokenizer.path",
+        "data.train",
+        "data.val",
+        "data.cache_dir",
+        "model.init_text",
+    ]
+    config = load_config(CONFIGS[-1], [f"{key}=~/x" for key in keys])
+    found = config_to_dict(config)
+    assert [found[section][name] for section, name in (key.split(".") for key in keys)] == [
+        f"{tmp_path}/x"
+    ] * 7
+    assert load_config(CONFIGS[-1], ["run.dir=~", "run.dir='~'"]).run.dir == str(tmp_path)
+    assert load_config(CONFIGS[-1], ["run.dir=./~/x"]).run.dir == "./~/x"
+    assert config_from_dict(changed("run.dir", "~/x")).run.dir == "~/x"

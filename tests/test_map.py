@@ -31,6 +31,7 @@ LAYERS = [
             "megatv.in_time",
             "megatv.free_memory",
             "megatv.log",
+            "megatv.wandb_record",
             "megatv_kernels",
         ],
     ),
@@ -62,7 +63,7 @@ OUTSIDE = ["launch", "tools"]
 # An outside library and the only places that may import it.
 DOORS = {
     "yaml": ["megatv.yaml_tree"],
-    "wandb": ["megatv.log"],
+    "wandb": ["megatv.wandb_record"],
     "av": ["megatv.data.video", "megatv.data.video_source", "megatv.data.video_picture"],
     "nvidia": ["megatv.data.video_dali"],
     "h5py": ["megatv.data.csgo_episode"],

@@ -13,7 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from megatv import weights
-from megatv.weights import Published, is_torchscript, load_torchscript, read_tensors, take
+from megatv.weights import (
+    MAX_HEADER_BYTES,
+    Published,
+    is_finite,
+    is_torchscript,
+    load_torchscript,
+    read_tensors,
+    take,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -183,3 +191,27 @@ def test_numbers_are_looked_at_without_a_whole_copy(peak_source: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100 << 10  # KiB; a whole copy as float32 takes 1 GiB
+
+
+def test_a_header_that_is_too_long_is_not_read(tmp_path: Path) -> None:
+    """The library would take up to 100 MB of JSON."""
+    for size, sentence in (
+        (MAX_HEADER_BYTES, ""),
+        (MAX_HEADER_BYTES + 8, "its header is longer than 32 MiB"),
+    ):
+        (tmp_path / "a.safetensors").write_bytes(size.to_bytes(8, "little") + b"{}".ljust(size))
+        if sentence:
+            with pytest.raises(ValueError, match=sentence):
+                read_tensors(tmp_path / "a.safetensors")
+        else:
+            assert read_tensors(tmp_path / "a.safetensors") == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_finite_is_neither_nan_nor_infinite(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    assert is_finite(torch.tensor([largest, -largest, 0.0], dtype=dtype)) and is_finite(
+        torch.empty(0, dtype=dtype)
+    )
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        assert not is_finite(torch.tensor([1.0, bad, 2.0], dtype=dtype))

@@ -59,7 +59,7 @@ def main() -> None:
     mesh = Mesh(config.parallel)
     if mesh.tp > 1 or mesh.pp > 1:
         raise ValueError("the plain loop holds the whole model: set parallel.tp and parallel.pp to 1")
-    tokenizer = load_tokenizer(config.tokenizer.path)
+    tokenizer = load_tokenizer(config.tokenizer.path, config.model.vocab)
     shards = Shards(
         config.data.train,
         lambda: clip_encoder(load_codec(config.codec, device, trust=args.trust_codec)),

@@ -102,7 +102,7 @@ def random_sampler(
     """A sampler of random weights, which never ends a video by itself."""
     model = random_model(config, device, precision).eval().requires_grad_(False)
     plain = {row: {"mean": [0.0] * 16, "std": [1.0] * 16} for row in ("first", "rest")}
-    tokenizer = load_tokenizer(config.tokenizer.path)
+    tokenizer = load_tokenizer(config.tokenizer.path, config.model.vocab)
     codec = load_codec(config.codec, device, trust=trust_codec)
     sampler = Sampler(model, config, tokenizer, codec, LatentStats.from_dict(plain), precision)
     sampler.unsayable[tokenizer.eos] = True

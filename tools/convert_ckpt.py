@@ -7,6 +7,17 @@ average       mean of several checkpoints of one model -> checkpoint at step 0, 
 inspect       tensors, shapes, dtypes, sizes and meta record
 verify        every checksum and every tensor of the model; a line for each fault, then exit code 2
 diff          how far two checkpoints are apart, the most different tensors first; exit code 1 if at all
+
+    python tools/convert_ckpt.py hf-to-megatv Llama-3.1-8B --config configs/8b_sports.yaml --out start
+    python tools/convert_ckpt.py megatv-to-hf runs/8b_sports --like Llama-3.1-8B --out words_alone
+    python tools/convert_ckpt.py export runs/8b_sports --dtype bfloat16 --part-gb 5 --out shared
+    python tools/convert_ckpt.py average runs/8b_sports/checkpoints/step_0024* --out mean
+    python tools/convert_ckpt.py inspect runs/8b_sports
+    python tools/convert_ckpt.py verify runs/8b_sports
+    python tools/convert_ckpt.py diff runs/8b_sports shared
+
+A Llama of other sizes than the config's is refused with the overrides that make the two agree; give them as
+`--set model.width=2048 model.layers=16`.
 """
 
 from __future__ import annotations
@@ -59,14 +70,18 @@ def parse_arguments() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    command = commands.add_parser("hf-to-megatv")
+    def add(name: str) -> argparse.ArgumentParser:
+        example = next(line for line in __doc__.splitlines() if f"convert_ckpt.py {name} " in line)
+        return commands.add_parser(name, epilog=f"example: {example.strip()}")
+
+    command = add("hf-to-megatv")
     command.add_argument("llama", type=Path, help="directory with config.json and safetensors")
     command.add_argument("--config", required=True, help="the run's YAML; its `model` must be that Llama's")
     command.add_argument("--out", type=Path, required=True)
-    command.add_argument("--set", action="append", default=[], metavar="section.key=value")
+    command.add_argument("--set", nargs="+", action="extend", default=[], metavar="section.key=value")
 
     for name, dtype in (("megatv-to-hf", None), ("export", "float32")):
-        command = commands.add_parser(name)
+        command = add(name)
         command.add_argument("checkpoint", type=Path, help="a checkpoint, or a run (its newest one)")
         command.add_argument("--out", type=Path, required=True)
         command.add_argument(
@@ -77,21 +92,21 @@ def parse_arguments() -> argparse.Namespace:
         if name == "megatv-to-hf":
             command.add_argument("--like", type=Path, help="Llama directory to take token ids and dtype from")
 
-    command = commands.add_parser("average")
+    command = add("average")
     command.add_argument("checkpoints", type=Path, nargs="+", help="or exports, or runs (their newest)")
     command.add_argument("--out", type=Path, required=True)
     command.add_argument(
         "--weights", choices=["model", "ema"], default="model", help="ema: mean of the averaged weights"
     )
 
-    command = commands.add_parser("inspect")
+    command = add("inspect")
     command.add_argument(
         "path", type=Path, help="a run, a checkpoint, a model directory or a safetensors file"
     )
-    command = commands.add_parser("verify")
+    command = add("verify")
     command.add_argument("path", type=Path, help="a checkpoint, or a run (all of its checkpoints)")
 
-    command = commands.add_parser("diff")
+    command = add("diff")
     for side in ("a", "b"):
         command.add_argument(side, type=Path, help="a run, a checkpoint, a model directory or a file")
     return parser.parse_args()

@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
-    tokenizer = load_tokenizer(config.tokenizer.path)
+    tokenizer = load_tokenizer(config.tokenizer.path, config.model.vocab)
     if args.demo:
         example = demo_example(config)
     else:

@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from megatv.checkpoint import store
 from megatv.checkpoint.convert import model_shapes
 from megatv.checkpoint.describe import Entry, read_header, tensor_files
-from megatv.checkpoint.meta import config_of, read_meta
+from megatv.checkpoint.meta import config_of, read_meta, require_there
 from megatv.log import progress
+from megatv.weights import open_safetensors
 
 STATE = ("exp_avg", "exp_avg_sq")
 CHUNK = 1 << 22
@@ -30,6 +31,7 @@ def faults(path: Path) -> Iterator[str]:
     Every file is held against its recorded size and sha256, every kind of tensor (weights, moments, average)
     against the names and shapes of the config's model. Raises ValueError for a run without checkpoints.
     """
+    require_there(path)
     if not (path / store.CHECKPOINTS).is_dir():
         yield from _faults_of_one(path)
         return
@@ -154,7 +156,7 @@ def _looks(entry: Entry) -> str:
 
 def _read(file: Path, entry: Entry) -> Tensor:
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with open_safetensors(file) as tensors:
             return tensors.get_tensor(entry.name)
     except (OSError, SafetensorError) as error:
         raise ValueError(

@@ -23,8 +23,10 @@ from megatv.config import Config, config_to_dict
 from megatv.log import progress
 from megatv.model.cost import meta_model
 from megatv.model.init import initial_weight
-from megatv.model.llama import LlamaDirectory, llama_config, llama_names
+from megatv.model.llama import LlamaDirectory, llama_names
+from megatv.model.llama_config import llama_config
 from megatv.schema import short
+from megatv.weights import is_finite
 
 Weights = Literal["auto", "ema", "model"]
 Record = dict[str, int | str]
@@ -46,7 +48,7 @@ def from_llama(llama: Path, config: Config, out: Path) -> None:
         for name in llama_names(config.model):
             if source.shape(name) != shapes[name]:
                 raise ValueError(
-                    f"{llama}: {name} is {list(source.shape(name))}, its config.json and the run need "
+                    f"{llama}: {source.name(name)} is {list(source.shape(name))}, its config.json needs "
                     f"{list(shapes[name])}; the files do not belong together"
                 )
 
@@ -135,7 +137,7 @@ def average(checkpoints: Sequence[Path], out: Path, *, weights: Literal["ema", "
         sources = [store.Tensors(path, weights) for path, _, _ in found]
         for source in sources:
             source.require(shapes)
-        means = (_mean(source[name] for source in sources) for name in shapes)
+        means = (_mean(store.finite(s[name], name, s.directory) for s in sources) for name in shapes)
         file = store.part_name("model", 0, 1)
         kept = {key: value for key, value in meta.items() if key not in ("format", "files")}
         kept |= {"step": 0, "updates": 0, "skipped": 0, "skipped_in_a_row": 0, "grad_norms": []}
@@ -184,7 +186,7 @@ def write_parts(
 ) -> dict[str, Record]:
     """Write tensors as model-0000i-of-0000K.safetensors of at most `part_bytes` (or one tensor) and an index.
 
-    Returns each file's `bytes` and `sha256`. Raises ValueError for a value beyond the range of `dtype`.
+    Returns each file's `bytes` and `sha256`. Raises ValueError for NaN and values beyond `dtype`.
     """
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"weights cannot be written as {short(dtype)}; choose --dtype {', '.join(DTYPES)}")
@@ -192,8 +194,10 @@ def write_parts(
 
     def converted(name: str) -> Tensor:
         value = tensor(name)
+        if not is_finite(value):
+            raise ValueError(f"{name} has numbers that are not finite; use an earlier checkpoint")
         result = value.to(target)
-        if not torch.isfinite(result).all() and torch.isfinite(value).all():
+        if not is_finite(result):
             raise ValueError(f"{name} has values beyond {dtype}; choose --dtype bfloat16 or float32")
         return result
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatv.checkpoint.meta import META, read_meta
+from megatv.checkpoint.meta import META, read_meta, require_there
 from megatv.checkpoint.store import CHECKPOINTS, latest
 from megatv.regular_file import open_regular
 from megatv.untrusted import parse_json, printable
+from megatv.weights import MAX_HEADER_BYTES
 
-MAX_HEADER_BYTES = 100_000_000
-"""As the safetensors library has it."""
 MAX_DIMENSIONS, MAX_TENSORS = 8, 100_000
 BITS = {
     **{"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "BOOL": 8, "U8": 8},
@@ -59,6 +58,7 @@ def tensor_files(path: Path) -> tuple[Path, list[Path]]:
 
     Of a checkpoint, these are the files that its meta.json lists.
     """
+    require_there(path)
     if (path / CHECKPOINTS).is_dir():
         newest, _ = latest(path)
         if newest is None:

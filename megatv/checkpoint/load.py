@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from megatv.checkpoint.meta import config_of
-from megatv.checkpoint.store import CHECKPOINTS, Tensors, kind_of, latest, verify
+from megatv.checkpoint.meta import config_of, require_there
+from megatv.checkpoint.store import CHECKPOINTS, Tensors, finite, kind_of, latest, verify
 from megatv.config import Config
 from megatv.free_memory import require_memory
 from megatv.log import say
@@ -26,8 +26,7 @@ def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any], Config]:
     none or the one named is damaged.
     """
     path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path}: does not exist; give a run or a checkpoint of one (a step_* directory)")
+    require_there(path)
     if (path / CHECKPOINTS).is_dir():
         newest, skipped = latest(path)
         if newest is None:
@@ -57,8 +56,8 @@ def load_model(
                than the model in this precision and one whole tensor
     mesh       a grid without pipelines: every tensor-parallel sibling loads its share of the matrices, and
                the config's `parallel` becomes the mesh's; without one the model is whole
-    Raises ValueError when the checkpoint is damaged, its tensors do not fit its config, its weights do not
-    fit into the free memory, or the precision or the grid does not fit the model.
+    Raises ValueError when the checkpoint is damaged, its tensors do not fit its config or are not finite, its
+    weights do not fit into the free memory, or the precision or the grid does not fit the model.
     """
     tensors = Tensors(path, choose_weights(meta, weights))
     with torch.device("meta"):
@@ -80,7 +79,7 @@ def load_model(
     model = model.to_empty(device=device)
     model.tie_embeddings()
     for name, _ in model.named_parameters():
-        set_weight(model, name, tp_slice(tensors[name], name, tp, tp_rank))
+        set_weight(model, name, finite(tp_slice(tensors[name], name, tp, tp_rank), name, path))
     return model.eval(), config
 
 

@@ -11,6 +11,7 @@ not safe to open: what was hashed is read again when the tensors are loaded.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     Raises ValueError when there is none, it cannot be read or it is not such a record, OtherFormat when
     another megatv wrote it.
     """
+    require_there(path)
     file = path / META
     try:
         meta = read_json(file)
@@ -62,6 +64,14 @@ def read_meta(path: Path) -> dict[str, Any]:
     for name, record in meta["files"].items():
         _check_file(file, name, record)
     return {**ABSENT, "updates": meta["step"], **meta}
+
+
+def require_there(path: Path) -> None:
+    """Refuse (ValueError) the path of a checkpoint where there is nothing, or that no file can have."""
+    if not os.path.exists(path):
+        raise ValueError(
+            f"{str(path)[:300]}: does not exist; give a run or a checkpoint of one (a step_* directory)"
+        )
 
 
 def config_of(meta: dict[str, Any], path: Path) -> Config:

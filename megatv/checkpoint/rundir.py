@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import IO, Any
 from megatv.checkpoint.meta import config_of, read_meta
 from megatv.checkpoint.store import CHECKPOINTS, checkpoint_dir, latest, verify
 from megatv.config import Config, config_to_dict, load_config, save_config
+from megatv.model.cost import meta_model
 
 FREE = (
     *("run.dir", "parallel", "checkpoint", "log", "profile", "health", "sample", "attention"),
@@ -63,8 +65,33 @@ def open_run(config: Config, resume: str) -> RunDir:
     notes = [*unlocked, *notes]
     for source, record in _records(path, checkpoint):
         _require_same(record, config_to_dict(config), source)
-    save_config(config, path / "config.yaml")
+    _require_room(path, config)
+    try:
+        save_config(config, path / "config.yaml")
+    except OSError as error:
+        where = error.filename or path
+        raise ValueError(
+            f"run.dir {path}: {where} cannot be written ({error.strerror}); put that right, or choose another"
+        ) from None
     return RunDir(path, checkpoint, notes, lock)
+
+
+def _require_room(run: Path, config: Config) -> None:
+    """Refuse (ValueError) a run directory that cannot take one checkpoint more.
+
+    It holds weights, both moments and, if there is one, the average, in float32, and is written beside those
+    before it: the oldest is deleted when it is whole.
+    """
+    if (run / CHECKPOINTS).exists() and not (run / CHECKPOINTS).is_dir():
+        raise ValueError(f"{run / CHECKPOINTS}: is no folder, and checkpoints are to lie there; remove it")
+    kinds = 3 if config.optim.ema is None else 4
+    size = 4 * kinds * sum(parameter.numel() for parameter in meta_model(config).parameters())
+    free = shutil.disk_usage(run).free
+    if free < size:
+        raise ValueError(
+            f"run.dir {run}: has {free / 1e9:.3g} GB free, and a checkpoint takes {size / 1e9:.3g} GB beside "
+            "those that are there: make room, or choose another"
+        )
 
 
 def _refuse_links(run: Path) -> None:

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from megatv.checkpoint.meta import FORMAT, META, OtherFormat, read_json, read_meta
 from megatv.regular_file import open_regular
+from megatv.weights import is_finite, open_safetensors
 
 CHECKPOINTS = "checkpoints"
 TEMPORARY = ".tmp"
@@ -229,7 +230,7 @@ class Tensors:
 
     def __getitem__(self, name: str) -> Tensor:
         try:
-            with safe_open(self._files[name], framework="pt") as file:
+            with open_safetensors(self._files[name]) as file:
                 return file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{self._files[name]}: cannot read {name} ({error})") from None
@@ -249,6 +250,16 @@ class Tensors:
                 )
 
 
+def finite(weight: Tensor, name: str, directory: Path) -> Tensor:
+    """`weight` of a checkpoint, or the part of it that is used; ValueError for NaN and infinity."""
+    if not is_finite(weight):
+        raise ValueError(
+            f"{directory}: {name} has numbers that are not finite, so nothing can be computed with it; "
+            "use an earlier checkpoint"
+        )
+    return weight
+
+
 def _read_places(index: Path) -> dict[str, str]:
     """File by tensor name, as an index file has it; ValueError when it has no such table."""
     try:
@@ -264,7 +275,7 @@ def _read_places(index: Path) -> dict[str, str]:
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of a file's tensors by name; ValueError for damage, and for dtypes that weights never have."""
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with open_safetensors(file) as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (no dictionary)
             for name, part in slices.items():
                 if part.get_dtype() not in SAFETENSORS_NAME.values():

@@ -22,7 +22,7 @@ from megatv.curate.settings import (
     ShotSettings,
 )
 from megatv.data.crop import MAX_CROPS
-from megatv.schema import build
+from megatv.schema import Place, build, with_home
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SourceSettings:
     min_seconds, min_width_pixels, min_height_pixels, min_frames_per_second   of the file, by its header
     """
 
-    metadata: str | None = None
+    metadata: Place | None = None
     keywords: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     min_seconds: float = 6.0
@@ -118,7 +118,7 @@ class CaptionSettings:
     detailed             whether Think2V's long caption is asked for
     """
 
-    words_from: str | None = None
+    words_from: Place | None = None
     frames_per_segment: int = 4
     frames_per_clip: int = 8
     detailed: bool = True
@@ -151,7 +151,7 @@ class ShardSettings:
     store, crops   `latents`, or `clips` as H.264; crops of each clip to store, where `data.crop` is set
     """
 
-    config: str = "configs/own_videos.yaml"
+    config: Place = "configs/own_videos.yaml"
     device: str = "cpu"
     store: Literal["latents", "clips"] = "latents"
     crops: int | None = None
@@ -200,7 +200,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     tree = read_yaml(path, overrides)
     try:
-        recipe = build(Recipe, tree)
+        recipe = with_home(build(Recipe, tree))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     words, model = recipe.captions.words_from, recipe.embed.model

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from megatv.schema import Place
+
 Span = tuple[float, float]
 """(start, end) in seconds of a video: a shot, a clip or a segment."""
 
@@ -19,8 +21,18 @@ def _require(ok: bool, sentence: str) -> None:
         raise ValueError(sentence)
 
 
-def _above_zero(section: str, settings: object, *keys: str) -> None:
-    for key in keys:
+MOST = {"pixels": 1 << 14, "second": 1000, "frames": 1 << 12}
+"""Of a setting whose name ends so (`frames_per_second`); all others are at most a million."""
+
+
+def _bounded(section: str, settings: object, *above_zero: str) -> None:
+    """All numbers of a section have an end and are not negative, and those of `above_zero` are not 0."""
+    for key, value in vars(settings).items():
+        if type(value) in (int, float):
+            most = MOST.get(key.rpartition("_")[2], 10**6)
+            _require(value <= most, f"{section}.{key} is {value:g}: it must be at most {most}")
+            _require(value >= 0, f"{section}.{key} is {value}: it must not be negative")
+    for key in above_zero:
         value = getattr(settings, key)
         _require(value > 0, f"{section}.{key} is {value}: it must be above 0")
 
@@ -48,10 +60,9 @@ class ShotSettings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        _above_zero("shots", self, "frames_per_second", "pyscenedetect_ratio")
+        _bounded("shots", self, "frames_per_second", "pyscenedetect_ratio")
         p = self.transnetv2_probability
         _require(0 < p < 1, f"shots.transnetv2_probability is {p}: it must lie between 0 and 1")
-        _require(self.min_seconds >= 0, f"shots.min_seconds is {self.min_seconds}: it must not be negative")
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class EmbedSettings:
     device               torch device of a model
     """
 
-    model: str = "colour-gradient-histogram"
+    model: Place = "colour-gradient-histogram"
     frames_per_second: float = 4.0
     width_pixels: int = 320
     height_pixels: int = 192
@@ -74,7 +85,7 @@ class EmbedSettings:
 
     def __post_init__(self) -> None:
         _require(bool(self.model), "embed.model is empty: name `colour-gradient-histogram` or a directory")
-        _above_zero("embed", self, "frames_per_second", "width_pixels", "height_pixels", "batch_frames")
+        _bounded("embed", self, "frames_per_second", "width_pixels", "height_pixels", "batch_frames")
 
 
 @dataclass(frozen=True)
@@ -103,15 +114,12 @@ class ClipSettings:
     peak_gap_seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        _above_zero("clips", self, "window_seconds", "stride_seconds", "min_seconds")
+        _bounded("clips", self, "window_seconds", "stride_seconds", "min_seconds")
         _require(
             self.min_seconds <= self.window_seconds <= self.max_seconds,
             f"clips.window_seconds {self.window_seconds:g} must lie between clips.min_seconds "
             f"{self.min_seconds:g} and clips.max_seconds {self.max_seconds:g}",
         )
-        for key in ("min_peaks", "margin_seconds", "peak_prominence", "peak_mads", "peak_gap_seconds"):
-            value = getattr(self, key)
-            _require(value >= 0, f"clips.{key} is {value}: it must not be negative")
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ class SegmentSettings:
     key_frame_weight: float = 2.0
 
     def __post_init__(self) -> None:
-        _above_zero("segments", self, "min_seconds", "quiet_seconds")
+        _bounded("segments", self, "min_seconds", "quiet_seconds")
         _require(
             1 <= self.min_segments <= self.max_segments,
             f"segments.min_segments is {self.min_segments}: it must lie between 1 and "
@@ -158,9 +166,7 @@ class MotionSettings:
     min_widths_per_second: float = 0.02
 
     def __post_init__(self) -> None:
-        _above_zero("motion", self, "frames_per_second", "width_pixels", "height_pixels")
-        least = self.min_widths_per_second
-        _require(least >= 0, f"motion.min_widths_per_second is {least}: it must not be negative")
+        _bounded("motion", self, "frames_per_second", "width_pixels", "height_pixels")
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ class FaceSettings:
     max_stability: float = 0.5
 
     def __post_init__(self) -> None:
-        _above_zero("faces", self, "frames_per_second", "long_side_pixels", "neighbours")
+        _bounded("faces", self, "frames_per_second", "long_side_pixels", "neighbours")
         for key in ("smallest_face", "max_coverage", "max_stability"):
             value = getattr(self, key)
             _require(0 < value <= 1, f"faces.{key} is {value}: it must be above 0 and at most 1")

@@ -12,7 +12,7 @@ class TextBudget:
     """Counts examples, their chunks and those that training leaves out (see `megatv.data.sequence.fit`)."""
 
     def __init__(self, config: Config) -> None:
-        self._config, self._tokenizer = config, load_tokenizer(config.tokenizer.path)
+        self._config, self._tokenizer = config, load_tokenizer(config.tokenizer.path, config.model.vocab)
         self.examples = self.chunks = self.cut = self.lost = 0
         self._first = ""
 

@@ -93,6 +93,18 @@ class Loader:
             self._met[step] = met
         return batches
 
+    def try_out(self) -> None:
+        """Build the first row there is, before a model is made for it. Raises ValueError as `step` does.
+
+        So it is known at the start when no example can be used, such as with a `sequence.context_tokens` that
+        has no room for their words. What is found here is met again in its step.
+        """
+        known, self.bad = self.bad, BadSamples(self.bad.limit)
+        try:
+            self._build_rows(self.plan(0)[self.dp_rank][:1], [])
+        finally:
+            self.bad = known
+
     def met(self, step: int) -> list[BadSample]:
         """The bad samples that `step` met and replaced, by index; asked once for a step that was built."""
         return sorted(set(self._met.pop(step, [])))

@@ -75,14 +75,23 @@ class Tokenizer:
         return min(len(text.encode()) / len(self.encode(text)) for text in TYPICAL)
 
 
-def load_tokenizer(path: str) -> Tokenizer:
+def load_tokenizer(path: str, vocab: int | None = None) -> Tokenizer:
     """The shipped small BPE for `toy_world`, else a tiktoken file laid out as Llama-3's tokenizer.model.
 
-    Raises ValueError, with the file and the line, when the file is missing or damaged.
+    vocab  `model.vocab`, the rows of the model's embedding, where the tokens go into a model
+    Raises ValueError, with the file and the line, when the file is missing or damaged, and when the model has
+    fewer rows than there are tokens.
     """
     if path == TOY_WORLD:
-        return Tokenizer(read_ranks(TOY_WORLD_FILE), TOY_PATTERN)
-    return Tokenizer(read_ranks(Path(path)), LLAMA3_PATTERN, LLAMA3_SPECIALS)
+        found = Tokenizer(read_ranks(TOY_WORLD_FILE), TOY_PATTERN)
+    else:
+        found = Tokenizer(read_ranks(Path(path)), LLAMA3_PATTERN, LLAMA3_SPECIALS)
+    if vocab is not None and vocab < found.vocab_size:
+        raise ValueError(
+            f"model.vocab is {vocab}, and tokenizer.path {path} has {found.vocab_size} tokens: the model has "
+            f"no row for some; make it at least {found.vocab_size}, or give the tokenizer of this model"
+        )
+    return found
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:

@@ -105,13 +105,13 @@ def layer_flops(config: Config) -> list[int]:
 
 def _training(config: Config, text_rows: int, chunks: int, pairs: int) -> dict[str, int]:
     model = config.model
-    key_value = model.kv_heads * model.head_dim
-    block = 2 * model.width * (model.width + key_value) + 3 * model.width * model.ffn
+    query, key_value = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    block = 2 * model.width * (query + key_value) + 3 * model.width * model.ffn
     down, up = patcher_flops(config)
     forward = {
         "text_tower": 2 * model.layers * block * text_rows,
         "video_tower": 2 * model.layers * block * 2 * chunks * config.tokens_per_chunk,
-        "attention": 4 * model.layers * model.width * pairs,
+        "attention": 4 * model.layers * query * pairs,
         "head": 2 * model.width * model.vocab * text_rows,
         "patcher": chunks * (2 * down + up),
     }

@@ -85,7 +85,7 @@ def initial_weight(
 
 def _with_markers(table: Tensor, name: str, config: Config) -> Tensor:
     """BOF and EOF stand on rows that Llama reserved and never trained: put them near the mean row."""
-    tokenizer = load_tokenizer(config.tokenizer.path)
+    tokenizer = load_tokenizer(config.tokenizer.path, config.model.vocab)
     mean, spread = table.mean(0), 0.1 * table.std()
     for row in (tokenizer.bof, tokenizer.eof):
         table[row] = mean + spread * torch.randn(mean.shape, generator=_generator(f"{name}[{row}]", config))

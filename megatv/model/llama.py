@@ -10,15 +10,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from megatv.config import ModelConfig
-from megatv.regular_file import open_regular, read_bytes
+from megatv.model.llama_config import check_llama_config
+from megatv.regular_file import read_bytes
 from megatv.schema import short
 from megatv.untrusted import parse_json, plain_name
+from megatv.weights import is_finite, open_safetensors, read_tensors
 
-_DTYPES = ("F32", "BF16", "F16")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Files of weights, or of `NAME.index.json` that names their parts; the first kind that is there is read."""
+BIN = ".bin"
+MAX_BIN_BYTES = 16 << 30
+"""Of one file of torch.save, all of which is in memory; parts are 10 GB by transformers' old default."""
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 # Tensors that some directories hold and that carry no weights of their own: rotary tables, a tied head.
 _REDUNDANT = ("rotary_emb.inv_freq", "lm_head.weight")
 _TOP = {
@@ -50,44 +58,23 @@ def llama_names(model: ModelConfig) -> dict[str, str]:
     return names
 
 
-def llama_config(model: ModelConfig) -> dict[str, Any]:
-    """The fields of Hugging Face's config.json that the text tower determines."""
-    rule = model.rope_scaling
-    return {
-        "hidden_size": model.width,
-        "intermediate_size": model.ffn,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.kv_heads,
-        "vocab_size": model.vocab,
-        "tie_word_embeddings": model.tied_embeddings,
-        "rms_norm_eps": model.norm_eps,
-        "rope_theta": model.rope_theta,
-        "rope_scaling": rule
-        and {
-            "rope_type": "llama3",
-            "factor": rule.factor,
-            "low_freq_factor": rule.low_freq_factor,
-            "high_freq_factor": rule.high_freq_factor,
-            "original_max_position_embeddings": rule.original_context,
-        },
-    }
-
-
 class LlamaDirectory:
-    """Read-only view of a Hugging Face Llama directory (config.json and safetensors) by our names.
+    """Read-only view of a Hugging Face Llama directory (config.json and weights) by our names.
 
-    Only headers are read until a tensor is asked for. Files lie in the directory under plain names, but may
-    be links to elsewhere, as the cache of Hugging Face has them. Raises ValueError when the directory is
-    incomplete, is not the model that `model` describes, or holds weights that a text tower has no place for.
+    Weights are safetensors, of which headers alone are read until a tensor is asked for, or where there are
+    none the `pytorch_model.bin` of older models, one part of which is in memory at a time. Files lie in the
+    directory under plain names, but may be links to elsewhere, as the cache of Hugging Face has them. Raises
+    ValueError when the directory is incomplete, is not the model that `model` describes, or holds weights
+    that a text tower has no place for.
     """
 
     def __init__(self, path: str | Path, model: ModelConfig) -> None:
         self.path = Path(path)
         self.fields = _read_json(self.path / "config.json")
         self._names = llama_names(model)
-        self._check_config(model)
-        self._files, self._shapes = _read_headers(self.path)
+        check_llama_config(self.fields, model, self.path / "config.json")
+        self._part: tuple[Path | None, dict[str, Tensor]] = (None, {})
+        self._files, self._shapes = self._read_headers()
         for theirs in self._names.values():
             if theirs not in self._files:
                 raise ValueError(f"{self.path}: has no entry for {theirs}; download the model again")
@@ -99,77 +86,105 @@ class LlamaDirectory:
                 "directory of a plain LlamaForCausalLM"
             )
 
-    def _check_config(self, model: ModelConfig) -> None:
-        where = self.path / "config.json"
-        if self.fields.get("model_type") != "llama":
-            kind = self.fields.get("model_type")
-            raise ValueError(f"{where}: model_type is {short(kind)}; a text tower takes a Llama only")
-        for key in ("attention_bias", "mlp_bias"):
-            if self.fields.get(key):
-                raise ValueError(f"{where}: {key} is true; a text tower has no biases")
-        for key, wanted in llama_config(model).items():
-            if self.fields.get(key) != wanted:
-                raise ValueError(
-                    f"{where}: {key} is {short(self.fields.get(key))}, but the run's `model` section says "
-                    f"{wanted!r}; make the two agree"
-                )
-
     def __contains__(self, name: str) -> bool:
         return name in self._names
+
+    def name(self, name: str) -> str:
+        """Hugging Face's name of the weight of our `name`."""
+        return self._names[name]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the weight of our `name`, from the header."""
         return self._shapes[self._names[name]]
 
     def tensor(self, name: str) -> Tensor:
-        """The whole weight of our `name`, in the file's dtype."""
+        """The whole weight of our `name`, in the file's dtype; ValueError for damage, NaN and infinity."""
         theirs = self._names[name]
         file = self.path / self._files[theirs]
+        if file.suffix == BIN:
+            weight = self._read_part(file)[theirs].contiguous()
+        else:
+            try:
+                with open_safetensors(file) as tensors:
+                    weight = tensors.get_tensor(theirs)
+            except (OSError, SafetensorError) as error:
+                raise ValueError(
+                    f"{file}: cannot read {theirs} ({error}); download the model again"
+                ) from None
+        if not is_finite(weight):
+            raise ValueError(f"{file}: {theirs} has numbers that are not finite; download the model again")
+        return weight
+
+    def _read_headers(self) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+        """(file, shape) of every tensor by Hugging Face's name; with an index, just those that it places."""
+        single = next((name for name in WEIGHTS if _is_there(self.path, name)), None)
+        if single is None:
+            raise ValueError(
+                f"{self.path}: holds no weights, neither {' nor '.join(WEIGHTS)}, nor an index of "
+                "their parts; download the model again"
+            )
+        index = self.path / f"{single}.index.json"
+        places = _read_places(index) if index.exists() else None
+        parts = sorted(set(places.values())) if places else [single]
+        shapes = {part: self._shapes_in(self.path / part) for part in parts}
+        if places is None:
+            places = dict.fromkeys(shapes[single], single)
+        for name, part in places.items():
+            if name not in shapes[part]:
+                raise ValueError(
+                    f"{self.path / part}: lacks {name[:100]}, which {index.name} places there; "
+                    "download it again"
+                )
+        return places, {name: shapes[part][name] for name, part in places.items()}
+
+    def _shapes_in(self, file: Path) -> dict[str, tuple[int, ...]]:
+        if file.suffix == BIN:
+            return {name: tuple(weight.shape) for name, weight in self._read_part(file).items()}
         try:
-            with safe_open(file, framework="pt") as tensors:
-                return tensors.get_tensor(theirs)
+            with open_safetensors(file) as tensors:
+                slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+                for name, part in slices.items():
+                    _check_dtype(file, name, part.get_dtype())
+                return {name: tuple(part.get_shape()) for name, part in slices.items()}
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file}: cannot read {theirs} ({error}); download the model again") from None
+            raise ValueError(f"{file}: cannot read it ({error}); download the model again") from None
+
+    def _read_part(self, file: Path) -> dict[str, Tensor]:
+        """The tensors of a file of torch.save. The last one's are kept, since neighbours lie together."""
+        if self._part[0] != file:
+            self._part = (None, {})  # no two parts in memory
+            weights = read_tensors(file, MAX_BIN_BYTES)
+            if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+                raise ValueError(f"{file}: holds other things than tensors by name; give a Llama's weights")
+            for name, weight in weights.items():
+                _check_dtype(file, name, _DTYPES.get(weight.dtype, str(weight.dtype)))
+            self._part = (file, {str(name): weight for name, weight in weights.items()})
+        return self._part[1]
 
 
-def _read_headers(path: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
-    """(file, shape) of every tensor by Hugging Face's name; with an index, exactly those that it places."""
-    index, single = path / "model.safetensors.index.json", "model.safetensors"
-    places = _read_json(index).get("weight_map") if index.exists() else None
-    if index.exists() and not (
-        isinstance(places, dict) and all(isinstance(part, str) for part in places.values())
-    ):
+def _is_there(folder: Path, weights: str) -> bool:
+    return (folder / weights).exists() or (folder / f"{weights}.index.json").exists()
+
+
+def _read_places(index: Path) -> dict[str, str]:
+    """File by tensor, as an index has it."""
+    places = _read_json(index).get("weight_map")
+    if not (isinstance(places, dict) and all(isinstance(part, str) for part in places.values())):
         raise ValueError(f"{index}: has no weight_map of names; download it again")
-    for part in set(places.values()) if places else ():
+    for part in set(places.values()):
         try:
             plain_name(part)
         except ValueError as error:
             raise ValueError(f"{index}: weight_map: {error}; download it again") from None
-    shapes = {part: _read_header(path / part) for part in (set(places.values()) if places else [single])}
-    if places is None:
-        places = dict.fromkeys(shapes[single], single)
-    for name, part in places.items():
-        if name not in shapes[part]:
-            raise ValueError(
-                f"{path / part}: lacks {name[:100]}, which {index.name} places there; download it again"
-            )
-    return places, {name: shapes[part][name] for name, part in places.items()}
+    return places
 
 
-def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        open_regular(file, links=True).close()  # the library would wait for a pipe
-        with safe_open(file, framework="pt") as tensors:
-            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-            for name, part in slices.items():
-                if part.get_dtype() not in _DTYPES:
-                    raise ValueError(
-                        f"{file}: {short(name)} is {part.get_dtype()}, and weights are {', '.join(_DTYPES)}; "
-                        "give a model that is not quantised"
-                    )
-            return {name: tuple(part.get_shape()) for name, part in slices.items()}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: cannot read it ({error}); download the model again") from None
+def _check_dtype(file: Path, name: str, dtype: str) -> None:
+    if dtype not in _DTYPES.values():
+        raise ValueError(
+            f"{file}: {short(name)} is {dtype}, and weights are {', '.join(_DTYPES.values())}; give a model "
+            "that is not quantised"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def working_bytes(config: Config) -> int:
 def kernel_bytes(config: Config) -> int:
     """Of attention's backward pass: dQ summed in fp32 [S, H / tp / cp, E], and two numbers a row and head."""
     model, par = config.model, config.parallel
-    return config.sequence.context_tokens * (4 * model.width + 8 * model.heads) // (par.tp * par.cp)
+    return config.sequence.context_tokens * (4 * model.head_dim + 8) * model.heads // (par.tp * par.cp)
 
 
 def boundary_bytes(config: Config) -> int:

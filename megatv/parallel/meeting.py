@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from contextlib import suppress
 from datetime import timedelta
 
 import torch.distributed as dist
 
 from megatv.log import AloneError
+from megatv.parallel.environment import ALONE
 
 WAIT = timedelta(minutes=10)
 """From the first process to the last: imports from a slow shared disk, a node that boots late."""
+QUIET = timedelta(seconds=15)
+"""After so long, whoever waits says for whom."""
 
 
 def meet() -> tuple[dist.Store, int, int]:
@@ -27,20 +32,34 @@ def meet() -> tuple[dist.Store, int, int]:
         raise AloneError(
             f"RANK is {rank} and WORLD_SIZE {world}: ranks are 0 to {world - 1}; correct the launcher"
         )
+    told = threading.Timer(QUIET.total_seconds(), _tell, (f"rank {rank} waits for rank 0 at {address}",))
     hosted = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun keeps the store in its own process
     try:
+        told.start()
         store = _store(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=rank == 0 and not hosted)
         store = dist.PrefixStore(f"megatv/{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         if (first := int(store.compare_set("world", "", str(world)))) != world:
             raise AloneError(
                 f"rank {rank}: WORLD_SIZE is {world} here, {first} in another process; correct the launcher"
             )
+        told.cancel()
         if store.add(f"rank {rank}", 1) > 1:
             raise AloneError(f"rank {rank}: two processes at {address} have this RANK; correct the launcher")
         _wait_for_all(store, rank, world, address)
     except (dist.DistError, OSError) as error:
         raise AloneError(_unreachable(rank, address, error)) from None
+    finally:
+        told.cancel()
     return store, rank, world
+
+
+def _tell(what: str) -> None:
+    """One line from a process of any rank, once: a variable that was left over looks like a slow start."""
+    print(
+        f"{what}, for {WAIT.total_seconds():.0f} s at most; if no launcher was meant to start others, end "
+        f"this and {ALONE}",
+        flush=True,
+    )
 
 
 def _store(host: str, port: int, is_master: bool) -> dist.Store:
@@ -59,14 +78,25 @@ def _store(host: str, port: int, is_master: bool) -> dist.Store:
 def _wait_for_all(store: dist.Store, rank: int, world: int, address: str) -> None:
     keys = [f"rank {other}" for other in range(world)]
     try:
-        store.wait(keys, WAIT)
+        with suppress(dist.DistStoreError):
+            store.wait(keys, min(QUIET, WAIT))
+            return
+        if rank == 0:
+            missing, shown = _missing(store, keys)
+            _tell(f"rank 0 waits at {address} for {len(missing)} of {world} processes: {shown}")
+        store.wait(keys, max(WAIT - QUIET, timedelta(seconds=1)))
     except dist.DistStoreError:
-        missing = [key for key in keys if not store.check([key])]
-        shown = ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
+        missing, shown = _missing(store, keys)
         raise AloneError(
             f"rank {rank}: {len(missing)} of {world} processes did not come to {address} within "
             f"{WAIT.total_seconds():.0f} s: {shown}; see why they did not start, or correct WORLD_SIZE"
         ) from None
+
+
+def _missing(store: dist.Store, keys: list[str]) -> tuple[list[str], str]:
+    """Who has not come, and the first of them as a text."""
+    missing = [key for key in keys if not store.check([key])]
+    return missing, ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
 
 
 def _unreachable(rank: int, address: str, error: Exception) -> str:

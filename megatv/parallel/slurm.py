@@ -16,6 +16,7 @@ from collections.abc import Mapping, MutableMapping
 
 FIRST_SPECIAL_STEP = 0xFFFFFFF0
 """Ids from here on are the batch script, an interactive shell or the like (slurm.h: SLURM_BATCH_SCRIPT)."""
+REMEDY = "if srun did not start this process, they are left over: `unset SLURM_STEP_ID`"
 LAUNCHERS_OWN = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "CROSS_RANK", "CROSS_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"),
@@ -24,20 +25,24 @@ LAUNCHERS_OWN = (
 
 
 def in_step(env: Mapping[str, str]) -> bool:
-    """Whether `srun` started this process as one of several tasks."""
-    return _in_any_step(env) and int(env["SLURM_STEP_NUM_TASKS"]) > 1
+    """Whether `srun` started this process as one of several tasks; ValueError for a part of its variables."""
+    return _in_any_step(env) and _number(env, "SLURM_STEP_NUM_TASKS") > 1
 
 
 def set_ranks(env: MutableMapping[str, str]) -> None:
     """RANK & co. from the step's variables; its first node is the meeting point unless MASTER_ADDR is set."""
-    env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_STEP_NUM_TASKS"]
-    env["LOCAL_RANK"] = env["SLURM_LOCALID"]
-    tasks = expand_counts(env["SLURM_STEP_TASKS_PER_NODE"])
-    env["LOCAL_WORLD_SIZE"] = str(tasks[int(env["SLURM_NODEID"])])
+    tasks, node = expand_counts(_text(env, "SLURM_STEP_TASKS_PER_NODE")), _number(env, "SLURM_NODEID")
+    if node >= len(tasks):
+        raise ValueError(f"SLURM_NODEID is {node} in a step of {len(tasks)} node(s); {REMEDY}")
+    ranks = {"RANK": "PROCID", "WORLD_SIZE": "STEP_NUM_TASKS", "LOCAL_RANK": "LOCALID"}
+    found = {ours: str(_number(env, f"SLURM_{theirs}")) for ours, theirs in ranks.items()}
     if "MASTER_ADDR" not in env:
-        env["MASTER_ADDR"] = _address(_scontrol("hostnames", env["SLURM_STEP_NODELIST"]).split()[0])
-    # the same port for every task of a job, another one for a neighbour's; below the ephemeral ports
-    env.setdefault("MASTER_PORT", str(20000 + int(env["SLURM_JOB_ID"]) % 12000))
+        hosts = _scontrol("hostnames", _text(env, "SLURM_STEP_NODELIST")).split()
+        found["MASTER_ADDR"] = _address(hosts[0] if hosts else "")
+    if "MASTER_PORT" not in env:
+        # the same port for every task of a job, another one for a neighbour's; below the ephemeral ports
+        found["MASTER_PORT"] = str(20000 + _number(env, "SLURM_JOB_ID") % 12000)
+    env.update(found, LOCAL_WORLD_SIZE=str(tasks[node]))
 
 
 def expand_counts(text: str) -> list[int]:
@@ -57,7 +62,7 @@ def give_way_to_srun() -> None:
     env = os.environ
     if env.get("CROSS_SIZE") != "1" or "SLURM_JOB_NUM_NODES" not in env or _in_any_step(env):
         return
-    nodes, here = int(env["SLURM_JOB_NUM_NODES"]), int(env["LOCAL_SIZE"])
+    nodes, here = _number(env, "SLURM_JOB_NUM_NODES"), _number(env, "LOCAL_SIZE")
     devices = env.get("CUDA_VISIBLE_DEVICES", "")
     chosen = devices not in ("", ",".join(map(str, range(here))), env.get("SLURM_JOB_GPUS"))
     if chosen or shutil.which("srun") is None:
@@ -68,10 +73,10 @@ def give_way_to_srun() -> None:
             f"this allocation has {nodes} nodes, of which the deepspeed launcher knows one, and {why}: start "
             "one task a GPU with srun --kill-on-bad-exit=1 python launch/train.py, or allocate one node"
         )
-    if int(env["LOCAL_RANK"]) > 0:
+    if _number(env, "LOCAL_RANK") > 0:
         sys.exit(0)
     print(f"[slurm] srun starts {here} process(es) on each of {nodes} node(s)", flush=True)
-    cpus = max(1, int(env.get("SLURM_CPUS_ON_NODE", "1")) // here)
+    cpus = max(1, _number({"SLURM_CPUS_ON_NODE": "1", **env}, "SLURM_CPUS_ON_NODE") // here)
     command = [
         *("srun", "--kill-on-bad-exit=1", f"--nodes={nodes}", f"--ntasks={nodes * here}"),
         *(f"--ntasks-per-node={here}", f"--cpus-per-task={cpus}", "--distribution=block"),
@@ -81,7 +86,20 @@ def give_way_to_srun() -> None:
 
 
 def _in_any_step(env: Mapping[str, str]) -> bool:
-    return int(env.get("SLURM_STEP_ID", FIRST_SPECIAL_STEP)) < FIRST_SPECIAL_STEP
+    return bool(env.get("SLURM_STEP_ID")) and _number(env, "SLURM_STEP_ID") < FIRST_SPECIAL_STEP
+
+
+def _text(env: Mapping[str, str], name: str) -> str:
+    if not (text := env.get(name, "")):
+        raise ValueError(f"{name} is not set, which Slurm sets beside the others of a step; {REMEDY}")
+    return text
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    text = _text(env, name)
+    if not (text.isascii() and text.isdecimal() and len(text) < 16):
+        raise ValueError(f"{name} is {text[:40]!r}, and Slurm sets a whole number; {REMEDY}")
+    return int(text)
 
 
 def _address(node: str) -> str:
@@ -96,4 +114,10 @@ def _address(node: str) -> str:
 
 def _scontrol(*words: str) -> str:
     command = ["scontrol", "show", *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ValueError(
+            f"`{' '.join(command)}` does not say where the step's nodes are ({error}): set MASTER_ADDR to "
+            f"the first of them; {REMEDY}"
+        ) from None

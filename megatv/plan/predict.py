@@ -100,7 +100,7 @@ def _recomputed(config: Config) -> tuple[float, float]:
         case "none":
             return 1, 1
         case "selective":
-            rest = 2 * (model.width + model.kv_heads * model.head_dim)
+            rest = 2 * (model.heads + model.kv_heads) * model.head_dim
             return 1 + 2 * model.ffn / (rest + 3 * model.ffn) / 3, 1
         case _:
             return 4 / 3, 4 / 3

@@ -38,7 +38,7 @@ def preview(
     The same starts and seeds at every step, so that pictures of different steps can be compared.
     trust_codec: whether a TorchScript codec may run (`load_codec`).
     """
-    codec = _codec(config.codec, str(model.embed.position.device), trust_codec)
+    codec = preview_codec(config.codec, str(model.embed.position.device), trust_codec)
     sampler = Sampler(model, config, tokenizer, codec, stats)
     chosen = [examples[i] for i in range(min(STARTS, len(examples)))]
     requests = [
@@ -61,5 +61,6 @@ def preview(
 
 
 @cache
-def _codec(config: CodecConfig, device: str, trust: bool) -> Codec:
+def preview_codec(config: CodecConfig, device: str, trust: bool) -> Codec:
+    """The codec of all previews, loaded once. Raises ValueError as `load_codec` does."""
     return load_codec(config, device, trust=trust)

@@ -106,10 +106,11 @@ class Sampler:
         checkpoint, meta, config = find_checkpoint(path)
         config, refused = admit(config, path, trust)
         stats = LatentStats.from_dict(meta["latent_stats"], f"{checkpoint}: latent_stats")
-        model, config = load_model(checkpoint, meta, config, weights, device, chosen, mesh)
+        tokenizer = load_tokenizer(config.tokenizer.path, config.model.vocab)
         codec = load_codec(config.codec, device, trust=trust.codec)
         require_codec(meta, config.codec, path)
-        sampler = cls(model, config, load_tokenizer(config.tokenizer.path), codec, stats, chosen)
+        model, config = load_model(checkpoint, meta, config, weights, device, chosen, mesh)
+        sampler = cls(model, config, tokenizer, codec, stats, chosen)
         sampler.step, sampler.refused = meta["step"], refused
         return sampler
 

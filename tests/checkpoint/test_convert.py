@@ -18,7 +18,8 @@ from megatv.checkpoint.convert import INDEX, Weights, export, from_llama, model_
 from megatv.checkpoint.describe import describe, human, read_header
 from megatv.checkpoint.load import find_checkpoint, load_model
 from megatv.config import RopeScaling, config_from_dict, load_config, save_config
-from megatv.model.llama import LlamaDirectory, llama_config, llama_names
+from megatv.model.llama import LlamaDirectory, llama_names
+from megatv.model.llama_config import llama_config
 from megatv.sample.cache import KVCache
 
 ROOT = Path(__file__).parents[2]
@@ -208,11 +209,35 @@ BAD_LLAMAS = {
     ),
     "wrong shape": (
         lambda d: edit_tensors(d, lambda t: t.update({_first(d): torch.zeros(3, 3)})),
-        "is [3, 3], its config.json and the run need [512, 64]",
+        "model.embed_tokens.weight is [3, 3], its config.json needs [512, 64]",
     ),
     "strange tensor": (
         lambda d: edit_json(d / INDEX, lambda t: t["weight_map"].update(extra=_add(d, "extra"))),
         "holds extra, for which a text tower has no place",
+    ),
+}
+
+
+BAD_LLAMAS |= {
+    "NaN": (
+        lambda d: edit_tensors(d, lambda t: t[_first(d)].view(-1)[-1:].fill_(float("nan"))),
+        "model.embed_tokens.weight has numbers that are not finite",
+    ),
+    "infinity": (
+        lambda d: edit_tensors(d, lambda t: t[_first(d)].view(-1)[:1].fill_(float("-inf"))),
+        "model.embed_tokens.weight has numbers that are not finite",
+    ),
+    "no weights": (
+        lambda d: [file.unlink() for file in d.glob("model*")],
+        "holds no weights, neither model.safetensors nor pytorch_model.bin",
+    ),
+    "a program": (
+        lambda d: ([f.unlink() for f in d.glob("model*")], torch.save(print, d / "pytorch_model.bin")),
+        "pytorch_model.bin: its pickle names",
+    ),
+    "no tensors": (
+        lambda d: ([f.unlink() for f in d.glob("model*")], torch.save({"a": 1}, d / "pytorch_model.bin")),
+        "pytorch_model.bin: holds other things than tensors by name",
     ),
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatv import free_memory
+from megatv.checkpoint.convert import average, export, to_llama
 from megatv.checkpoint.load import find_checkpoint, load_model
 from megatv.config import load_config
 
@@ -45,3 +46,24 @@ def test_weights_that_do_not_fit_into_memory_are_refused_before_they_are_read(
         ValueError, match=r"the model's weights take .* GiB of memory on cpu, and .* are free"
     ):
         load_model(*found)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_loaded_nor_converted(
+    tmp_path: Path, save_checkpoint: Callable, scale: float
+) -> None:
+    """Their hashes are right: only the numbers themselves say that nothing can come of them."""
+    config = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml")
+    bad = save_checkpoint(tmp_path / "step_00000007", config, scale=scale)
+    good = save_checkpoint(tmp_path / "step_00000008", config)
+    out, options = tmp_path / "out", {"weights": "auto", "part_bytes": 10**9}
+    for use in (
+        lambda: load_model(*find_checkpoint(bad)),
+        lambda: export(bad, out, dtype="float32", **options),
+        lambda: export(bad, out, dtype="bfloat16", **options),
+        lambda: to_llama(bad, out, like=None, dtype=None, **options),
+        lambda: average([good, bad], out, weights="model"),
+    ):
+        with pytest.raises(ValueError, match="has numbers that are not finite"):
+            use()
+    assert not out.exists()

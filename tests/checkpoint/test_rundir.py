@@ -6,17 +6,21 @@ import copy
 import dataclasses
 import errno
 import fcntl
+import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from megatv.checkpoint.convert import model_shapes
 from megatv.checkpoint.rundir import open_run
 from megatv.config import Config, load_config, save_config
 
@@ -150,3 +154,32 @@ def test_every_value_is_kept_on_resume_or_free(name: str, config: Config, tmp_pa
     else:
         with pytest.raises(ValueError, match=re.escape(f"{name} is ")):
             open_run(changed, "auto")
+
+
+def test_a_checkpoint_more_must_find_room(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, both moments and the average in float32. A refused start leaves no config in the way."""
+    weights = sum(math.prod(shape) for shape in model_shapes(config).values())
+    for kinds, ema in ((3, None), (4, 0.9)):
+        asked = dataclasses.replace(config, optim=dataclasses.replace(config.optim, ema=ema))
+        for free, enough in ((4 * kinds * weights - 1, False), (4 * kinds * weights, True)):
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+            if enough:
+                open_run(asked, "auto").lock.close()
+                (Path(config.run.dir) / "config.yaml").unlink()
+            else:
+                with pytest.raises(ValueError, match=r"has .* GB free, and a checkpoint takes .* GB beside"):
+                    open_run(asked, "auto")
+                assert not (Path(config.run.dir) / "config.yaml").exists()
+
+
+def test_checkpoints_that_are_no_folder_are_found_at_the_start(config: Config) -> None:
+    Path(config.run.dir).mkdir()
+    (Path(config.run.dir) / "checkpoints").write_text("")
+    with pytest.raises(ValueError, match=r"checkpoints: is no folder"):
+        open_run(config, "auto")
+
+
+def test_a_config_that_cannot_be_written_is_found_at_the_start(config: Config) -> None:
+    (Path(config.run.dir) / "config.yaml.tmp").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"config\.yaml\.tmp cannot be written \(Is a directory\)"):
+        open_run(config, "auto")

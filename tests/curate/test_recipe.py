@@ -45,6 +45,23 @@ def test_paths_that_workers_read_hold_in_any_folder(tmp_path, monkeypatch):
             ["endpoint={url: 'https://x/v1', model: m, retries: 1000000}"],
             "endpoint.retries is 1000000: it must be 0",
         ),
+        (
+            [*PEOPLE, "motion.width_pixels=1000000"],
+            "motion.width_pixels is 1e\\+06: it must be at most 16384",
+        ),
+        (
+            [*PEOPLE, "shots.frames_per_second=1e300"],
+            "shots.frames_per_second is 1e\\+300: it must be at most",
+        ),
+        (
+            [*PEOPLE, "embed.batch_frames=1000000000"],
+            "embed.batch_frames is 1e\\+09: it must be at most 4096",
+        ),
+        ([*PEOPLE, "clips.peak_mads=-1"], "clips.peak_mads is -1.0: it must not be negative"),
+        (
+            [*PEOPLE, "captions.words_from=~no-such-user/x"],
+            "captions.words_from is '~no-such-user/x': `~` stands",
+        ),
         (["endpoint={url: 'http://x/v1', model: m}"], "endpoint.url is http to another machine"),
         (
             ["endpoint={url: 'https://x/v1', model: m, api_key_env: HOME}"],

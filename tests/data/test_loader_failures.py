@@ -272,3 +272,19 @@ def test_pages_are_locked_where_asked(whole, monkeypatch):
     loader.pin = True
     loader.step(0)
     assert len(locked) == 4 * 9
+
+
+def test_that_no_example_can_be_used_is_known_before_the_first_step(whole, monkeypatch):
+    """And trying it out leaves no trace in what is trained on."""
+    loader = make(whole)
+    loader.try_out()
+    assert len(loader.bad) == 0
+    assert [batch.ids for batch in loader.step(0)] == [batch.ids for batch in make(whole).step(0)]
+
+    def refuse(sample, *_, **__):
+        raise ValueError(f"sample {sample.id}: has no room")
+
+    monkeypatch.setattr("megatv.data.loader.build_sequence", refuse)
+    with pytest.raises(ValueError, match=r"6 samples cannot be used .* has no room"):
+        loader.try_out()
+    assert len(loader.bad) == 0

@@ -164,3 +164,11 @@ def test_an_empty_file_is_refused(tmp_path):
     path.touch()
     with pytest.raises(ValueError, match="single byte 0x00"):
         load_tokenizer(str(path))
+
+
+def test_a_model_must_have_a_row_for_every_token():
+    assert load_tokenizer("toy_world", 326).vocab_size == 326
+    with pytest.raises(
+        ValueError, match=r"model\.vocab is 325, and tokenizer\.path toy_world has 326 tokens"
+    ):
+        load_tokenizer("toy_world", 325)

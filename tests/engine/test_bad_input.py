@@ -39,13 +39,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, on_ranks: Callable, confi
     [
         (["parallel.tp=2", "parallel.pp=2"], "start a multiple of 4 processes"),
         (["parallel.tp=4"], "model.kv_heads 2 must be a multiple of parallel.tp 4"),
+        (["model.vocab=320"], "model.vocab is 320, and tokenizer.path toy_world has 326 tokens"),
         (["batch.examples=2"], "2 data-parallel ranks cannot share"),
         (["data.train=/nowhere/shards"], "/nowhere/shards"),
         (["parallel.tp=2", "log.preview_every=1"], "previews need the whole model on one process"),
         (["parallel.dp=3"], "parallel.dp is 3"),
         (["log.val_every=1", "log.val_rows=3"], "log.val_rows 3"),
         (["precision=bf16", "parallel.zero=0"], "parallel.zero 0"),
-        (["--resume", "/nowhere/step_00000001"], "no checkpoint"),
+        (["--resume", "/nowhere/step_00000001"], "/nowhere/step_00000001: does not exist"),
     ],
 )
 def test_refused_at_start_on_two_processes(

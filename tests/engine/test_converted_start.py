@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from megatv.checkpoint import store
 from megatv.checkpoint.convert import from_llama
 from megatv.config import load_config
-from megatv.model.llama import llama_config
+from megatv.model.llama_config import llama_config
 
 TIMID = ["optim.lr=1e-9", "optim.min_lr=0", "optim.warmup_steps=0", "run.steps=1", "optim.ema=0.9"]
 

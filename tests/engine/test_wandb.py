@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatv.log import RunLog
+from megatv.wandb_record import WandbRecord
 
 wandb = pytest.importorskip("wandb")
 
@@ -15,7 +16,7 @@ wandb = pytest.importorskip("wandb")
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """What `wandb.init` was asked for."""
     asked: list[dict] = []
-    monkeypatch.setattr(wandb, "init", lambda **words: asked.append(words))
+    monkeypatch.setattr(wandb, "init", lambda **words: asked.append(words) or Run())
     monkeypatch.delenv("WANDB_MODE", raising=False)
     return asked
 
@@ -48,3 +49,79 @@ def test_offline_without_a_key_unless_told(
         monkeypatch.setenv("WANDB_MODE", told)
     start(tmp_path)
     assert begun[0]["mode"] == mode
+
+
+class Run:
+    """A run of wandb that fails in one of its calls."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails, self.taken = fails, []
+
+    def log(self, values: dict, step: int) -> None:
+        if self.fails == "log":
+            raise ConnectionError("gone\nfor good")
+        self.taken.append((step, values))
+
+    def finish(self) -> None:
+        if self.fails == "finish":
+            raise TimeoutError("too slow")
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb, "login", lambda prompt: True)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+
+def test_without_network_the_record_is_kept_offline(
+    online: None, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, modes = Run(), []
+
+    def init(**words: object) -> Run:
+        modes.append(words["mode"])
+        if words["mode"] != "offline":
+            raise wandb.errors.CommError("no network")
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    record = WandbRecord(tmp_path, {})
+    record.write({"step": 3, "loss": 1.0})
+    record.close()
+    assert modes == [None, "offline"] and run.taken == [(3, {"loss": 1.0})]
+    assert "wandb cannot start (CommError: no network); training goes on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fails", ["log", "finish"])
+def test_what_fails_later_is_said_once(
+    fails: str, online: None, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wandb, "init", lambda **words: Run(fails))
+    record = WandbRecord(tmp_path, {})
+    for step in (1, 2):
+        record.write({"step": step, "loss": 1.0})
+    record.close()
+    told = capsys.readouterr().out
+    assert told.count("wandb cannot") == 1 and told.count("\n") == 1
+
+
+def test_a_mode_that_wandb_does_not_know_ends_nothing(
+    tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "of-line")
+    record = WandbRecord(tmp_path, {})
+    record.write({"step": 1, "loss": 1.0})
+    record.close()
+    assert "Input should be 'online', 'offline'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("held", ["", "a/b", "x" * 65, "a b", "\0", "\udcff"])
+def test_an_id_is_checked_before_it_is_used(
+    held: str, begun: list[dict], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(wandb, "login", lambda prompt: False)
+    (tmp_path / "wandb_id").write_bytes(held.encode(errors="surrogateescape"))
+    start(tmp_path)
+    start(tmp_path)
+    one, again = (words["id"] for words in begun)
+    assert one == again != held and len(one) == 8

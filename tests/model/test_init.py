@@ -121,7 +121,8 @@ def test_markers_are_reset_in_llamas_tables(tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizer = load_tokenizer("toy_world")
     config = with_model(vocab=tokenizer.vocab_size, init_text=str(tmp_path))
-    from megatv.model.llama import LlamaDirectory, llama_config
+    from megatv.model.llama import LlamaDirectory
+    from megatv.model.llama_config import llama_config
 
     torch.manual_seed(0)
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama_config(config.model)))

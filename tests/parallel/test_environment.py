@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from megatv.log import rank
 from megatv.parallel.environment import prepare
 from megatv.parallel.slurm import expand_counts
 
@@ -113,3 +114,61 @@ def test_more_processes_than_gpus_are_refused(env: dict[str, str], gpus: Callabl
     gpus(1)
     with pytest.raises(ValueError, match=r"has 1 GPU\(s\) for 2 processes"):
         prepare()
+
+
+def test_what_is_set_to_nothing_is_not_set(env: dict[str, str]) -> None:
+    """As `RANK= python launch/train.py` has it."""
+    env.update(RANK="", WORLD_SIZE="", LOCAL_RANK="", MASTER_ADDR="", MASTER_PORT="", LOCAL_WORLD_SIZE="")
+    prepare()
+    assert (env["RANK"], env["WORLD_SIZE"], env["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
+
+
+def test_what_another_launcher_left_is_ignored_and_told(
+    env: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    env.update(LOCAL_RANK="3", LOCAL_SIZE="8", MASTER_ADDR="node-17", MASTER_PORT="29500")
+    prepare()
+    assert (env["LOCAL_RANK"], env["LOCAL_SIZE"], env["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
+    told = capsys.readouterr().out
+    assert "LOCAL_RANK=3, LOCAL_SIZE=8, MASTER_ADDR=node-17, MASTER_PORT=29500 of another are ignored" in told
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE is 4 and RANK is not set, so no launcher started this process"),
+        ({"RANK": "zero"}, "RANK is 'zero': a launcher sets a whole number from 0"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1': a launcher sets"),
+        ({"RANK": "\u0663", "WORLD_SIZE": "8"}, "a launcher sets a whole number"),  # an Arabic three
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE is '0': a launcher sets a whole number from 1"),
+        ({"RANK": "0", "WORLD_SIZE": "1e3"}, "WORLD_SIZE is '1e3'"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"},
+            "MASTER_PORT is '70000': .* from 0 to 65535",
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "2"}, "LOCAL_RANK is 2 and LOCAL_WORLD_SIZE 2"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE 2: ranks are 0 to 1"),
+        ({"SLURM_STEP_ID": "0"}, "SLURM_STEP_NUM_TASKS is not set.*unset SLURM_STEP_ID"),
+        ({"SLURM_STEP_ID": "x"}, "SLURM_STEP_ID is 'x', and Slurm sets a whole number"),
+        (task(5, SLURM_PROCID="five", MASTER_ADDR="a"), "SLURM_PROCID is 'five'"),
+        (task(5, SLURM_NODEID="2", MASTER_ADDR="a"), "SLURM_NODEID is 2 in a step of 2 node"),
+        (
+            task(5, PATH="/nowhere"),
+            "`scontrol show hostnames node-.a-b.` does not say where .*: set MASTER_ADDR",
+        ),
+    ],
+)
+def test_what_no_launcher_says_is_refused_at_once(
+    env: dict[str, str], said: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=sentence):
+        prepare()
+
+
+@pytest.mark.parametrize("said", ["", "x", "-1", "1e3"])
+def test_who_says_no_number_speaks(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the sentence about it would be a traceback, or nobody's."""
+    monkeypatch.setenv("RANK", said)
+    assert rank() == 0

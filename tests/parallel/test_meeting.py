@@ -1,12 +1,17 @@
 """Where a run of one machine listens: torch's store and gloo ask nobody who they are."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+
+from megatv.log import AloneError
+from megatv.parallel import meeting
 
 RANK = """
 import os
@@ -59,3 +64,25 @@ def test_gloo_of_several_machines_is_left_alone(monkeypatch):
     )
     environment.prepare()
     assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("rank", "sentence"),
+    [
+        ("0", r"rank 0 waits at 127\.0\.0\.1:\d+ for 2 of 3 processes: rank 1, rank 2, for 2 s at most"),
+        ("1", r"rank 1 waits for rank 0 at 127\.0\.0\.1:\d+, for 2 s at most"),
+    ],
+)
+def test_whoever_waits_says_for_whom(rank, sentence, monkeypatch, capfd):
+    """Variables of a launcher that were left over make one process wait for others that nobody starts."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    said = {"RANK": rank, "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(meeting, "QUIET", timedelta(seconds=0.5))
+    monkeypatch.setattr(meeting, "WAIT", timedelta(seconds=2))
+    with pytest.raises(AloneError, match=f"rank {rank}: .*(did not come|cannot be reached)"):
+        meeting.meet()
+    told = capfd.readouterr().out
+    assert len(re.findall(sentence, told)) == 1 and "`unset RANK WORLD_SIZE` to run one process alone" in told

@@ -156,7 +156,7 @@ def load_tool():
 
     def load(name: str):
         spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look there
         sys.path.insert(0, str(ROOT / "tools"))
         try:
             spec.loader.exec_module(module)

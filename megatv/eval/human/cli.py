@@ -116,8 +116,12 @@ def open_desk(study: Study) -> Desk:
 
 def invite(study: Study, url: str, count: int, renew: int | None) -> None:
     """Say a link for each name of `raters` that has none, for `count` people more, or again for one rater."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(url)
+        place = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # such as a port of 70000
+        place = False
+    if not place or parts.query or parts.fragment:
         raise ValueError(f"--url {url}: give what people open, such as http://127.0.0.1:{PORT}/")
     if not 0 <= count <= MAX_INVITED:
         raise ValueError(f"--count {count}: it must be from 0 to {MAX_INVITED}")

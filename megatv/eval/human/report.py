@@ -88,10 +88,17 @@ def to_csv(table: list[Row]) -> str:
 
 
 def _no_formula(text: str) -> str:
-    """A cell's text. Spreadsheets look past spaces, and take wide letters for the narrow ones."""
-    text = "".join(" " if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
-    first = next((c for c in text if c.isprintable() and not c.isspace()), "")
-    return "'" + text if first and unicodedata.normalize("NFKC", first)[0] in "=+-@|%" else text
+    """A cell's text, no line of which is a formula, for readers that tear a cell apart at its line breaks.
+
+    Spreadsheets look past spaces and what cannot be seen, and take wide letters for the narrow ones.
+    """
+    text = "".join(" " if c != "\n" and unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    return "\n".join("'" + line if _is_formula(line) else line for line in text.split("\n"))
+
+
+def _is_formula(line: str) -> bool:
+    first = next((c for c in line if c.isprintable() and not c.isspace()), "")
+    return bool(first) and unicodedata.normalize("NFKC", first)[0] in "=+-\u2212@|%"
 
 
 def to_jsonl(table: list[Row]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatv.eval.human.raters import MAX_NAME, read_name
-from megatv.schema import build
+from megatv.schema import Place, build, with_home
 from megatv.yaml_tree import read_yaml
 
 Kind = Literal["pairwise", "pointwise"]
@@ -15,6 +15,12 @@ Criterion = Literal["alignment", "fidelity", "quality", "overall"]
 
 MAX_LABEL = 200
 MAX_STUDY_BYTES = 200_000
+LEAST = {
+    **dict.fromkeys(("seed", "checks", "failures_allowed"), 0),
+    **dict.fromkeys(("raters_per_item", "max_raters", "joins_per_hour"), 1),
+}
+MOST = 1_000_000
+"""Least and most of a study's numbers."""
 
 
 def is_label(text: str) -> bool:
@@ -34,7 +40,7 @@ class System:
     """A set of videos under one name, such as a model's. `videos`: a folder or a manifest, see `videos`."""
 
     name: str
-    videos: str
+    videos: Place
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Study:
 
     kind: Kind
     systems: tuple[System, ...]
-    database: str
+    database: Place
     title: str = "Which video is better?"
     criteria: tuple[Criterion, ...] = ("alignment", "fidelity", "quality", "overall")
     seed: int = 0
@@ -96,8 +102,6 @@ class Study:
                 self.joins == "invited" or not self.raters,
                 "joins is open, but raters names people to invite: leave one of the two out",
             ),
-            (self.max_raters >= 1, f"max_raters is {self.max_raters}: it must be at least 1"),
-            (self.joins_per_hour >= 1, f"joins_per_hour is {self.joins_per_hour}: it must be at least 1"),
             (
                 bool(self.database),
                 "database is empty: name a file for answers, such as runs/study.sqlite",
@@ -106,13 +110,16 @@ class Study:
                 len(set(self.criteria)) == len(self.criteria) > 0,
                 f"criteria is {list(self.criteria)}: name each that you want once, and at least one",
             ),
-            (self.seed >= 0, f"seed is {self.seed}: it must not be negative"),
-            (self.raters_per_item >= 1, f"raters_per_item is {self.raters_per_item}: it must be at least 1"),
-            (limit is None or limit >= 1, f"items_per_rater is {limit}: it must be at least 1, or null"),
-            (self.checks >= 0, f"checks is {self.checks}: it must not be negative"),
+            *(
+                (
+                    least <= getattr(self, key) <= MOST,
+                    f"{key} is {getattr(self, key)}: it must be at least {least} and at most {MOST}",
+                )
+                for key, least in LEAST.items()
+            ),
             (
-                self.failures_allowed >= 0,
-                f"failures_allowed is {self.failures_allowed}: it must not be negative",
+                limit is None or 1 <= limit <= MOST,
+                f"items_per_rater is {limit}: it must be at least 1 and at most {MOST}, or null",
             ),
         ):
             if not ok:
@@ -130,6 +137,6 @@ def read_study(path: str | Path) -> Study:
         raise ValueError(f"{path}: is larger than {MAX_STUDY_BYTES} bytes, so it is not the YAML of a study")
     tree = read_yaml(path)
     try:
-        return build(Study, tree)
+        return with_home(build(Study, tree))
     except ValueError as error:
         raise ValueError(f"{path}: {str(error)[:500]}") from None

@@ -62,8 +62,6 @@ class Video:
         for key, text in (("prompt", self.prompt), ("caption", self.caption)):
             if len(text) > MAX_TEXT_BYTES:
                 raise ValueError(f"{key} has {len(text)} letters: give at most {MAX_TEXT_BYTES}")
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise ValueError(f"{key} has half a letter, which no page can show: write it anew")
         if self.start is not None and self.stop is None:
             object.__setattr__(self, "stop", self.start + CHUNK_SECONDS)
         if self.start is not None and self.stop is not None and not 0 <= self.start < self.stop:

@@ -12,14 +12,14 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from megatv.config import LATENT_CHANNELS, SPATIAL_FACTOR, TEMPORAL_FACTOR
 from megatv.model.codec.base import Codec
 from megatv.untrusted import parse_json
-from megatv.weights import check_size, take
+from megatv.weights import check_size, open_safetensors, take
 
 FORMAT = "megatv-learned-codec-1"
 MAX_WIDTH = 2048
@@ -102,7 +102,7 @@ class LearnedCodec(Codec):
             raise ValueError(f"{path}: no such codec; train one with tools/train_codec.py --out {path}")
         try:
             check_size(Path(path), MAX_BYTES)
-            with safe_open(path, "pt") as file:
+            with open_safetensors(Path(path)) as file:
                 metadata = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:

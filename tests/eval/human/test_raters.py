@@ -259,6 +259,9 @@ def test_invitations_from_the_command_line(desk, study_file, capsys):
         (["--count", "1001"], "must be from 0 to 1000"),
         (["--url", "javascript:alert(1)"], "give what people open"),
         (["--url", "http://h/?rater=1"], "give what people open"),
+        (["--url", "http://h:70000/"], "give what people open"),
+        (["--url", "http://:80/"], "give what people open"),
+        (["--url", "http://[::1/"], "give what people open"),
     ):
         with pytest.raises(ValueError, match=re.escape(sentence)):
             cli.main(["invite", study_file(), *words])

@@ -126,7 +126,10 @@ def test_controls_count_the_other_way_round(desk):
 
 @pytest.mark.parametrize(
     "comment",
-    ["=1+1", "  =1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\uff1d1+1", "\u200b=1", "|calc", "%0"],
+    [
+        *("=1+1", "  =1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\uff1d1+1", "\u200b=1", "|calc", "%0"),
+        *("\u22121", "\ufe621", "\u2028=1", "\ufeff=1", "\uff0b1", "\x85=1"),
+    ],
 )
 def test_a_comment_is_no_formula(desk, comment):
     one = desk()
@@ -142,9 +145,11 @@ def test_a_comment_is_no_formula(desk, comment):
 
 def test_a_comment_stays_in_its_cell_whatever_parts_cells(desk):
     one = desk()
-    say(one, "Ada", "duel-0", "tie", 'fine;=1+1\t=1\n=1","=1')
+    say(one, "Ada", "duel-0", "tie", 'fine;=1+1\t=1\n=1","=1\r=1\n \uff1d1\u2028=1')
     text = to_csv(rows(one.study, one.items, one.answers.tasks(), one.answers.raters()))
-    assert text.count('"fine;=1+1 =1\n=1"",""=1"') == 4  # within quotes, which are doubled
+    cell = """fine;=1+1 =1\n'=1"",""=1 =1\n' \uff1d1 =1"""  # quotes are doubled
+    assert text.count(f'"{cell}"') == 4
+    assert not any(line.lstrip(' "').startswith(("=", "\uff1d")) for line in text.splitlines())
 
 
 PICTURE = (
