@@ -6,6 +6,8 @@ appendix B give the method: a score, one sentence for all, one for what each seg
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from dataclasses import asdict
 from pathlib import Path
 from string import Template
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from megatv.curate.answers import TAG, segment_captions
 from megatv.curate.endpoint import PROMPTS, Endpoint, Part, quoted
 from megatv.curate.manifest import Item
 from megatv.curate.recipe import Recipe
@@ -53,7 +56,7 @@ def model_words(item: Item, videos: Path, cache: Path, recipe: Recipe) -> tuple[
         from_start, to = start - item["start"], end - item["start"]
         parts.append(f"Piece {number}, {from_start:.2f} s to {to:.2f} s:")
         parts += _pictures(item, _spread(start, end, recipe.captions.frames_per_segment), videos, recipe)
-    texts = endpoint.ask(parts, lambda answer: _texts(answer, len(segments)))
+    texts = endpoint.ask(parts, lambda answer: _texts(answer, len(segments)), segment_captions)
     detailed = ""
     if recipe.captions.detailed:
         detailed = endpoint.ask([_prompt("detailed", meta=quoted(meta)), *overview], _caption)
@@ -117,10 +120,10 @@ def _score(answer: Any) -> float:
 
 
 def _caption(answer: Any) -> str:
-    text = _only(answer, "caption")
-    if not isinstance(text, str) or not text.strip():
+    text = _line(_only(answer, "caption"), "caption")
+    if not text:
         raise ValueError("caption must be text that is not empty")
-    return " ".join(text.split())
+    return text
 
 
 def _texts(answer: Any, count: int) -> list[str]:
@@ -129,7 +132,34 @@ def _texts(answer: Any, count: int) -> list[str]:
         raise ValueError("captions must be a list of texts")
     if len(texts) != count:
         raise ValueError(f"captions has {len(texts)} texts, it needs exactly {count}")
-    return [" ".join(text.split()) for text in texts]
+    texts = [_line(text, f"captions[{index}]") for index, text in enumerate(texts)]
+    if not any(texts):
+        raise ValueError("captions are all empty; at least one must say what is seen")
+    return texts
+
+
+def _line(text: Any, name: str) -> str:
+    """Words on one line, which may be empty; ValueError for what is no description of a picture.
+
+    That is: control characters, U+FFFD (a character that the server broke), marks such as <|eot_id|>, text
+    without a letter or digit, and the example of a prompt said back, such as "your sentence".
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be text")
+    text = " ".join(text.split())
+    if bad := next((c for c in text if c == "\ufffd" or unicodedata.category(c) == "Cc"), None):
+        raise ValueError(f"{name} has the character U+{ord(bad):04X} in it, which is no text")
+    if mark := TAG.search(text):
+        raise ValueError(f"{name} has {mark[0][:40]!r} in it; it must be plain words")
+    if text and (not any(map(str.isalnum, text)) or _EXAMPLE.fullmatch(text)):
+        raise ValueError(f"{name} is {text[:40]!r}, not a description")
+    return text
+
+
+_EXAMPLE = re.compile(
+    r"\W*your (?:\w+ )?(?:sentences?|paragraph|description|caption|text)(?: here)?\W*", re.I
+)
+"""What stands in a prompt in the place of an answer."""
 
 
 def _only(answer: Any, key: str) -> Any:
