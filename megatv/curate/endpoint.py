@@ -34,6 +34,7 @@ from megatv.curate.address import read_key
 from megatv.curate.answers import json_object
 from megatv.curate.completion import Completion, NotACompletion, read_completion
 from megatv.curate.post import Answer, PostError, post
+from megatv.curate.prompt_files import fill, load_prompts
 from megatv.curate.recipe import EndpointSettings
 from megatv.curate.replies import read_reply, write_reply
 from megatv.untrusted import inside
@@ -83,7 +84,7 @@ class Endpoint:
 
     def __init__(self, settings: EndpointSettings, cache: Path, repair_prompt: str | None = None) -> None:
         self.settings, self.cache, self.usage = settings, cache, Usage()
-        self._repair = repair_prompt or (PROMPTS / "repair.txt").read_text(encoding="utf-8")
+        self._repair = repair_prompt or load_prompts().repair
 
     def ask(
         self, parts: Sequence[Part], check: Callable[[Any], T], read: Callable[[str], Any] = json_object
@@ -117,7 +118,7 @@ class Endpoint:
 
     def _sent_back(self, reply: Completion, fault: ValueError) -> list[dict[str, Any]]:
         said = reply.text.encode(errors="replace").decode()  # half a character is no text to a server
-        again = self._repair.replace("$fault", quoted(self._excerpt(fault)))
+        again = fill(self._repair, fault=quoted(self._excerpt(fault)))
         return [{"role": "assistant", "content": said}, {"role": "user", "content": again}]
 
     def _part(self, part: Part) -> dict[str, Any]:
@@ -128,7 +129,8 @@ class Endpoint:
 
     def _file(self, messages: list[dict[str, Any]]) -> Path:
         s = self.settings
-        asked = json.dumps([s.url, s.model, s.temperature, s.max_tokens, messages], sort_keys=True)
+        how = [s.url, s.model, s.temperature, s.max_tokens, s.response_format]
+        asked = json.dumps([*how, messages], sort_keys=True)
         digest = hashlib.sha256(asked.encode()).hexdigest()
         return inside(self.cache, f"{digest[:2]}/{digest}.json")
 
@@ -148,12 +150,12 @@ class Endpoint:
             "messages": messages,
             "temperature": s.temperature,
             "max_tokens": s.max_tokens,
-            "response_format": {"type": "json_object"},
+            "response_format": {"type": s.response_format},
         }
         url = s.url.rstrip("/") + "/chat/completions"
         headers = {}
         if s.api_key_env is not None:
-            headers["Authorization"] = f"Bearer {read_key(s.api_key_env, 'endpoint.api_key_env')}"
+            headers["Authorization"] = f"Bearer {read_key(s.api_key_env, f'{s.section}.api_key_env')}"
         for attempt in range(s.retries + 1):
             waited: float | None = None
             try:
@@ -162,7 +164,7 @@ class Endpoint:
                     return self._read(answer)
                 fault = f"answers {answer.status}: {self._excerpt(answer.body.decode(errors='replace'))}"
                 if answer.status not in RETRY_STATUS and answer.status < 500:
-                    raise ValueError(f"{url}: {fault}; correct the endpoint section")
+                    raise ValueError(f"{url}: {fault}; {self._remedy(fault)}")
                 waited = retry_after(answer.retry_after, time.time())
             except PostError as error:
                 fault = self._excerpt(error)
@@ -173,6 +175,11 @@ class Endpoint:
                 longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**attempt)
                 time.sleep(waited if waited is not None else longest * random.uniform(0.5, 1))
         raise ValueError(f"{url}: {fault}, tried {s.retries + 1} times; see that the server runs")
+
+    def _remedy(self, fault: str) -> str:
+        if "response_format" in fault and self.settings.response_format != "text":
+            return f"set {self.settings.section}.response_format to text"
+        return f"correct the {self.settings.section} section"
 
     def _read(self, answer: Answer) -> Completion:
         """The completion in an answer, counted."""
@@ -216,9 +223,6 @@ class Endpoint:
     def _key(self) -> str:
         """What must not be repeated; a cache is read without a key, too."""
         return os.environ.get(self.settings.api_key_env or "", "")
-
-
-PROMPTS = Path(__file__).parent / "prompts"
 
 
 def quoted(text: str) -> str:

@@ -173,9 +173,9 @@ WHOLE = GOOD[1]
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        (choice(WHOLE, "length"), "cut off at 1024 tokens: raise max_tokens"),
-        (choice(WHOLE, "MAX_TOKENS"), "cut off at 1024 tokens"),
-        (choice(WHOLE[:-5], "length"), "cut off at 1024 tokens"),
+        (choice(WHOLE, "length"), "cut off at 2048 tokens: raise max_tokens"),
+        (choice(WHOLE, "MAX_TOKENS"), "cut off at 2048 tokens"),
+        (choice(WHOLE[:-5], "length"), "cut off at 2048 tokens"),
         (choice(WHOLE, "content_filter"), "it ended by 'content_filter'"),
         (choice(WHOLE, "abort"), "it ended by 'abort'"),
         (choice(WHOLE, ["stop"]), "it ended by"),
