@@ -45,11 +45,17 @@ Part = str | np.ndarray
 RETRY_STATUS = (408, 409, 425, 429)
 """Asked again, as is every status from 500 on: proxies have numbers of their own for a server in trouble."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 60.0
+THIS_QUESTION_STATUS = (400, 413, 422)
+"""Refusals that may be of what was asked alone: too long, or against a server's rules."""
 LONGEST_RETRY_AFTER_SECONDS = 3600.0
 """A `Retry-After` beyond it is not believed."""
 ERROR_CHARACTERS = 200
 LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x7f\x85\u2028\u2029"}
 """Line breaks that json.dumps leaves unescaped."""
+
+
+class NoAnswerError(ValueError):
+    """One question has no usable answer; another one may have."""
 
 
 @dataclass
@@ -92,8 +98,9 @@ class Endpoint:
         """What `check` makes of the answer that `read` finds in the server's reply, plain data.
 
         `read` and `check` raise ValueError on a wrong form. Such a reply is sent back once with the reason;
-        one that is cut off, refused or empty is asked for anew. Raises ValueError with the server's address
-        and the reason when that does not help, or the server does not answer.
+        one that is cut off, refused or empty is asked for anew. Raises NoAnswerError with the server's
+        address and the reason when that does not help, or the server does not answer this question; and
+        ValueError when it would answer none: a wrong address, model or key.
         """
         messages = [{"role": "user", "content": [self._part(part) for part in parts]}]
         file = self._file(messages)
@@ -109,7 +116,7 @@ class Endpoint:
             try:
                 tree, answer = self._answer(reply, check, read)
             except ValueError as error:
-                raise ValueError(
+                raise NoAnswerError(
                     f"{self.settings.url}: {self.settings.model} answers twice in a wrong form "
                     f"({self._excerpt(error)}); the last reply begins {self._excerpt(reply.text)!r}"
                 ) from None
@@ -164,7 +171,8 @@ class Endpoint:
                     return self._read(answer)
                 fault = f"answers {answer.status}: {self._excerpt(answer.body.decode(errors='replace'))}"
                 if answer.status not in RETRY_STATUS and answer.status < 500:
-                    raise ValueError(f"{url}: {fault}; {self._remedy(fault)}")
+                    refused = NoAnswerError if answer.status in THIS_QUESTION_STATUS else ValueError
+                    raise refused(f"{url}: {fault}; {self._remedy(fault)}")
                 waited = retry_after(answer.retry_after, time.time())
             except PostError as error:
                 fault = self._excerpt(error)
@@ -174,7 +182,7 @@ class Endpoint:
                 self.usage.retries += 1
                 longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**attempt)
                 time.sleep(waited if waited is not None else longest * random.uniform(0.5, 1))
-        raise ValueError(f"{url}: {fault}, tried {s.retries + 1} times; see that the server runs")
+        raise NoAnswerError(f"{url}: {fault}, tried {s.retries + 1} times; see that the server runs")
 
     def _remedy(self, fault: str) -> str:
         if "response_format" in fault and self.settings.response_format != "text":
