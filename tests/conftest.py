@@ -21,6 +21,7 @@ import yaml
 from hypothesis import settings
 
 settings.register_profile("megatv", deadline=None)  # a busy machine is no failure
+settings.register_profile("fuzz", deadline=None, max_examples=10_000)  # --hypothesis-profile=fuzz
 settings.load_profile("megatv")
 
 

@@ -1,4 +1,4 @@
-"""Finds the answer in what a model said: one JSON object, or the lines of TV2TV's own captioning prompt.
+"""Finds the answer in what a model said: one JSON object, or what TV2TV's own prompts ask for.
 
 Models think aloud, draft, repeat themselves, fence their JSON and add remarks. The answer is taken only where
 it cannot be mistaken: after all thoughts, and with no other object beside it that says something else.
@@ -28,9 +28,10 @@ _ANSWER_MARKS = re.compile(
 TAG = re.compile(r"<[/|]?[A-Za-z_][^<>]*>|◁[^◁▷]*▷")
 """Any other mark: what it means for the text in it is not known."""
 _BRACKETED = re.compile(r"\[/?[A-Z]{2,}\]")
-_LIKE_AN_OBJECT = re.compile(r"""\{\s*(?:["'“\u2018}]|\w+\s*:)""")
-"""A brace that begins an object, whole or broken, and not a word such as {this}."""
+_LIKE_AN_OBJECT = re.compile(r"""\{(?:\s|\\[nrt]|\\)*(?:["'“\u2018}]|\w+\s*:)""")
+"""A brace that begins an object, whole, broken or within a string, and not a word such as {this}."""
 MAX_OBJECTS = 16
+_SCORE = re.compile(r"""\{\s*['\u2018\u2019]quality_score['\u2018\u2019]\s*:\s*([0-9]+(?:\.[0-9]+)?)\s*\}""")
 _DESCRIPTION = re.compile(r"^[ \t*#-]*Description of segment ([0-9]{1,4})[ \t*]*:[ \t*]*", re.M | re.I)
 
 
@@ -62,6 +63,11 @@ def json_object(reply: str) -> Any:
     return found[0]
 
 
+def quality_score(reply: str) -> Any:
+    """The JSON object of a reply, also {'quality_score': 8} as TV2TV's prompt writes it (appendix B.1)."""
+    return json_object(_SCORE.sub(r'{"quality_score": \1}', after_thoughts(reply)))
+
+
 def segment_captions(reply: str) -> Any:
     """{"captions": [texts]} of a reply in JSON, or in lines `Description of segment 1: text`.
 
@@ -82,6 +88,8 @@ def segment_captions(reply: str) -> Any:
     for number, one in enumerate(texts, 1):
         if len(one.splitlines()) > 1:
             raise ValueError(f"the description of segment {number} must stand on one line")
+        if len(one) > 2 and one.startswith(('""', "''", "“”")):
+            raise ValueError(f"the description of segment {number} must be text or empty, not both")
     return {"captions": [_unquoted(one) for one in texts]}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from megatv.curate.answers import TAG, segment_captions
+from megatv.curate.answers import TAG, quality_score, segment_captions
 from megatv.curate.endpoint import Endpoint, Part, quoted
 from megatv.curate.manifest import Item
 from megatv.curate.prompt_files import Prompts, fill
@@ -44,7 +44,7 @@ def score_quality(
         for k in range(shown.frames)
     ]
     pictures = _pictures(item, times, videos, recipe.judge.image_width_pixels)
-    score = endpoint.ask([fill(prompts.quality, topic=TOPIC), *pictures], _score)
+    score = endpoint.ask([fill(prompts.quality, topic=TOPIC), *pictures], _score, quality_score)
     return score, {"quality_score": score, **asdict(endpoint.usage)}
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from megatv.curate.answers import json_object, segment_captions
+from megatv.curate.answers import json_object, quality_score, segment_captions
 
 DRAFT, FINAL = '{"caption": "Draft."}', '{"caption": "A {dog} jumps."}'
 
@@ -49,7 +49,9 @@ def test_the_answer_is_found(reply):
         ("A dog jumps.", "no JSON object"),
         ('"A dog jumps."', "no JSON object"),
         ("{curly}", "no JSON object"),
-        (json.dumps(FINAL), "no JSON object"),  # JSON in JSON
+        (json.dumps(FINAL), "not valid JSON"),  # JSON within a string
+        (f"{DRAFT} {json.dumps(FINAL)}", "not valid JSON"),
+        (f"{DRAFT} {json.dumps(json.dumps(FINAL, indent=1))}", "not valid JSON"),
         (f"<think>{DRAFT}</think>", "no JSON object"),
         (f"<think>{DRAFT}", "ends within its thoughts"),
         (f"<think>Hm.</think><think>{DRAFT}", "ends within its thoughts"),
@@ -86,7 +88,23 @@ def test_what_may_be_mistaken_is_refused(reply, fault):
 @pytest.mark.parametrize("reader", [json_object, segment_captions])
 @pytest.mark.parametrize(
     "piece",
-    ["{", "{ ", '{"', "{}", "{a", "[", "<", "< ", "<think", "<a:", "◁", "\n", "Description of segment 1:"],
+    [
+        "{",
+        "{ ",
+        '{"',
+        "{}",
+        "{a",
+        "{\\",
+        "{\\n",
+        "[",
+        "<",
+        "< ",
+        "<think",
+        "<a:",
+        "◁",
+        "\n",
+        "Description of segment 1:",
+    ],
 )
 def test_a_long_reply_takes_no_long_time(reader, piece):
     """A pattern that goes back and forth, or reads on from every brace, would take minutes."""
@@ -94,6 +112,17 @@ def test_a_long_reply_takes_no_long_time(reader, piece):
     for text in (piece * (size // len(piece)), piece + " " * size, piece + "a" * size):
         with contextlib.suppress(ValueError):
             reader(text)
+
+
+def test_the_score_of_the_papers_prompt_is_read():
+    for reply in ("{'quality_score': 8}", "```json\n{\u2018quality_score\u2019: 8}\n```", '{"quality_score": 8}',
+                  "<think>{'quality_score': 3}</think>{ 'quality_score' : 8 }"):  # fmt: skip
+        assert quality_score(reply) == {"quality_score": 8}
+    assert quality_score("{'quality_score': 7.5}") == {"quality_score": 7.5}
+    for reply in ("{'quality_score': '8'}", "{'quality_score': 8, 'why': 'x'}", "{'quality_score': 08}",
+                  "{'quality_score': 3} {'quality_score': 8}"):  # fmt: skip
+        with pytest.raises(ValueError):
+            quality_score(reply)
 
 
 LINES = 'Description of segment 1: A player runs. A defender follows.\n\nDescription of segment 2: ""\n'
@@ -118,6 +147,7 @@ def test_the_lines_of_the_papers_prompt_are_read():
         (LINES + "\nNote: nothing happens in the second.", "segment 2 must stand on one line"),
         (LINES.replace("runs. ", "runs.\n"), "segment 1 must stand on one line"),
         (LINES + '{"captions": ["A.", "B."]}', "both descriptions and a JSON object"),
+        (LINES.strip() + " (nothing changes)", "segment 2 must be text or empty, not both"),
         (LINES + "</s>", "beside the answer"),
         ("<think>" + LINES, "ends within its thoughts"),
     ],

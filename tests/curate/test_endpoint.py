@@ -145,6 +145,8 @@ def test_giving_up_names_the_server_and_the_reason(ask):
         ask(("sleep", 0.5), timeout_seconds=0.2, retries=0)
     with pytest.raises(ValueError, match=r"answers 401: who are you; correct the endpoint section"):
         ask((401, "who are you"))
+    with pytest.raises(ValueError, match=r"answers 400: .*; set endpoint.response_format to text"):
+        ask((400, "response_format json_object is not supported"))
 
 
 @pytest.mark.parametrize(
