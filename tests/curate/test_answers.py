@@ -115,8 +115,8 @@ def test_a_long_reply_takes_no_long_time(reader, piece):
 
 
 def test_the_score_of_the_papers_prompt_is_read():
-    for reply in ("{'quality_score': 8}", "```json\n{\u2018quality_score\u2019: 8}\n```", '{"quality_score": 8}',
-                  "<think>{'quality_score': 3}</think>{ 'quality_score' : 8 }"):  # fmt: skip
+    for reply in ("{'quality_score': 8}", '{"quality_score": 8}', "{\u2018quality_score\u2019: 8}",
+                  "<think>{'quality_score': 3}</think>```json\n{ 'quality_score' : 8 }\n```"):  # fmt: skip
         assert quality_score(reply) == {"quality_score": 8}
     assert quality_score("{'quality_score': 7.5}") == {"quality_score": 7.5}
     for reply in ("{'quality_score': '8'}", "{'quality_score': 8, 'why': 'x'}", "{'quality_score': 08}",
