@@ -28,7 +28,7 @@ _ANSWER_MARKS = re.compile(
 TAG = re.compile(r"<[/|]?[A-Za-z_][^<>]*>|◁[^◁▷]*▷")
 """Any other mark: what it means for the text in it is not known."""
 _BRACKETED = re.compile(r"\[/?[A-Z]{2,}\]")
-_LIKE_AN_OBJECT = re.compile(r"""\{(?:\s|\\[nrt]|\\)*(?:["'“\u2018}]|\w+\s*:)""")
+LIKE_AN_OBJECT = re.compile(r"""\{(?:\s|\\[nrt]|\\)*(?:["'“\u2018}]|\w+\s*:)""")
 """A brace that begins an object, whole, broken or within a string, and not a word such as {this}."""
 MAX_OBJECTS = 16
 _SCORE = re.compile(r"""\{\s*['\u2018\u2019]quality_score['\u2018\u2019]\s*:\s*([0-9]+(?:\.[0-9]+)?)\s*\}""")
@@ -45,7 +45,7 @@ def json_object(reply: str) -> Any:
     found: list[Any] = []
     words: list[str] = []
     position = 0
-    while match := _LIKE_AN_OBJECT.search(text, position):
+    while match := LIKE_AN_OBJECT.search(text, position):
         words.append(text[position : match.start()])
         try:
             tree, position = read_object(text, match.start())
@@ -78,7 +78,7 @@ def segment_captions(reply: str) -> Any:
     marks = list(_DESCRIPTION.finditer(text))
     if not marks:
         return json_object(reply)
-    if _LIKE_AN_OBJECT.search(text):
+    if LIKE_AN_OBJECT.search(text):
         raise ValueError("it has both descriptions and a JSON object, and must have one of them")
     _refuse_marks(text)
     if [int(mark[1]) for mark in marks] != list(range(1, len(marks) + 1)):

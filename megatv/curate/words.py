@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from megatv.curate.answers import TAG, quality_score, segment_captions
+from megatv.curate.answers import LIKE_AN_OBJECT, TAG, quality_score, segment_captions
 from megatv.curate.endpoint import Endpoint, Part, quoted
 from megatv.curate.manifest import Item
 from megatv.curate.prompt_files import Prompts, fill
@@ -156,7 +156,8 @@ def _line(text: Any, name: str, words: int) -> str:
     """Text on one line, which may be empty; ValueError for what is no description of at most `words` words.
 
     That is: one far too long, control characters, U+FFFD (a character that the server broke), marks such as
-    <|eot_id|>, text without a letter or digit, and the example of a prompt said back: "your sentence".
+    <|eot_id|>, JSON or a code fence within the text, a label such as "Segment 1:", text without a letter or
+    digit, and the example of a prompt said back: "your sentence".
     """
     if not isinstance(text, str):
         raise ValueError(f"{name} must be text")
@@ -165,13 +166,14 @@ def _line(text: Any, name: str, words: int) -> str:
         raise ValueError(f"{name} has {len(text)} characters and must have at most {words} words")
     if bad := next((c for c in text if c == "\ufffd" or unicodedata.category(c) == "Cc"), None):
         raise ValueError(f"{name} has the character U+{ord(bad):04X} in it, which is no text")
-    if mark := TAG.search(text):
+    if mark := TAG.search(text) or LIKE_AN_OBJECT.search(text) or _NO_WORDS.search(text):
         raise ValueError(f"{name} has {mark[0][:40]!r} in it; it must be plain words")
     if text and (not any(map(str.isalnum, text)) or _EXAMPLE.fullmatch(text)):
         raise ValueError(f"{name} is {text[:40]!r}, not a description")
     return text
 
 
+_NO_WORDS = re.compile(r"```|^\W*(?:description of )?(?:segment|caption) [0-9]+\W*:", re.I)
 _EXAMPLE = re.compile(
     r"\W*your (?:\w+ )?(?:sentences?|paragraph|description|caption|text)(?: here)?\W*", re.I
 )
