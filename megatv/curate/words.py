@@ -156,8 +156,8 @@ def _line(text: Any, name: str, words: int) -> str:
     """Text on one line, which may be empty; ValueError for what is no description of at most `words` words.
 
     That is: one far too long, control characters, U+FFFD (a character that the server broke), marks such as
-    <|eot_id|>, JSON or a code fence within the text, a label such as "Segment 1:", text without a letter or
-    digit, and the example of a prompt said back: "your sentence".
+    <|eot_id|>, JSON within the text or the end of it, a code fence, a label such as "Segment 1:", text
+    without a letter or digit, and the example of a prompt said back: "your sentence".
     """
     if not isinstance(text, str):
         raise ValueError(f"{name} must be text")
@@ -168,6 +168,8 @@ def _line(text: Any, name: str, words: int) -> str:
         raise ValueError(f"{name} has the character U+{ord(bad):04X} in it, which is no text")
     if mark := TAG.search(text) or LIKE_AN_OBJECT.search(text) or _NO_WORDS.search(text):
         raise ValueError(f"{name} has {mark[0][:40]!r} in it; it must be plain words")
+    if text.count("{") != text.count("}"):
+        raise ValueError(f"{name} has a brace without its other half in it; it must be plain words")
     if text and (not any(map(str.isalnum, text)) or _EXAMPLE.fullmatch(text)):
         raise ValueError(f"{name} is {text[:40]!r}, not a description")
     return text

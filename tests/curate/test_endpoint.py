@@ -245,6 +245,7 @@ def test_fences_and_words_around_the_object_do_no_harm(ask):
         (_caption, {"caption": "A dog jumps.<|eot_id|>"}, r"'<\|eot_id\|>' in it"),
         (_caption, {"caption": "<b>A dog</b> jumps."}, "'<b>' in it"),
         (_caption, {"caption": '{"caption": "A dog jumps."}'}, "in it; it must be plain words"),
+        (_caption, {"caption": 'A dog jumps."}'}, "a brace without its other half"),
         (_caption, {"caption": "```A dog jumps.```"}, "'```' in it"),
         (_caption, {"caption": "**Description of segment 1:** A dog jumps."}, "it must be plain words"),
         (_caption, {"caption": "..."}, "not a description"),
