@@ -40,6 +40,24 @@ def parse_json(text: str | bytes) -> Any:
     raise json.JSONDecodeError(reason, "", 0)
 
 
+def read_object(text: str, begin: int) -> tuple[Any, int]:
+    """The JSON object that begins at `text[begin]`, and where it ends; what comes after it is not looked at.
+
+    Raises json.JSONDecodeError as `parse_json` does, and when an object has a key twice.
+    """
+    try:
+        return json.JSONDecoder(object_pairs_hook=_no_key_twice).raw_decode(text, begin)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        reason = "nested too deeply"
+    except _KeyTwice as error:
+        reason = str(error)
+    except ValueError:
+        reason = "a number with too many digits"
+    raise json.JSONDecodeError(reason, text[begin : begin + 1], 0)
+
+
 class _KeyTwice(ValueError):
     """An object of which Python's reader would keep the last value, and another reader the first."""
 

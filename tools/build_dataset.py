@@ -51,7 +51,16 @@ MAKE_SHARDS = Path(__file__).with_name("make_shards.py")
 WORDS = ("meta_caption", "detailed_caption", "captions")
 WRITTEN = ("manifests", "cache", "clips", "captions.jsonl", "shards", "shards.made_from", "report.html")
 FAILURES_SAID = 20
-USAGE = ("requests", "cached", "retries", "repairs", "prompt_tokens", "completion_tokens", "cost")
+USAGE = (
+    "requests",
+    "cached",
+    "retries",
+    "repairs",
+    "uncounted",
+    "prompt_tokens",
+    "completion_tokens",
+    "cost",
+)
 
 
 def main() -> None:
@@ -76,7 +85,8 @@ def main() -> None:
             items = [output for record in records for output in record.outputs]
             if not items:
                 break
-        notes = [_usage_line(results)] if recipe.endpoint else ["words of people; no model was asked"]
+        is_asked = recipe.judge or not recipe.captions.words_from
+        notes = [_usage_line(results)] if is_asked else ["words of people; no model was asked"]
         if not items:
             notes.append(f"nothing is left after {results[-1][2].stage}: there are no shards")
         else:

@@ -73,12 +73,14 @@ def main() -> None:
 
     per_video: dict[str, dict[str, Any]] = {name: {} for name in videos}
     record: dict[str, Any] = {"videos": str(args.videos), "metrics": {}}
+    failed: dict[str, str] = {}
     if settings:  # first, since it may fail from outside
         bar = iter(progress(range(len(orders)), total=len(orders), desc="vlm"))
         replies = args.out.with_name(f"{args.out.name}.replies")
-        answers, usage = ask_all(orders, settings, replies, args.frames, lambda: next(bar))
+        answers, failed, usage = ask_all(orders, settings, replies, args.frames, lambda: next(bar))
         _merge(per_video, judged(orders, answers))
         record["vlm"] = {"url": settings.url, "model": settings.model, "frames": args.frames, **asdict(usage)}
+        record["vlm"]["failed"] = failed
     distance = None
     if pairs:
         record["references"] = str(args.references)
@@ -94,6 +96,12 @@ def main() -> None:
     record["files"] = {m: {"file": str(f), "sha256": sha256(f)} for m, f in files.items() if m in chosen}
     say(table(record))
     _write(args.out, {**record, "per_video": per_video})
+    if failed:
+        name, reason = next(iter(failed.items()))
+        raise ValueError(
+            f"vlm: {len(failed)} of {len(orders)} videos were not judged, all else is in {args.out}; {name}: "
+            f"{reason}; start again to ask for what is missing"
+        )
 
 
 def table(record: dict[str, Any]) -> str:
@@ -144,6 +152,8 @@ def _endpoint(args: argparse.Namespace) -> EndpointSettings:
         api_key_env=args.api_key_env,
         concurrency=args.concurrency,
         retries=args.retries,
+        max_tokens=args.max_tokens,
+        response_format=args.response_format,
         temperature=0.0,
     )
 
@@ -182,6 +192,13 @@ def _arguments() -> argparse.Namespace:
     add("--model", help="name that the server knows")
     add("--api-key-env", metavar="NAME", help="environment variable that holds the key: *_API_KEY")
     add("--concurrency", type=int, default=4, help="requests at once")
+    add("--max-tokens", type=int, default=2048, help="of a reply, a model's thoughts among them")
+    add(
+        "--response-format",
+        choices=["json_object", "text"],
+        default="json_object",
+        help="`text` for a server that does not know json_object",
+    )
     add("--retries", type=int, default=5, help="of a request that fails")
     add("--frames", type=int, default=4, help="shown of each video, besides 4 around each intervention")
     add(

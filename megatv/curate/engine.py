@@ -58,6 +58,8 @@ class Stage:
     threads   items that a task works on together, for work that waits for a server
     tasks     at most so many tasks at once; None: as many as there are cores
     makes     keys that every output has
+    passes    keys of an item that `work` does not see and that every output gets as they are then: another
+              value of them does no item again
     """
 
     name: str
@@ -68,10 +70,20 @@ class Stage:
     threads: int = 1
     tasks: int | None = None
     makes: tuple[str, ...] = ()
+    passes: tuple[str, ...] = ()
 
     def key(self, item: Item) -> str:
         """The item's key in this stage's manifest."""
-        return key_of(item, self.name, self.version, self.settings)
+        return key_of(self.seen(item), self.name, self.version, self.settings)
+
+    def seen(self, item: Item) -> Item:
+        """What `work` sees of an item."""
+        return {name: value for name, value in item.items() if name not in self.passes}
+
+    def passed_on(self, record: Record, item: Item) -> Record:
+        """An item's record, with what passes by in each output."""
+        passed = {name: item[name] for name in self.passes if name in item}
+        return replace(record, outputs=[{**output, **passed} for output in record.outputs])
 
 
 @dataclass(frozen=True)
@@ -157,7 +169,7 @@ def run_stage(
     assert not repeated, f"{stage.name}: ids must be unique, {repeated[0]!r} is not"
     with Manifest(manifest_path, stage.makes) as manifest:
         todo = {
-            key: item
+            key: stage.seen(item)
             for key, item in zip(keys, items, strict=True)
             if not (old := manifest.records.get(key)) or (retry_failed and old.status == "failed")
         }
@@ -173,7 +185,9 @@ def run_stage(
             for record in results:
                 manifest.append(record)
                 bar.update()
-        records = [manifest.records[key] for key in keys]
+        records = [
+            stage.passed_on(manifest.records[key], item) for key, item in zip(keys, items, strict=True)
+        ]
     by_status = Counter(record.status for record in records)
     summary = Summary(
         stage.name,

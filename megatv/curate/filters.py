@@ -1,7 +1,7 @@
 """What teaches nothing: pictures in which little moves, people who talk into the camera (TV2TV section 4.1).
 
 Every filter first measures, then judges: a `Verdict` keeps the numbers and says in words why. TV2TV measures
-motion with Farneback's optical flow and faces with RetinaFace; here DIS flow is the default and faces are
+motion with Farnebäck's optical flow and faces with RetinaFace; here DIS flow is the default and faces are
 found by the Haar cascades that come with OpenCV, from the front and from the sides.
 
 Shots are judged, before their frames are embedded: what is dropped early costs nothing later. A long shot is
@@ -22,6 +22,8 @@ import numpy as np
 
 from megatv.curate.settings import FaceSettings, MotionSettings, Span
 
+FLOWS = {"dis": "DIS flow", "farneback": "Farnebäck flow"}
+"""Names of `motion.method` for people."""
 Box = tuple[int, int, int, int]
 """x, y, width and height in pixels."""
 
@@ -74,8 +76,8 @@ def judge_motion(frames: Iterable[np.ndarray], settings: MotionSettings) -> Verd
     least = settings.min_widths_per_second
     kept = score >= least
     reason = (
-        f"motion filter: {score:.4f} frame widths/s, {'at least' if kept else 'below'} "
-        f"motion.min_widths_per_second {least:g}"
+        f"motion filter: {score:.4f} frame widths/s by {FLOWS[settings.method]}, "
+        f"{'at least' if kept else 'below'} motion.min_widths_per_second {least:g}"
     )
     return Verdict(kept, reason, {"widths_per_second": score})
 
@@ -172,7 +174,7 @@ def _dis() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
 
 
 def _farneback(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Farneback (SCIA 2003) with the parameters of OpenCV's own example."""
+    """Farnebäck (SCIA 2003) with the parameters of OpenCV's own example."""
     return np.asarray(
         cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
     )

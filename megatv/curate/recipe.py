@@ -53,7 +53,9 @@ class EndpointSettings:
     api_key_env    environment variable that holds the key, *_API_KEY; null: none is sent
     concurrency    requests at once, over the whole cluster
     timeout_seconds, retries   of one request, as a whole; the busy, broken or slow is asked again, ever later
-    temperature, max_tokens    of a reply
+    temperature, max_tokens    of a reply; one that reaches max_tokens is not used
+    response_format            `json_object`, or `text` for a server that does not know it, and for prompts
+                               that ask for plain text, such as those of TV2TV's appendix B.2
     image_width_pixels, jpeg_quality   of the frames sent, which keep their aspect ratio
     prompt_price, completion_price     of a million tokens, in any currency, for the cost counters
     """
@@ -65,21 +67,26 @@ class EndpointSettings:
     timeout_seconds: float = 120.0
     retries: int = 5
     temperature: float = 0.2
-    max_tokens: int = 1024
+    max_tokens: int = 2048
+    response_format: Literal["json_object", "text"] = "json_object"
     image_width_pixels: int = 448
     jpeg_quality: int = 85
     prompt_price: float = 0.0
     completion_price: float = 0.0
 
+    section = "endpoint"
+    """Of the recipe, for messages."""
+
     def __post_init__(self) -> None:
-        check_url(self.url, "endpoint.url")
+        check_url(self.url, f"{self.section}.url")
         if self.api_key_env is not None:
-            check_key_name(self.api_key_env, "endpoint.api_key_env")
+            check_key_name(self.api_key_env, f"{self.section}.api_key_env")
         for key, most in MOST.items():
             if not 0 < (value := getattr(self, key)) <= most:
-                raise ValueError(f"endpoint.{key} is {value}: it must be above 0 and at most {most}")
-        if not 0 <= self.retries <= MAX_RETRIES:
-            raise ValueError(f"endpoint.retries is {self.retries}: it must be 0 to {MAX_RETRIES}")
+                raise ValueError(f"{self.section}.{key} is {value}: it must be above 0 and at most {most}")
+        for key, limit in MOST_OR_ZERO.items():
+            if not 0 <= (value := getattr(self, key)) <= limit:
+                raise ValueError(f"{self.section}.{key} is {value}: it must be 0 to {limit:g}")
 
 
 MOST = {
@@ -89,20 +96,29 @@ MOST = {
     "image_width_pixels": 4096,
     "jpeg_quality": 100,
 }
-MAX_RETRIES = 100
-"""Each waits up to a minute."""
+MOST_OR_ZERO = {"retries": 100, "temperature": 2, "prompt_price": 1e6, "completion_price": 1e6}
+"""Each of the retries waits up to a minute."""
+
+
+class QualityEndpointSettings(EndpointSettings):
+    """The same, for scores alone."""
+
+    section = "quality.endpoint"
 
 
 @dataclass(frozen=True)
 class QualitySettings:
     """The model's score of a clip, 1 to 10 (TV2TV appendix B.1); lower than `min_score` is dropped.
 
-    frames   shown from each of start, centre and end: consecutive ones, `frame_seconds` apart
+    frames     shown from each of start, centre and end: consecutive ones, `frame_seconds` apart
+    endpoint   who judges; null: whoever writes the captions. TV2TV (section 4.1) has scores from
+               Gemma-3-12B and captions from Qwen3-VL-30B. Another judge asks for no caption again.
     """
 
     min_score: float = 6.0
     frames: int = 3
     frame_seconds: float = 0.25
+    endpoint: QualityEndpointSettings | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_score <= 10 or self.frames < 1 or self.frame_seconds <= 0:
@@ -111,21 +127,48 @@ class QualitySettings:
 
 @dataclass(frozen=True)
 class CaptionSettings:
-    """Who writes the words.
+    """Who writes the words, and what they are asked for.
 
     words_from           JSONL that people wrote, as `tools/make_shards.py` reads it; null: the endpoint
-    frames_per_segment   shown of every segment     frames_per_clip   shown for the meta and detailed captions
+    prompts              folder with prompts of your own, see `megatv.curate.prompt_files`; null: megatv's
+    frames_per_segment   shown of every segment
+    frames_per_clip      shown for the meta-caption
+    segment_words        most words of a segment's caption, which may be several sentences (TV2TV appendix
+                         B.2: "under 50 words"; its table 1 has up to four sentences)
+    meta_words           most words of the meta-caption
     detailed             whether Think2V's long caption is asked for
+    detailed_frames      shown for it: TV2TV's is made from "more densely sampled video frames" than the
+                         meta-caption (section 4.2.2), and the paper gives no number
+    detailed_words       most words of it
+    The words are asked for; a text with more than twice as many is refused (`megatv.curate.words`).
     """
 
     words_from: Place | None = None
+    prompts: Place | None = None
     frames_per_segment: int = 4
     frames_per_clip: int = 8
+    segment_words: int = 50
+    meta_words: int = 30
     detailed: bool = True
+    detailed_frames: int = 24
+    detailed_words: int = 150
 
     def __post_init__(self) -> None:
-        if self.frames_per_segment < 1 or self.frames_per_clip < 1:
-            raise ValueError("captions.frames_per_segment and captions.frames_per_clip must be at least 1")
+        for key in ("frames_per_segment", "frames_per_clip", "detailed_frames"):
+            if not 1 <= (value := getattr(self, key)) <= MAX_FRAMES:
+                raise ValueError(f"captions.{key} is {value}: it must be 1 to {MAX_FRAMES}")
+        for key in ("segment_words", "meta_words", "detailed_words"):
+            if not 1 <= (value := getattr(self, key)) <= MAX_WORDS:
+                raise ValueError(f"captions.{key} is {value}: it must be 1 to {MAX_WORDS}")
+        if self.detailed and self.detailed_frames < self.frames_per_clip:
+            raise ValueError(
+                f"captions.detailed_frames {self.detailed_frames} is below captions.frames_per_clip "
+                f"{self.frames_per_clip}: the long caption needs more frames; raise it, or set "
+                "captions.detailed to false"
+            )
+
+
+MAX_FRAMES, MAX_WORDS = 256, 1000
 
 
 @dataclass(frozen=True)
@@ -163,7 +206,11 @@ class ShardSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All sections. Without `endpoint`: captions.words_from, `quality: null`. `shards: null` makes none."""
+    """All sections. `shards: null` makes none.
+
+    Without `endpoint`, captions come from captions.words_from, and scores from quality.endpoint or from
+    nobody (`quality: null`).
+    """
 
     source: SourceSettings = field(default_factory=SourceSettings)
     shots: ShotSettings = field(default_factory=ShotSettings)
@@ -184,13 +231,26 @@ class Recipe:
                 "nobody is there to write captions: give endpoint.url and endpoint.model of an "
                 "OpenAI-compatible server, or captions.words_from, a JSONL file of captions that people wrote"
             )
-        if self.endpoint is None and self.quality is not None:
-            raise ValueError("quality scores come from a model: give endpoint.url, or set quality to null")
+        if self.quality is not None and self.judge is None:
+            raise ValueError(
+                "quality scores come from a model: give endpoint.url or quality.endpoint.url, or set quality "
+                "to null"
+            )
+        if self.captions.prompts is not None and self.judge is None and self.captions.words_from is not None:
+            raise ValueError(
+                "captions.prompts is given, and no model is asked: people write the words and there are no "
+                "quality scores; leave it out"
+            )
         if self.clips.min_seconds * FPS < GROUP_FRAMES:
             raise ValueError(
                 f"clips.min_seconds {self.clips.min_seconds:g} is less than a group of {GROUP_FRAMES} frames "
                 f"at {FPS} fps: make it at least {GROUP_FRAMES / FPS:.2f}"
             )
+
+    @property
+    def judge(self) -> EndpointSettings | None:
+        """Who gives quality scores; None when nobody does."""
+        return (self.quality.endpoint or self.endpoint) if self.quality else None
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -203,9 +263,10 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         recipe = with_home(build(Recipe, tree))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    words, model = recipe.captions.words_from, recipe.embed.model
-    if words is not None:
-        recipe = replace(recipe, captions=replace(recipe.captions, words_from=str(Path(words).resolve())))
+    captions, model = recipe.captions, recipe.embed.model  # prompts are read here, workers get the texts
+    if captions.words_from is not None:
+        captions = replace(captions, words_from=str(Path(captions.words_from).resolve()))
+    recipe = replace(recipe, captions=captions)
     if Path(model).is_dir():
         recipe = replace(recipe, embed=replace(recipe.embed, model=str(Path(model).resolve())))
     return recipe

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,6 @@ import numpy as np
 
 from megatv.config import FPS
 from megatv.curate.embed import Embedder, embed_span, load_embedder
-from megatv.curate.endpoint import PROMPTS
 from megatv.curate.engine import Outcome, Stage
 from megatv.curate.filters import (
     Verdict,
@@ -35,7 +34,8 @@ from megatv.curate.filters import (
 )
 from megatv.curate.manifest import Item
 from megatv.curate.peaks import choose_clips, find_key_frames
-from megatv.curate.recipe import Recipe
+from megatv.curate.prompt_files import Prompts, load_prompts
+from megatv.curate.recipe import EndpointSettings, Recipe
 from megatv.curate.segments import choose_segments
 from megatv.curate.settings import EmbedSettings
 from megatv.curate.shots import find_shots
@@ -46,11 +46,10 @@ from megatv.untrusted import inside, json_lines, parse_json
 
 VIDEO_ENDINGS = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".mpg")
 
-EXPORTED = (
-    *("video", "start", "end", "key_frames", "segments", "file"),
-    *("meta_caption", "detailed_caption", "captions"),
-)
-"""Keys of every exported clip."""
+WORDS = ("meta_caption", "detailed_caption", "captions")
+"""Keys of a captioned clip's words: other words export no clip again."""
+EXPORTED = ("video", "start", "end", "key_frames", "segments", "file")
+"""Keys of every exported clip, beside the words."""
 
 
 @dataclass(frozen=True)
@@ -86,41 +85,58 @@ def list_videos(places: Places, recipe: Recipe) -> list[Item]:
 
 
 def stages(places: Places, recipe: Recipe) -> list[Stage]:
-    """All stages but the shards, in order."""
+    """All stages but the shards, in order. Raises ValueError when prompts or people's words are faulty.
+
+    A stage's settings are all that decides what it finds and nothing else: other settings do its items again.
+    So another judge or judge's prompt asks for scores alone, and the scores pass by the stages after it.
+    """
 
     def stage(name: str, work: Any, settings: Any, version: int = 1, **options: Any) -> Stage:
         plain = parse_json(json.dumps(settings, default=asdict))
         options = {"makes": ("video",), **options}
         return Stage(name, version, partial(work, places=places, recipe=recipe), plain, **options)
 
-    waiting: dict[str, Any] = {}
-    asked: dict[str, Any] = {}
-    if recipe.endpoint:
-        threads = min(8, recipe.endpoint.concurrency)
-        waiting = {"threads": threads, "tasks": max(1, recipe.endpoint.concurrency // threads), "cpus": 0.5}
-        e = recipe.endpoint
-        prompts = [file.read_text(encoding="utf-8") for file in sorted(PROMPTS.glob("*.txt"))]
-        asked = {
-            "model": e.model,
-            "temperature": e.temperature,
-            "width": e.image_width_pixels,
-            "prompts": prompts,
-        }
-    captions: dict[str, Any] = {"captions": recipe.captions, "endpoint": asked}
-    if recipe.captions.words_from:
-        read_captions(recipe.captions.words_from)  # refuse a faulty file now, not clip by clip
-        captions = {"captions": Path(recipe.captions.words_from).read_text(encoding="utf-8")}
-    return [
+    prompts = load_prompts(recipe.captions.prompts)  # now, and once: workers get the texts
+    chain = [
         stage("source", _source, [recipe.source.keywords, recipe.source.exclude]),
         stage("probe", _probe, recipe.source),
         stage("shots", _shots, recipe.shots),
         stage("filters", _filters, [recipe.motion, recipe.faces, recipe.clips.window_seconds]),
         stage("clips", _clips, [recipe.embed, recipe.clips]),
-        *([stage("quality", _quality, [recipe.quality, asked], **waiting)] if recipe.quality else []),
-        stage("segments", _segments, [recipe.embed, recipe.segments]),
-        stage("captions", _captions, captions, **({} if recipe.captions.words_from else waiting)),
-        stage("export", _export, [recipe.export], makes=EXPORTED),
     ]
+    if recipe.quality and recipe.judge:
+        shown = replace(recipe.quality, endpoint=None)
+        asked = _asked(recipe.judge, prompts.quality, prompts.repair)
+        work = partial(_quality, prompts=prompts)
+        chain.append(stage("quality", work, [shown, asked], **_waiting(recipe.judge)))
+    passes: dict[str, Any] = {"passes": ("quality",)}
+    captioned = {**passes, "makes": ("video", *WORDS)}
+    chain.append(stage("segments", _segments, [recipe.embed, recipe.segments], **passes))
+    if recipe.captions.words_from:
+        read_captions(recipe.captions.words_from)  # refuse a faulty file now, not clip by clip
+        text = Path(recipe.captions.words_from).read_text(encoding="utf-8")
+        chain.append(stage("captions", _human_captions, {"captions": text}, **captioned))
+    else:
+        assert recipe.endpoint is not None
+        texts = [prompts.meta, prompts.segments, prompts.repair]
+        texts += [prompts.detailed] if recipe.captions.detailed else []
+        settings = [replace(recipe.captions, prompts=None), _asked(recipe.endpoint, *texts)]
+        work = partial(_model_captions, prompts=prompts)
+        chain.append(stage("captions", work, settings, **captioned, **_waiting(recipe.endpoint)))
+    chain.append(stage("export", _export, [recipe.export], makes=EXPORTED, passes=("quality", *WORDS)))
+    return chain
+
+
+def _asked(endpoint: EndpointSettings, *prompts: str) -> dict[str, Any]:
+    """What decides a model's answers: not where it runs, nor how long it may take."""
+    keys = ("model", "temperature", "image_width_pixels", "jpeg_quality")
+    return {**{key: getattr(endpoint, key) for key in keys}, "prompts": prompts}
+
+
+def _waiting(endpoint: EndpointSettings) -> dict[str, Any]:
+    """How a stage runs that waits for a server."""
+    threads = min(8, endpoint.concurrency)
+    return {"threads": threads, "tasks": max(1, endpoint.concurrency // threads), "cpus": 0.5}
 
 
 def _source(item: Item, places: Places, recipe: Recipe) -> Outcome:
@@ -220,9 +236,9 @@ def _clips(item: Item, places: Places, recipe: Recipe) -> Outcome:
     return Outcome(outputs, "" if outputs else reason, {**facts, "key_frames": len(key_frames)})
 
 
-def _quality(item: Item, places: Places, recipe: Recipe) -> Outcome:
+def _quality(item: Item, places: Places, recipe: Recipe, prompts: Prompts) -> Outcome:
     assert recipe.quality is not None
-    score, facts = score_quality(item, places.videos, places.out / "cache", recipe)
+    score, facts = score_quality(item, places.videos, places.out / "cache", recipe, prompts)
     if score < recipe.quality.min_score:
         return Outcome(
             reason=f"quality {score:g} below quality.min_score {recipe.quality.min_score:g}", facts=facts
@@ -242,10 +258,13 @@ def _segments(item: Item, places: Places, recipe: Recipe) -> Outcome:
     return Outcome([{**item, "segments": found}], facts={"segments": len(found)})
 
 
-def _captions(item: Item, places: Places, recipe: Recipe) -> Outcome:
-    if recipe.captions.words_from:
-        return Outcome([{**item, **human_words(item, recipe.captions.words_from)}])
-    words, facts = model_words(item, places.videos, places.out / "cache", recipe)
+def _human_captions(item: Item, places: Places, recipe: Recipe) -> Outcome:
+    assert recipe.captions.words_from is not None
+    return Outcome([{**item, **human_words(item, recipe.captions.words_from)}])
+
+
+def _model_captions(item: Item, places: Places, recipe: Recipe, prompts: Prompts) -> Outcome:
+    words, facts = model_words(item, places.videos, places.out / "cache", recipe, prompts)
     return Outcome([{**item, **words}], facts=facts)
 
 

@@ -1,32 +1,40 @@
 """What is asked of a vision-language model about a clip, and what counts as an answer; or a person's words.
 
-The prompts are the files in `prompts/`. Caption times count from the clip's start. TV2TV section 4.1 and
-appendix B give the method: a score, one sentence for all, one for what each segment brings that is new.
+The prompts are those of `prompt_files`. Caption times count from the clip's start. TV2TV section 4.1 and
+appendix B give the method: a score, one sentence for all, some for what each segment brings that is new.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from dataclasses import asdict
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 
-from megatv.curate.endpoint import PROMPTS, Endpoint, Part, quoted
+from megatv.curate.answers import LIKE_AN_OBJECT, TAG, quality_score, segment_captions
+from megatv.curate.endpoint import Endpoint, Part, quoted
 from megatv.curate.manifest import Item
-from megatv.curate.recipe import Recipe
+from megatv.curate.prompt_files import Prompts, fill
+from megatv.curate.recipe import MAX_WORDS, Recipe
 from megatv.data.captions import clip_captions, read_captions
 from megatv.data.video import decode_video
 from megatv.untrusted import inside
 
 TOPIC = "sports and other physical action"
+CHARACTERS_PER_WORD = 12
+"""A text with more for each word that was asked for is refused: an English word and its space have about six,
+so that is twice what was asked for, and models that repeat themselves go far beyond."""
 
 
-def score_quality(item: Item, videos: Path, cache: Path, recipe: Recipe) -> tuple[float, dict[str, Any]]:
+def score_quality(
+    item: Item, videos: Path, cache: Path, recipe: Recipe, prompts: Prompts
+) -> tuple[float, dict[str, Any]]:
     """The model's score, 1 to 10, and facts (score, usage). ValueError when it gives none."""
-    assert recipe.endpoint is not None and recipe.quality is not None
-    endpoint, shown = Endpoint(recipe.endpoint, cache), recipe.quality
+    assert recipe.judge is not None and recipe.quality is not None
+    endpoint, shown = Endpoint(recipe.judge, cache, prompts.repair), recipe.quality
     run = (shown.frames - 1) * shown.frame_seconds
     last = item["end"] - shown.frame_seconds - run
     centre = (item["start"] + last) / 2
@@ -35,28 +43,45 @@ def score_quality(item: Item, videos: Path, cache: Path, recipe: Recipe) -> tupl
         for begin in (item["start"], centre, max(last, item["start"]))
         for k in range(shown.frames)
     ]
-    parts = [_prompt("quality", topic=TOPIC), *_pictures(item, times, videos, recipe)]
-    score = endpoint.ask(parts, _score)
+    pictures = _pictures(item, times, videos, recipe.judge.image_width_pixels)
+    score = endpoint.ask([fill(prompts.quality, topic=TOPIC), *pictures], _score, quality_score)
     return score, {"quality_score": score, **asdict(endpoint.usage)}
 
 
-def model_words(item: Item, videos: Path, cache: Path, recipe: Recipe) -> tuple[Item, dict[str, Any]]:
+def model_words(
+    item: Item, videos: Path, cache: Path, recipe: Recipe, prompts: Prompts
+) -> tuple[Item, dict[str, Any]]:
     """meta_caption, detailed_caption and captions of a clip with `segments`, and the usage."""
     assert recipe.endpoint is not None
-    endpoint, segments = Endpoint(recipe.endpoint, cache), item["segments"]
-    overview = _pictures(
-        item, _spread(item["start"], item["end"], recipe.captions.frames_per_clip), videos, recipe
+    endpoint, asked, segments = (
+        Endpoint(recipe.endpoint, cache, prompts.repair),
+        recipe.captions,
+        item["segments"],
     )
-    meta = endpoint.ask([_prompt("meta"), *overview], _caption)
-    parts: list[Part] = [_prompt("segments", count=len(segments))]
+    width = recipe.endpoint.image_width_pixels
+
+    def frames(start: float, end: float, count: int) -> list[Part]:
+        return _pictures(item, _spread(start, end, count), videos, width)
+
+    clip = (item["start"], item["end"])
+    meta = endpoint.ask(
+        [fill(prompts.meta, words=asked.meta_words), *frames(*clip, asked.frames_per_clip)],
+        lambda answer: _caption(answer, asked.meta_words),
+    )
+    parts: list[Part] = [fill(prompts.segments, count=len(segments), words=asked.segment_words)]
     for number, (start, end) in enumerate(segments, 1):
-        from_start, to = start - item["start"], end - item["start"]
-        parts.append(f"Piece {number}, {from_start:.2f} s to {to:.2f} s:")
-        parts += _pictures(item, _spread(start, end, recipe.captions.frames_per_segment), videos, recipe)
-    texts = endpoint.ask(parts, lambda answer: _texts(answer, len(segments)))
+        parts.append(f"Segment {number}, {start - item['start']:.2f} s to {end - item['start']:.2f} s:")
+        parts += frames(start, end, asked.frames_per_segment)
+    texts = endpoint.ask(
+        parts, lambda answer: _texts(answer, len(segments), asked.segment_words), segment_captions
+    )
     detailed = ""
-    if recipe.captions.detailed:
-        detailed = endpoint.ask([_prompt("detailed", meta=quoted(meta)), *overview], _caption)
+    if asked.detailed:
+        prompt = fill(prompts.detailed, meta=quoted(meta), words=asked.detailed_words)
+        detailed = endpoint.ask(
+            [prompt, *frames(*clip, asked.detailed_frames)],
+            lambda answer: _caption(answer, asked.detailed_words),
+        )
     captions = [
         {"start": start - item["start"], "text": text}
         for (start, _), text in zip(segments, texts, strict=True)
@@ -80,24 +105,16 @@ def human_words(item: Item, file: str) -> Item:
     }
 
 
-def _prompt(name: str, **values: object) -> str:
-    return Template((PROMPTS / f"{name}.txt").read_text(encoding="utf-8")).substitute(values)
-
-
 def _spread(start: float, end: float, count: int) -> list[float]:
     """Times in the middles of `count` equal parts."""
     return [start + (end - start) * (k + 0.5) / count for k in range(count)]
 
 
-def _pictures(item: Item, times: list[float], videos: Path, recipe: Recipe) -> list[Part]:
-    """Each frame after its time in the clip, in words."""
-    assert recipe.endpoint is not None
+def _pictures(item: Item, times: list[float], videos: Path, width: int) -> list[Part]:
+    """Each frame, `width` pixels wide, after its time in the clip in words."""
     parts: list[Part] = []
     for time in times:
-        parts += [
-            f"{time - item['start']:.2f} s:",
-            picture(item, time, videos, recipe.endpoint.image_width_pixels),
-        ]
+        parts += [f"{time - item['start']:.2f} s:", picture(item, time, videos, width)]
     return parts
 
 
@@ -116,20 +133,53 @@ def _score(answer: Any) -> float:
     return float(score)
 
 
-def _caption(answer: Any) -> str:
-    text = _only(answer, "caption")
-    if not isinstance(text, str) or not text.strip():
+def _caption(answer: Any, words: int = MAX_WORDS) -> str:
+    text = _line(_only(answer, "caption"), "caption", words)
+    if not text:
         raise ValueError("caption must be text that is not empty")
-    return " ".join(text.split())
+    return text
 
 
-def _texts(answer: Any, count: int) -> list[str]:
+def _texts(answer: Any, count: int, words: int = MAX_WORDS) -> list[str]:
     texts = _only(answer, "captions")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError("captions must be a list of texts")
     if len(texts) != count:
         raise ValueError(f"captions has {len(texts)} texts, it needs exactly {count}")
-    return [" ".join(text.split()) for text in texts]
+    texts = [_line(text, f"captions[{index}]", words) for index, text in enumerate(texts)]
+    if not any(texts):
+        raise ValueError("captions are all empty; at least one must say what is seen")
+    return texts
+
+
+def _line(text: Any, name: str, words: int) -> str:
+    """Text on one line, which may be empty; ValueError for what is no description of at most `words` words.
+
+    That is: one far too long, control characters, U+FFFD (a character that the server broke), marks such as
+    <|eot_id|>, JSON within the text or the end of it, a code fence, a label such as "Segment 1:", text
+    without a letter or digit, and the example of a prompt said back: "your sentence".
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be text")
+    text = " ".join(text.split())
+    if len(text) > words * CHARACTERS_PER_WORD:
+        raise ValueError(f"{name} has {len(text)} characters and must have at most {words} words")
+    if bad := next((c for c in text if c == "\ufffd" or unicodedata.category(c) == "Cc"), None):
+        raise ValueError(f"{name} has the character U+{ord(bad):04X} in it, which is no text")
+    if mark := TAG.search(text) or LIKE_AN_OBJECT.search(text) or _NO_WORDS.search(text):
+        raise ValueError(f"{name} has {mark[0][:40]!r} in it; it must be plain words")
+    if text.count("{") != text.count("}"):
+        raise ValueError(f"{name} has a brace without its other half in it; it must be plain words")
+    if text and (not any(map(str.isalnum, text)) or _EXAMPLE.fullmatch(text)):
+        raise ValueError(f"{name} is {text[:40]!r}, not a description")
+    return text
+
+
+_NO_WORDS = re.compile(r"```|^\W*(?:description of )?(?:segment|caption) [0-9]+\W*:", re.I)
+_EXAMPLE = re.compile(
+    r"\W*your (?:\w+ )?(?:sentences?|paragraph|description|caption|text)(?: here)?\W*", re.I
+)
+"""What stands in a prompt in the place of an answer."""
 
 
 def _only(answer: Any, key: str) -> Any:

@@ -20,7 +20,7 @@ from string import Template
 from typing import Any
 
 from megatv.config import FPS
-from megatv.curate.endpoint import Endpoint, Part, Usage, quoted
+from megatv.curate.endpoint import Endpoint, NoAnswerError, Part, Usage, quoted
 from megatv.curate.recipe import EndpointSettings
 from megatv.data.video import decode_frames, probe
 from megatv.regular_file import read_bytes
@@ -103,28 +103,38 @@ def ask_all(
     cache: Path,
     frames: int,
     done: Callable[[], object] = lambda: None,
-) -> tuple[dict[str, list[str]], Usage]:
-    """The answers by video name, one a video's order, and what they cost.
+) -> tuple[dict[str, list[str]], dict[str, str], Usage]:
+    """The answers by video name, one a video's order; of the videos without, the reason; what it all cost.
 
     At most settings.concurrency requests are under way. `cache` keeps every accepted reply, so a second start
-    asks only what is missing. `done` is called after each video. Raises the first ValueError of any video.
+    asks only what is missing. `done` is called after each video. Raises ValueError when no video is answered,
+    and when the server would answer none or a reply cannot be kept.
     """
 
-    def ask(one: Orders) -> tuple[list[str], Usage]:
+    def ask(one: Orders) -> tuple[list[str] | str, Usage]:
         endpoint = Endpoint(settings, cache)  # one for each: counters are not shared among threads
         asked, count = question(one, settings, frames), len(one.spoken)
         try:
             return endpoint.ask(asked, lambda tree: answers(tree, count)), endpoint.usage
+        except NoAnswerError as error:
+            return str(error), endpoint.usage
         except OSError as error:
             raise ValueError(f"{cache}: a reply cannot be kept there ({error.strerror}); make room") from None
 
-    found, usage = {}, Usage()
+    found: dict[str, list[str]] = {}
+    failed: dict[str, str] = {}
+    usage = Usage()
     with ThreadPoolExecutor(settings.concurrency) as pool:
         for name, (said, cost) in zip(orders, pool.map(ask, orders.values()), strict=True):
-            found[name] = said
+            if isinstance(said, str):
+                failed[name] = said
+            else:
+                found[name] = said
             usage.add(cost)
             done()
-    return found, usage
+    if failed and not found:
+        raise ValueError(next(iter(failed.values())))
+    return found, failed, usage
 
 
 def answers(tree: Any, count: int) -> list[str]:

@@ -3,13 +3,14 @@
 import json
 import threading
 import time
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
 from megatv.curate import endpoint as module
-from megatv.curate.endpoint import Endpoint
+from megatv.curate.endpoint import Endpoint, retry_after
 from megatv.curate.recipe import EndpointSettings
 from megatv.curate.words import _caption, _score, _texts
 
@@ -19,7 +20,10 @@ PICTURE = np.zeros((8, 8, 3), np.uint8)
 
 @pytest.fixture
 def server():
-    """Answers what `replies` holds, in order: (status, content) or a number of seconds to sleep first."""
+    """Answers what `replies` holds, in order: (status, content), or ("sleep", seconds).
+
+    A content that is a dictionary is the whole choice of the completion.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -30,7 +34,8 @@ def server():
                 time.sleep(content)
                 return
             usage = {"prompt_tokens": 100, "completion_tokens": 10}
-            answer = {"choices": [{"message": {"content": content}}], "usage": usage}
+            choice = content if isinstance(content, dict) else {"message": {"content": content}}
+            answer = {"choices": [choice], "usage": usage}
             data = json.dumps(answer).encode() if status == 200 else content.encode()
             self.send_response(status)
             if status == 429:
@@ -111,6 +116,28 @@ def test_busy_broken_and_slow_servers_are_asked_again(ask):
     assert ask(("sleep", 0.6), GOOD, timeout_seconds=0.3, parts=("Again.",))[1].retries == 1
 
 
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529, 599])
+def test_a_status_of_a_server_in_trouble_is_asked_again(ask, status):
+    assert ask((status, "wait"), GOOD)[1].retries == 1
+
+
+NOW = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0.0), ("3", 3.0), ("1.5", 1.5), ("61", 60.0), ("3600", 60.0), ("3601", None), ("9" * 400, None),
+        ("1e400", None), ("nan", None), ("inf", None), ("-5", None), ("", None), ("soon", None),
+        (formatdate(NOW + 7, usegmt=True), 7.0), (formatdate(NOW + 100, usegmt=True), 60.0),
+        (formatdate(NOW - 7, usegmt=True), None), ("Wed, 21 Oct 2065 07:28:00 GMT", None),
+        ("Wed, 99 Oct 20650 07:28:00 GMT", None), ("²", None), ("Mon, 01 Jan 0001 00:00:00 GMT", None),
+    ],
+)  # fmt: skip
+def test_retry_after_is_believed_within_reason(value, seconds):
+    assert retry_after(value, NOW) == seconds
+
+
 def test_giving_up_names_the_server_and_the_reason(ask):
     with pytest.raises(ValueError, match=r"/v1/chat/completions: answers 500: oops, tried 3 times; see that"):
         ask(*[(500, "oops")] * 3)
@@ -118,6 +145,8 @@ def test_giving_up_names_the_server_and_the_reason(ask):
         ask(("sleep", 0.5), timeout_seconds=0.2, retries=0)
     with pytest.raises(ValueError, match=r"answers 401: who are you; correct the endpoint section"):
         ask((401, "who are you"))
+    with pytest.raises(ValueError, match=r"answers 400: .*; set endpoint.response_format to text"):
+        ask((400, "response_format json_object is not supported"))
 
 
 @pytest.mark.parametrize(
@@ -134,6 +163,57 @@ def test_a_wrong_form_is_sent_back_once_with_the_reason(ask, server, reply):
         and "cannot be used. The fault, as a JSON string" in messages[2]["content"]
     )
     assert ask()[1].cached == 1  # the repaired answer is what the cache has
+
+
+def choice(content, finish="stop", **message):
+    return (200, {"message": {"content": content, **message}, "finish_reason": finish})
+
+
+WHOLE = GOOD[1]
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (choice(WHOLE, "length"), "cut off at 2048 tokens: raise max_tokens"),
+        (choice(WHOLE, "MAX_TOKENS"), "cut off at 2048 tokens"),
+        (choice(WHOLE[:-5], "length"), "cut off at 2048 tokens"),
+        (choice(WHOLE, "content_filter"), "it ended by 'content_filter'"),
+        (choice(WHOLE, "abort"), "it ended by 'abort'"),
+        (choice(WHOLE, ["stop"]), "it ended by"),
+        (choice(WHOLE, refusal="I cannot."), "the model refuses: I cannot."),
+        (choice(None, refusal="I cannot."), "the model refuses: I cannot."),
+        (choice(None, reasoning_content=WHOLE), "thoughts and no answer"),
+        (choice(None, reasoning=WHOLE), "thoughts and no answer"),
+        (choice(None), "it is empty"),
+        (choice(" \n"), "it is empty"),
+        (choice([{"type": "thinking", "thinking": WHOLE}]), "it is empty"),
+    ],
+)
+def test_a_reply_that_is_not_whole_is_asked_for_anew(ask, server, reply, reason):
+    """Even where it holds JSON of the right form, which may be a draft or end early."""
+    answer, usage = ask(reply, GOOD)
+    assert answer == "She jumps." and (usage.repairs, usage.requests) == (1, 2)
+    assert server.asked[0][2] == server.asked[1][2]
+    with pytest.raises(ValueError, match=reason):
+        ask(reply, reply, parts=("Another.",))
+
+
+def test_a_server_that_does_not_say_how_it_ended_is_believed_up_to_the_limit(ask):
+    assert ask(choice(WHOLE, None), max_tokens=11)[0] == "She jumps."  # it counts 10
+    with pytest.raises(ValueError, match="cut off at 10 tokens"):
+        ask(*[choice(WHOLE, None)] * 2, max_tokens=10)
+
+
+def test_a_content_in_parts_is_the_text_of_them(ask):
+    parts = [{"type": "thinking", "thinking": '{"caption": "Draft."}'}, {"type": "text", "text": WHOLE[:9]},
+             {"type": "output_text", "text": WHOLE[9:]}]  # fmt: skip
+    assert ask(choice(parts))[0] == "She jumps."
+
+
+def test_half_a_character_is_not_sent_back(ask, server):
+    assert ask((200, "\ud83d" + WHOLE[:-1]), GOOD)[0] == "She jumps."
+    assert server.asked[1][2]["messages"][1]["content"] == "?" + WHOLE[:-1]
 
 
 def test_a_wrong_form_twice_fails_and_is_not_cached(ask, server):
@@ -154,6 +234,23 @@ def test_fences_and_words_around_the_object_do_no_harm(ask):
         (_score, {"score": 5}, "exactly the key 'quality_score'"),
         (lambda a: _texts(a, 2), {"captions": ["one"]}, "has 1 texts, it needs exactly 2"),
         (lambda a: _texts(a, 1), {"captions": [None]}, "list of texts"),
+        (lambda a: _texts(a, 2), {"captions": ["", " "]}, "all empty"),
+        (
+            lambda a: _texts(a, 2),
+            {"captions": ["One.", "T\x00o."]},
+            r"captions\[1\] has the character U\+0000",
+        ),
+        (_caption, {"caption": "A \x1b[31mdog."}, r"U\+001B"),
+        (_caption, {"caption": "A dog \ufffd jumps."}, r"U\+FFFD"),
+        (_caption, {"caption": "A dog jumps.<|eot_id|>"}, r"'<\|eot_id\|>' in it"),
+        (_caption, {"caption": "<b>A dog</b> jumps."}, "'<b>' in it"),
+        (_caption, {"caption": '{"caption": "A dog jumps."}'}, "in it; it must be plain words"),
+        (_caption, {"caption": 'A dog jumps."}'}, "a brace without its other half"),
+        (_caption, {"caption": "```A dog jumps.```"}, "'```' in it"),
+        (_caption, {"caption": "**Description of segment 1:** A dog jumps."}, "it must be plain words"),
+        (_caption, {"caption": "..."}, "not a description"),
+        (_caption, {"caption": "[Your description here]"}, "not a description"),
+        (_caption, {"caption": "your sentence"}, "not a description"),
     ],
 )
 def test_answers_of_the_wrong_form_are_told_what_is_wrong(check, answer, fault):

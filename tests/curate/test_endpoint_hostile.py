@@ -183,10 +183,18 @@ def test_a_compressed_answer_is_not_opened(ask, monkeypatch, encoding):
         (b"[" * 100_000, "another protocol .*nested too deeply"),
         (b'{"choices": ' + b"9" * 5000 + b"}", "another protocol .*too many digits"),
         (b"\xff\xfe", "another protocol"),
-        (b"[]", "no choices"),
-        (b'{"choices": {"0": 1}}', "no choices"),
-        (b'{"choices": [{"message": {"content": null}}]}', "the content is no text"),
+        (b"[]", "no object"),
+        (b'{"choices": {"0": 1}}', "no list `choices`"),
+        (b'{"choices": []}', "no list `choices`"),
+        (b'{"choices": [{}, {}]}', "no list `choices` of exactly one"),
+        (b'{"choices": [{"message": null}]}', "no choices.0..message"),
+        (b'{"error": {"message": "context too long"}}', "an error: .*context too long"),
+        (b'{"choices": [{"message": {"content": 3}}]}', "the content is no text"),
         (b'{"choices": [{"message": {"content": ["a"]}}]}', "the content is no text"),
+        (b'{"choices": [{"message": {"content": [{"type": "image_url"}]}}]}', "a part of an unknown type"),
+        (b'{"choices": [{"message": {"content": [{"type": "text"}]}}]}', "a part of it has none"),
+        (b'data: {"choices": [{"delta": {"content": "x"}}]}\n\ndata: [DONE]', "another protocol"),
+        (gzip.compress(GOOD), "another protocol"),
     ],
 )  # fmt: skip
 def test_answers_of_another_protocol_are_one_sentence(ask, body, fault):
@@ -195,20 +203,20 @@ def test_answers_of_another_protocol_are_one_sentence(ask, body, fault):
 
 @pytest.mark.parametrize(
     "usage",
-    [[1], "x", 3, {"prompt_tokens": "7"}, {"prompt_tokens": float("nan")},
-     {"completion_tokens": float("inf")},
-     {"completion_tokens": 1e400}, {"prompt_tokens": -1}, {"prompt_tokens": 10**30}, {"prompt_tokens": True},
-     {"prompt_tokens": 1.5}, {"prompt_tokens": [1]}],
+    [None, {}, {"prompt_tokens": None}, [1], "x", 3, {"prompt_tokens": "7"},
+     *({"prompt_tokens": 1, "completion_tokens": count} for count in
+       (float("nan"), float("inf"), 1e400, -1, 10**30, True, 1.5, [1], "n/a"))],
 )  # fmt: skip
-def test_a_usage_that_counts_no_tokens_is_refused(ask, usage):
-    answer = reply('{"caption": "x"}', usage=usage)
-    refused(ask, r"usage\.(prompt|completion)_tokens is no number of tokens", answer, prompt_price=1.0)
-    assert ask.endpoint.usage.cost == 0
+def test_a_usage_that_counts_no_tokens_costs_no_caption(ask, usage):
+    """It is counted as missing, not as zero."""
+    assert ask(reply('{"caption": "x"}', usage=usage), prompt_price=1.0) == "x"
+    counted = ask.endpoint.usage
+    assert (counted.uncounted, counted.prompt_tokens, counted.cost) == (1, 0, 0)
 
 
-@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None}])
-def test_a_usage_may_be_left_out(ask, usage):
-    assert ask(reply('{"caption": "x"}', usage=usage)) == "x"
+@pytest.mark.parametrize("kind", ["text/html", "text/event-stream", "application/octet-stream", "\xff"])
+def test_the_type_that_a_server_gives_its_answer_does_not_matter(ask, kind):
+    assert ask(http(GOOD, "200 OK", f"Content-Type: {kind}")) == "She jumps."
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,16 @@ def test_other_settings_and_another_version_do_items_again_and_the_old_ones_stay
     assert times_ran(folder) == {"i4": 3}
 
 
+def test_what_passes_by_does_no_item_again_and_is_passed_on_as_it_is_now(folder):
+    stage = counting(folder, passes=("score",))
+    for score in ({"score": 3}, {"score": 8}, {}):
+        (record,), _ = run_stage(stage, [{"id": "i4", "n": 4, **score}], folder / "m.jsonl")
+        assert [output for output in record.outputs] == [{"id": f"i4/{k}", **score} for k in range(4)]
+    assert times_ran(folder) == {"i4": 1}
+    with Manifest(folder / "m.jsonl") as manifest:
+        assert "score" not in str(manifest.records)
+
+
 def test_items_that_wait_together_all_come_back(folder):
     stage = counting(folder, threads=4, tasks=1, cpus=0.5)
     records, _ = run_stage(stage, items(range(4, 15)), folder / "m.jsonl")

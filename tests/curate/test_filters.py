@@ -36,6 +36,27 @@ def test_the_speed_is_that_of_the_picture_at_any_size(method, width, height, pix
 
 
 @pytest.mark.parametrize("method", ["dis", "farneback"])
+@pytest.mark.parametrize(("right", "down"), [(1, 0), (0, 2), (3, 4), (-2, 2)])
+def test_the_flow_has_the_length_and_direction_of_the_motion(method, right, down):
+    """Of a picture moved by known pixels; the threshold's 0.02 widths a second are 0.8 pixels a frame."""
+    coarse = np.random.default_rng(1).integers(0, 256, (28, 44, 3), dtype=np.uint8)
+    picture = cv2.resize(coarse, (360, 232), interpolation=cv2.INTER_CUBIC)
+    frames = [picture[20 - k * down :, 20 - k * right :][:192, :320] for k in range(3)]
+    settings = MotionSettings(method=method, width_pixels=320, height_pixels=192)
+    true = np.hypot(right, down) / 320 * settings.frames_per_second
+    assert np.allclose(filters.motion_speeds(frames, settings), true, rtol=0.1)
+    find = filters._dis() if method == "dis" else filters._farneback
+    flow = find(*(cv2.cvtColor(np.ascontiguousarray(f), cv2.COLOR_RGB2GRAY) for f in frames[:2]))
+    assert np.abs(np.median(flow, axis=(0, 1)) - (right, down)).max() < 0.1
+
+
+def test_the_reason_names_the_flow():
+    for method, name in (("dis", "DIS flow"), ("farneback", "Farnebäck flow")):
+        reason = filters.judge_motion(pan(0, 64, 48), MotionSettings(method=method)).reason
+        assert f"frame widths/s by {name}, below motion.min_widths_per_second" in reason
+
+
+@pytest.mark.parametrize("method", ["dis", "farneback"])
 def test_a_still_picture_is_dropped_and_a_moving_one_kept(method):
     settings = MotionSettings(method=method)
     still = filters.judge_motion(pan(0, 320, 192), settings)

@@ -226,18 +226,31 @@ def orders(tmp_path):
 def test_every_video_is_asked_once_and_at_most_two_at_a_time(seer, orders, tmp_path):
     seer.pairs = threading.Barrier(2)  # no request is answered before another has come
     done = []
-    said, usage = ask_all(orders, seer.settings, tmp_path / "replies", 4, lambda: done.append(1))
-    assert said == {str(k): ["no", "yes"] for k in range(12)} and len(done) == 12
+    said, failed, usage = ask_all(orders, seer.settings, tmp_path / "replies", 4, lambda: done.append(1))
+    assert not failed and said == {str(k): ["no", "yes"] for k in range(12)} and len(done) == 12
     assert (seer.asked, usage.requests, usage.prompt_tokens) == (12, 12, 1200) and seer.most == 2
     seer.pairs = None
-    again, usage = ask_all(orders, seer.settings, tmp_path / "replies", 4)
+    again, _, usage = ask_all(orders, seer.settings, tmp_path / "replies", 4)
     assert again == said and seer.asked == 12 and (usage.requests, usage.cached) == (0, 12)
 
 
 def test_a_busy_server_is_asked_again_and_a_wrong_form_sent_back(seer, orders, tmp_path):
     seer.first += [(503, "busy"), (200, '{"answers": ["yes"]}')]
-    said, usage = ask_all({"a": orders["0"]}, seer.settings, tmp_path / "replies", 4)
+    said, _, usage = ask_all({"a": orders["0"]}, seer.settings, tmp_path / "replies", 4)
     assert said == {"a": ["no", "yes"]} and (usage.retries, usage.repairs) == (1, 1)
+
+
+@pytest.mark.parametrize("status", [200, 400, 422, 503])
+def test_a_video_without_an_answer_costs_the_others_nothing(seer, orders, tmp_path, status):
+    """A model that refuses, a question that a server refuses, a server that fails at it."""
+    settings = dataclasses.replace(seer.settings, concurrency=1)
+    tries = [(status, "I cannot.")] * (1 if status in (400, 422) else 2)
+    seer.first += tries
+    said, failed, _ = ask_all(orders, settings, tmp_path / "replies", 4)
+    assert list(failed) == ["0"] and "I cannot." in failed["0"] and len(said) == 11
+    seer.first += tries
+    with pytest.raises(ValueError, match=r"I cannot\."):  # no video is answered
+        ask_all({"0": orders["0"]}, settings, tmp_path / "replies", 4)
 
 
 def test_replies_that_cannot_be_kept_are_one_sentence(seer, orders, tmp_path):

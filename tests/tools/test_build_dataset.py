@@ -1,12 +1,14 @@
 """The whole road on the real clips: a model behind HTTP, shards that train, a report that says why."""
 
 import json
+import shutil
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
+from megatv.curate.prompt_files import PROMPTS
 from megatv.data.captions import read_captions
 from megatv.data.shards import Shards
 
@@ -107,6 +109,37 @@ def test_bad_files_fail_with_a_line_each_and_can_be_tried_again(tmp_path, model,
     moving_video(videos / "cut.mp4", seed=1)  # another file under the same name is another item
     again()
     assert {v.video.split(".mp4")[0] for v in read_captions(out / "captions.jsonl")} == {"good", "cut"}
+
+
+@pytest.mark.slow
+def test_another_judge_or_prompt_asks_again_for_its_own_alone(tmp_path, model, build, moving_video):
+    (tmp_path / "videos").mkdir()
+    moving_video(tmp_path / "videos/a.mp4", seed=0)
+    more = [model.override, "shots.method=pyscenedetect", "clips.min_peaks=0", "shards=null"]
+
+    def asked(*overrides):
+        """The prompts of a run, its last lines and the score beside the words."""
+        model.asked.clear()
+        done = build(tmp_path / "videos", tmp_path / "out", *more, *overrides)
+        assert done.returncode == 0, done.stderr[-2000:]
+        (video,) = read_captions(tmp_path / "out/captions.jsonl")
+        return list(model.asked), done.stdout, video.quality
+
+    prompts, _, quality = asked()
+    assert len(prompts) == 4 and quality == {"model_score": 8}
+    judge = model.override.replace("endpoint=", "quality.endpoint=").replace("model: seer", "model: judge")
+    prompts, said, quality = asked(judge)
+    assert ["quality_score" in prompt for prompt in prompts] == [True] and quality == {"model_score": 9}
+    assert "quality: 1 in, 1 kept" in said and said.count("nothing new") == 8
+
+    folder = shutil.copytree(PROMPTS, tmp_path / "mine")
+    (folder / "segments.txt").write_text((folder / "segments.txt").read_text() + "Be exact.")
+    prompts, said, quality = asked(judge, f"captions.prompts={folder}")
+    assert [prompt.endswith("Be exact.") for prompt in prompts] == [True] and quality == {"model_score": 9}
+    assert said.count("nothing new") == 8 and "captions: 1 in, 1 kept" in said
+    (folder / "meta.txt").write_text("In $wrods words.")
+    done = build(tmp_path / "videos", tmp_path / "out", *more, f"captions.prompts={folder}")
+    assert done.returncode == 2 and "meta.txt: has the unknown placeholder $wrods" in done.stderr
 
 
 def done_so_far(out):

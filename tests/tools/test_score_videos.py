@@ -101,7 +101,7 @@ def test_orders_are_judged_by_a_server(score, tmp_path, monkeypatch):
             words = body["messages"][0]["content"][0]["text"]
             asked.append(words)
             said = ["yes"] if "Scene a." in words else ["partly", "no"]
-            content = json.dumps({"answers": said})
+            content = json.dumps({"answers": said}) if not refused or refused[0] not in words else "No."
             data = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
             self.send_response(200)
             self.send_header("content-length", str(len(data)))
@@ -111,7 +111,7 @@ def test_orders_are_judged_by_a_server(score, tmp_path, monkeypatch):
         def log_message(self, *_):
             pass
 
-    asked = []
+    asked, refused = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -124,7 +124,16 @@ def test_orders_are_judged_by_a_server(score, tmp_path, monkeypatch):
         assert record["per_video"]["a"]["vlm"]["mean"] == 1
         assert [o["answer"] for o in record["per_video"]["b"]["vlm"]["orders"]] == ["partly", "no"]
         assert record["metrics"]["vlm"] == {"value": 0.625, "low": 0.25, "high": 1.0, "videos": 2}
+        assert record["vlm"]["failed"] == {}
         assert score(*more, references=None)["vlm"]["cached"] == 2 and len(asked) == 2
+        refused.append("Scene b.")
+        with pytest.raises(
+            ValueError, match=r"vlm: 1 of 2 videos were not judged, .*; b: .*'No\.'; start again"
+        ):
+            score(*more, "--metrics", "psnr", "vlm", "--frames", "5")
+        record = json.loads((tmp_path / "out.json").read_text())
+        assert "answers twice in a wrong form" in record["vlm"]["failed"]["b"]
+        assert record["metrics"]["vlm"]["videos"] == 1 and record["metrics"]["psnr"]["videos"] == 2
     finally:
         server.shutdown()
         server.server_close()
