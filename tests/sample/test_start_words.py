@@ -200,6 +200,18 @@ def test_a_line_that_does_not_fit_exceeds_the_context_too(make_sampler):
     assert not any(words.cut for words in ended.transcript[1:])
 
 
+def test_without_a_row_there_is_no_line(make_sampler):
+    """The frame's words take every row, and a model of a game says a line before every chunk."""
+    tokenizer, line = load_tokenizer("toy_world"), "(w). 2, 0, 0, 0."
+    rows = 1 + 2 * 13 + 1 + len(tokenizer.encode(line))
+    sampler = make_sampler(tokenizer=tokenizer, text_rows=rows, bof_bias=20.0)
+    request = Request("", first_image=IMAGE, given_words=(line,))
+    (ended,) = sampler.generate([request], full(sampler, grammar="actions"))
+    assert ended.ended and said(ended) == [line]
+    (drawn,) = sampler.generate([request], dataclasses.replace(sampler.config.sample, grammar="actions"))
+    assert not drawn.ended and said(drawn) == [line] + [""] * 12
+
+
 def test_think2v_with_too_long_a_plan(make_sampler):
     sampler = make_sampler("think2v", bof_bias=-20.0, text_rows=90)
     (free,) = sampler.generate([Request("abc")], full(sampler))
