@@ -257,7 +257,7 @@ KINDS: dict[str, tuple[type, ...]] = {"example": (int,), "seed": (int,), "second
 
 def _asked(tree: dict[str, Any], where: str) -> Asked:
     timed = [key for key in ("interventions", "video_words") if key in tree]
-    spoken = {key: _pairs(tree.pop(key), key, where) for key in timed}
+    spoken: dict[str, Any] = {key: _pairs(tree.pop(key), key, where) for key in timed}
     for key, value in tree.items():
         if isinstance(value, bool) or not isinstance(value, KINDS.get(key, (str,))):
             raise ValueError(f"{where}: {key} is {short(value)}: write {KINDS.get(key, (str,))[-1].__name__}")

@@ -194,12 +194,11 @@ class Script:
         """
         words, room = self.turn(chunk)
         there = self.index(chunk) < self.given
-        ends = {"may_end": not there, "spills": self.ends_when_full and not there}
-        if self.grammar is None or room is None or (room == 0 and not ends["spills"]):
-            return Speech(head, words, room, **ends)
-        lines = math.inf if self.mode == "think2v" else LINES
-        walk = Walk(self.grammar, lines, room, may_end=chunk > 0 and not there)
-        return Speech(head, words, room, walk, **ends)
+        spills, walk = self.ends_when_full and not there, None
+        if self.grammar is not None and room is not None and (room > 0 or spills):
+            lines = math.inf if self.mode == "think2v" else LINES
+            walk = Walk(self.grammar, lines, room, may_end=chunk > 0 and not there)
+        return Speech(head, words, room, walk, may_end=not there, spills=spills)
 
     def go_live(self) -> None:
         """Words may come while the video is made: keep room for as many as a sequence has."""
