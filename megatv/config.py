@@ -257,9 +257,7 @@ class HealthConfig:
 class SampleConfig:
     """Sampling defaults (TV2TV tables 6, 7). cfg 1 means no guidance, top_p 1 that any word may be drawn.
 
-    grammar    `actions`: words are lines of a game's controller, see `megatv.sample.grammar`
-    when_full  a model whose words fill its context: `end` ends the video ("EOS or context length exceeded",
-               TV2TV section 2.3); `bof` ends the words, and the chunk is drawn
+    grammar `actions`: a game's lines, see `megatv.sample.grammar`; when_full: see `megatv.sample.speech`
     keep_prompt, keep_first_frame   what a long video's later windows begin with, see `megatv.sample.timeline`
     """
 

@@ -1,4 +1,9 @@
-"""What one sequence says before one chunk, while it is being said."""
+"""What one sequence says before one chunk, while it is being said.
+
+Words may fill the context. `sample.when_full` says what ends then: with `end` the video, at the first word
+for which there is no row ("EOS or context length exceeded", TV2TV section 2.3); with `bof` the words alone,
+and the chunk is drawn.
+"""
 
 from __future__ import annotations
 
