@@ -19,9 +19,12 @@ PEAK_FLOPS = {
     "H100": 989.4e12,
     "H200": 989.4e12,
     "A100": 312e12,
+    "GB200": 2500e12,
+    "B200": 2250e12,
 }
-"""Part of a device's name, and its bf16 FLOP/s without sparsity; the first that fits counts. From NVIDIA's
-data sheets of A100, H100 (SXM, PCIe, NVL) and H200, which print Hopper's figures with sparsity: twice."""
+"""Part of a device's name, and its bf16 FLOP/s without sparsity; the first that fits counts. From
+NVIDIA's data sheets of A100, H100 (SXM, PCIe, NVL), H200, GB200 and B200; they print all but A100's with
+sparsity: twice."""
 
 
 def peak_flops(device: str) -> float | None:

@@ -346,7 +346,7 @@ class Config:
             raise ValueError(
                 f"batch.examples {self.batch.examples} = {self.rows_per_step} rows of "
                 f"{self.sequence.examples_per_row}, which {dp} data-parallel ranks cannot share equally: "
-                f"make rows a multiple of {dp}"
+                f"set batch.examples to a multiple of {dp * self.sequence.examples_per_row}"
             )
         rows = self.rows_per_step // dp
         if self.parallel.microbatches not in (None, rows):

@@ -11,7 +11,7 @@ from typing import Any
 from megatv.regular_file import open_regular
 
 MAX_LINE_BYTES, MAX_LINES_BYTES = 1 << 20, 1 << 30
-"""Most bytes of one line of a JSONL file, and of the file."""
+"""Most bytes of one line of a JSONL file, and of the file when nothing less is asked for."""
 MAX_LEVELS = 32
 """Lists and objects within each other in a record: later walks over it stay far below Python's limit."""
 MAX_NAME_BYTES, MAX_PART_BYTES = 1024, 255
@@ -46,8 +46,10 @@ def is_deeper(tree: Any, levels: int) -> bool:
     return levels == 0 or any(is_deeper(value, levels - 1) for value in inner)
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+def json_lines(path: Path, most: int | None = None) -> Iterator[tuple[str, Any]]:
     """(`FILE line N`, plain data) of every line of a JSONL file that is not blank.
+
+    most  bytes of the whole file (MAX_LINES_BYTES): as objects of Python, lines take several times as much
 
     Raises ValueError that begins with the file, or with file and line.
     """
@@ -59,9 +61,9 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
                 where = f"{path} line {number}"
                 if len(line) > MAX_LINE_BYTES:
                     raise ValueError(f"{where}: is longer than {MAX_LINE_BYTES >> 20} MiB; shorten it")
-                if size > MAX_LINES_BYTES:
+                if size > (most or MAX_LINES_BYTES):
                     raise ValueError(
-                        f"{path}: is longer than {MAX_LINES_BYTES >> 30} GiB; cut it into several"
+                        f"{path}: is longer than {(most or MAX_LINES_BYTES) >> 20:,} MiB; cut it into several"
                     )
                 if line.strip():
                     yield where, _json_line(line, where)

@@ -49,7 +49,10 @@ def read_tensors(file: Path) -> Any:
     zipped = _starts_as_zip(file)
     data = _read(file) if zipped else b""
     try:
-        return read_state_dict(data) if zipped else load_file(file)
+        if zipped:
+            return read_state_dict(data)
+        check_size(file, MAX_BYTES)
+        return load_file(file)
     except SafetensorError as error:
         reason = f"neither safetensors ({str(error)[:200]}) nor a zip of torch.save"
     except ValueError as error:
@@ -79,10 +82,21 @@ def take(state: Any, like: Mapping[str, Tensor], file: Path) -> dict[str, Tensor
                 f"{file}: '{name}' is {value.dtype} {given} instead of {kind} {shape}; give "
                 "the weights of this network"
             )
-        if not value.float().isfinite().all():
+        if not _is_finite(value):
             raise ValueError(f"{file}: '{name}' has numbers that are not finite; copy the weights again")
         found[name] = value
     return found
+
+
+def check_size(file: Path, most: int) -> None:
+    """Refuse (ValueError) a file of weights that is longer than `most` bytes, holes included."""
+    if (size := file.stat().st_size) > most:
+        raise ValueError(f"{file}: has {size:,} bytes and may have {most:,}; give the weights of one network")
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether all numbers are finite as float32, piece by piece: a whole copy may not fit into memory."""
+    return all(bool(piece.float().isfinite().all()) for piece in value.flatten().split(1 << 22))
 
 
 def is_torchscript(file: Path) -> bool:

@@ -36,6 +36,19 @@ def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["XDG_STATE_HOME"] = before
 
 
+@pytest.fixture(scope="session")
+def peak_source() -> str:
+    """Python lines to put before a program: `peak()` is the most memory its process has held, in KiB (Linux).
+
+    `ru_maxrss` will not do: a started program takes it over from the process that starts it.
+    """
+    return """
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+"""
+
+
 ROOT = Path(__file__).parents[1]
 SURVIVED = pytest.StashKey[list[tuple[str, str]]]()
 

@@ -84,7 +84,8 @@ def test_derived_sizes_by_hand():
 def test_accumulation_shares_rows_equally():
     config = config_from_dict(MINIMAL)
     assert [config.accumulation(dp) for dp in (1, 2, 4)] == [4, 2, 1]
-    with pytest.raises(ValueError, match=r"which 3 data-parallel ranks cannot share equally"):
+    sentence = r"which 3 data-parallel ranks cannot share equally: set batch.examples to a multiple of 3$"
+    with pytest.raises(ValueError, match=sentence):
         config.accumulation(3)
 
 

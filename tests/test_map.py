@@ -29,6 +29,7 @@ LAYERS = [
             "megatv.weights",
             "megatv.regular_file",
             "megatv.in_time",
+            "megatv.free_memory",
             "megatv.log",
             "megatv_kernels",
         ],

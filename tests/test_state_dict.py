@@ -165,7 +165,7 @@ def test_every_truncation_and_flipped_byte_is_read_or_refused_in_one_line() -> N
             assert "\n" not in str(error)
 
 
-def test_memory_stays_near_the_size_of_the_file(tmp_path: Path) -> None:
+def test_memory_stays_near_the_size_of_the_file(peak_source, tmp_path: Path) -> None:
     """Dicts copied into dicts, which take torch.load 100 times the file's size and more."""
     copies = b"ccollections\nOrderedDict\nq\x01)Rq\x00(" + b"".join(
         b"M" + struct.pack("<H", k) + b"N" for k in range(60_000)
@@ -174,19 +174,18 @@ def test_memory_stays_near_the_size_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "bomb.pt"
     file.write_bytes(with_pickle(program))
     code = f"""
-import resource
 from megatv.state_dict import read_state_dict
 data = open({str(file)!r}, "rb").read()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 try:
     read_state_dict(data)
 except ValueError as error:
     print(error)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
     limit = (8 << 30, resource.RLIM_INFINITY)
     run = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", peak_source + code],
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit),

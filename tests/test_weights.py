@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from megatv import weights
 from megatv.weights import Published, is_torchscript, load_torchscript, read_tensors, take
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -157,3 +160,26 @@ def test_taken_tensors_have_the_names_shapes_and_numbers(tmp_path: Path) -> None
         with pytest.raises(ValueError) as error:
             take(bad, like, tmp_path)
         assert reason in str(error.value)
+
+
+def test_files_of_tensors_have_a_longest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": torch.zeros(100)}, tmp_path / "a.safetensors")
+    size = (tmp_path / "a.safetensors").stat().st_size
+    monkeypatch.setattr(weights, "MAX_BYTES", size)
+    assert read_tensors(tmp_path / "a.safetensors")["a"].shape == (100,)
+    monkeypatch.setattr(weights, "MAX_BYTES", size - 1)
+    with pytest.raises(ValueError, match=r"a\.safetensors: has \d+ bytes and may have"):
+        read_tensors(tmp_path / "a.safetensors")
+
+
+def test_numbers_are_looked_at_without_a_whole_copy(peak_source: str) -> None:
+    program = peak_source + (
+        "from pathlib import Path\nimport torch\nfrom megatv.weights import take\n"
+        "state = {'a': torch.zeros(1 << 28, dtype=torch.uint8).view(torch.float8_e4m3fn)}\n"
+        "state['a'].view(torch.uint8).fill_(1)\n"
+        "take({'a': state['a'][:8]}, {'a': torch.zeros(8)}, Path('a'))\n"
+        "before = peak()\ntake(state, {'a': torch.empty(1 << 28, device='meta')}, Path('a'))\n"
+        "print(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100 << 10  # KiB; a whole copy as float32 takes 1 GiB

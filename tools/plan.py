@@ -3,8 +3,9 @@
     python tools/plan.py --config configs/8b_sports.yaml --gpus 256 --gpu h100-80gb [--json FILE] [key=value]
 
 Parameters are counted on the real model (a rank of each pipeline stage, on the meta device) and bytes follow
-from them. Times are predictions from the assumptions that are printed with them; nothing was measured. The
-config's own grid is shown first, then the fastest of all grids, then why the others do not go.
+from them. Times are predictions from rates that are printed with them; those that were measured are named. No
+step on several GPUs was measured. The config's own grid is shown first, then the fastest of all grids, then
+why the others do not go. Where none goes, the nearest numbers of GPUs that work are said; the exit code is 2.
 `tools/rehearse.py` then starts every rank of the grid that was chosen.
 """
 
@@ -22,13 +23,15 @@ from megatv.log import main_guard
 from megatv.model.cost import parameter_counts
 from megatv.parallel.environment import prepare
 
+MAX_GPUS = 1_000_000
+
 
 def main() -> None:
     """Search, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML of the run")
     parser.add_argument("--gpus", type=int, required=True, help="GPUs of the cluster")
-    parser.add_argument("--gpu", default="h100-80gb", help="h100-80gb or h200-141gb")
+    parser.add_argument("--gpu", default="h100-80gb", help="a100-80gb, h100-80gb, h200-141gb or b200-180gb")
     parser.add_argument("--best", type=int, default=5, help="how many grids to rank")
     parser.add_argument("--json", type=Path, help="write everything here as well")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
@@ -37,17 +40,22 @@ def main() -> None:
         raise ValueError(f"--json {arguments.json}: give the name of a file in a folder that exists")
     if arguments.best < 1:
         raise ValueError(f"--best is {arguments.best}: it must be at least 1")
+    if not 1 <= arguments.gpus <= MAX_GPUS:
+        raise ValueError(f"--gpus is {arguments.gpus}: it must be from 1 to {MAX_GPUS:,}")
     report = make_report(arguments)
     print_report(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    if not report["fitting"]:
+        nearest = " and ".join(f"{count:,}" for count in report["nearest"]) or "none: see the reasons above"
+        raise ValueError(f"no grid goes on {arguments.gpus:,} GPUs; the nearest numbers that work: {nearest}")
 
 
 def make_report(arguments: argparse.Namespace) -> dict[str, Any]:
     """Plain data of the whole plan. ValueError for a config, a GPU or a number that cannot be planned."""
     prepare()  # before DeepSpeed, which comes with the planner, looks for an accelerator
     from megatv.plan.hardware import ASSUMPTIONS, GPUS
-    from megatv.plan.search import plan, search
+    from megatv.plan.search import nearest_counts, plan, search
     from megatv.plan.shapes import built_stage, unsplit
 
     config = load_config(arguments.config, arguments.overrides)
@@ -71,6 +79,7 @@ def make_report(arguments: argparse.Namespace) -> dict[str, Any]:
         "own": as_data(own),
         "best": [as_data(one) for one in plans[: arguments.best]],
         "fitting": len(plans),
+        "nearest": [] if plans else nearest_counts(config, gpu, gpus),
         "refused": reasons,
         "assumptions": {name: asdict(value) for name, value in ASSUMPTIONS.items()},
     }
@@ -102,8 +111,9 @@ def print_report(report: dict[str, Any]) -> None:
         print(f"  {part:24}{count:>18,}")
     print("\nThe config's own grid")
     print_plan(report["own"])
-    print(f"\n{report['fitting']} grids fit. The fastest, as PREDICTED (unmeasured):")
-    print(f"  {'grid':48}{'GB a GPU':>9}{'s a step':>9}{'MFU':>7}{'days':>7}{'GPU-hours':>11}")
+    if report["best"]:
+        print(f"\n{report['fitting']} grids fit. The fastest, as PREDICTED (unmeasured):")
+        print(f"  {'grid':48}{'GB a GPU':>9}{'s a step':>9}{'MFU':>7}{'days':>7}{'GPU-hours':>11}")
     for one in report["best"]:
         guess = one["predicted"]
         print(
@@ -116,10 +126,20 @@ def print_report(report: dict[str, Any]) -> None:
     print("\nGrids that do not go")
     for reason, names in report["refused"].items():
         print(f"  {reason}\n      {names[0]}" + (f"  and {len(names) - 1} more" if len(names) > 1 else ""))
+    rates, gpu = report["assumptions"], report["gpu"]["name"]
+    measured = {name: one for name, one in rates.items() if one["measured_on"] == gpu}
+    print("\nMeasured on this GPU" + ("" if measured else ": nothing"))
+    print_rates(measured)
     print("\nAssumed, not measured")
     print(f"  GPU: {report['gpu']['source']}")
-    for name, one in report["assumptions"].items():
-        print(f"  {name:18}{one['value']:>10g} {one['unit']}: {one['source']}")
+    print_rates({name: one for name, one in rates.items() if name not in measured})
+
+
+def print_rates(rates: dict[str, dict[str, Any]]) -> None:
+    """A line for each, with its source and, where another GPU gave it, that GPU."""
+    for name, one in rates.items():
+        where = f" (measured on an {one['measured_on']})" if one["measured_on"] else ""
+        print(f"  {name:18}{one['value']:>10g} {one['unit']}: {one['source']}{where}")
 
 
 def print_plan(one: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from megatv.config import FPS, GROUP_FRAMES, SPATIAL_FACTOR
 from megatv.data.toy_world import simulate
 from megatv.data.video import iterate_video
 from megatv.log import main_guard, progress, say
-from megatv.model.codec.learned import ChunkAutoencoder, LearnedCodec, video_to_chunks
+from megatv.model.codec.learned import MAX_WIDTH, ChunkAutoencoder, LearnedCodec, video_to_chunks
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi"}
 CROP = 64
@@ -161,6 +161,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
+    if options.width > MAX_WIDTH:
+        raise ValueError(f"--width {options.width}: a codec has at most {MAX_WIDTH} channels")
     torch.set_num_threads(options.threads)
     groups = toy_groups(options.toy) if options.toy else video_groups(options.videos, *options.size)
     chunks, held_out = load_chunks(groups, options.toy, options.seed)

@@ -11,6 +11,7 @@ import torch
 from megatv.checkpoint.meta import config_of
 from megatv.checkpoint.store import CHECKPOINTS, Tensors, kind_of, latest, verify
 from megatv.config import Config
+from megatv.free_memory import require_memory
 from megatv.log import say
 from megatv.model.init import tp_slice
 from megatv.model.mot import MoT
@@ -56,8 +57,8 @@ def load_model(
                than the model in this precision and one whole tensor
     mesh       a grid without pipelines: every tensor-parallel sibling loads its share of the matrices, and
                the config's `parallel` becomes the mesh's; without one the model is whole
-    Raises ValueError when the checkpoint is damaged, its tensors do not fit its config, or the precision or
-    the grid does not fit the model.
+    Raises ValueError when the checkpoint is damaged, its tensors do not fit its config, its weights do not
+    fit into the free memory, or the precision or the grid does not fit the model.
     """
     tensors = Tensors(path, choose_weights(meta, weights))
     with torch.device("meta"):
@@ -74,6 +75,8 @@ def load_model(
         with torch.device("meta"):
             model = MoT(config, mesh.layers())
     convert(model, precision)
+    need = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
+    require_memory(need, torch.device(device), f"{path}: the model's weights", "load it on a larger machine")
     model = model.to_empty(device=device)
     model.tie_embeddings()
     for name, _ in model.named_parameters():

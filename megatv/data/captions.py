@@ -17,15 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from megatv.types import Caption
-from megatv.untrusted import json_lines
+from megatv.untrusted import json_lines, parse_json
 
 MAX_SECONDS, MAX_SCORE = 1e9, 1e300
 """No video is so long; a number may have hundreds of digits in JSON."""
+MAX_BYTES = 256 << 20
+"""Of a captions file, all of which is in memory."""
 
 
 @dataclass(frozen=True)
 class CaptionedVideo:
-    """One line of the file. where: `FILE line N`, for messages; caption times count from `start_seconds`."""
+    """One line of the file.
+
+    where        `FILE line N`, for messages
+    captions     with times from `start_seconds`
+    provenance   `source` as JSON: objects of Python would take many times as much memory
+    """
 
     where: str
     video: str
@@ -34,7 +41,12 @@ class CaptionedVideo:
     captions: tuple[Caption, ...]
     detailed_caption: str
     quality: dict[str, float] = field(default_factory=dict)
-    source: dict[str, Any] = field(default_factory=dict)
+    provenance: str = "{}"
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where the video comes from, in any words."""
+        return parse_json(self.provenance)
 
 
 def read_captions(path: str | Path) -> list[CaptionedVideo]:
@@ -46,7 +58,7 @@ def read_captions(path: str | Path) -> list[CaptionedVideo]:
     path = Path(path)
     videos: list[CaptionedVideo] = []
     seen: dict[tuple[str, float], str] = {}
-    for where, tree in json_lines(path):
+    for where, tree in json_lines(path, MAX_BYTES):
         video = _parse(tree, where)
         key = (video.video, video.start_seconds)
         if key in seen:
@@ -120,7 +132,7 @@ def _parse(tree: Any, where: str) -> CaptionedVideo:
         captions=tuple(captions),
         detailed_caption=_text(detailed, f"{where}: detailed_caption") if detailed else "",
         quality=_scores(tree.get("quality", {}), f"{where}: quality"),
-        source=_provenance(tree.get("source", {}), f"{where}: source"),
+        provenance=_provenance(tree.get("source", {}), f"{where}: source"),
     )
 
 
@@ -134,13 +146,13 @@ def _scores(tree: Any, where: str) -> dict[str, float]:
     return {name: float(score) for name, score in tree.items()}
 
 
-def _provenance(tree: Any, where: str) -> dict[str, Any]:
+def _provenance(tree: Any, where: str) -> str:
     if not isinstance(tree, dict):
         raise ValueError(f'{where} must be an object such as {{"licence": "CC0"}}')
     taken = [key for key in ("video", "start", "frames") if key in tree]
     if taken:
         raise ValueError(f"{where}: '{taken[0]}' is written by the tool; give it another name")
-    return tree
+    return json.dumps(tree)
 
 
 def _check_keys(tree: Any, known: tuple[str, ...], needed: tuple[str, ...], where: str) -> None:

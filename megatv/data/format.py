@@ -27,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,6 +53,8 @@ MAX_VIDEO_BYTES = 1 << 31
 MAX_ID_BYTES, MAX_META_BYTES = 1 << 12, 1 << 22
 WEIGHTS = (".jit", ".safetensors", ".pt", ".bin", ".json")
 """Files of a codec's folder that decide what it computes."""
+MAX_WEIGHTS_BYTES = 8 << 30
+"""Of one of these files, which is read whole to be hashed: as much as `megatv.weights` reads."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ def _fault(info: DatasetInfo) -> str:
 def codec_fingerprint(codec: CodecConfig) -> str | None:
     """xxh64 of the weights at `codec.path`, names and bytes of its files; None where there are none to read.
 
-    Not of the path: the same weights elsewhere are the same codec, others in the same place are not.
+    Not of the path: the same weights elsewhere are the same codec, others in the same place are not. Raises
+    ValueError for a file that is too long to be one.
     """
     path = Path(codec.path) if codec.path is not None and codec.kind != "dct" else None
     if path is None or not path.exists():
@@ -171,6 +175,10 @@ def codec_fingerprint(codec: CodecConfig) -> str | None:
     for file in files:
         digest.update(b"" if file == path else file.name.encode() + b"\0")
         with open_regular(file, links=True) as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_WEIGHTS_BYTES:
+                raise ValueError(
+                    f"{file}: is longer than {MAX_WEIGHTS_BYTES >> 30} GiB; give a codec's weights"
+                )
             hash_file(stream, digest)
     return digest.hexdigest()
 

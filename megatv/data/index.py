@@ -34,6 +34,8 @@ PIECE = 1 << 18
 """Characters of the text that are read at a time."""
 MAX_TEXT_BYTES = 1 << 30
 """Of index.json: some two million shards."""
+MAX_EXAMPLES = 1 << 30
+"""Of one directory: their order takes five bytes each, in numbers below 2^32."""
 MAX_PENDING = 1 << 20
 """Characters of one entry, or outside of entries, that are held. MDSWriter's entries have some 400."""
 _OPENING, _EDGE = re.compile(r'"shards"\s*:\s*\['), re.compile(r"[{\]]")
@@ -128,6 +130,10 @@ def read_index(directory: Path, info: DatasetInfo) -> Index:
     if not any(samples):
         raise ValueError(
             f"{directory}: its index lists no shards with examples; make them with tools/make_shards.py"
+        )
+    if sum(samples) > MAX_EXAMPLES:
+        raise ValueError(
+            f"{path}: lists {sum(samples):,} examples, and a directory may have {MAX_EXAMPLES:,}: split it"
         )
     starts = np.concatenate([[0], np.cumsum(samples, dtype=np.int64)])
     return Index(np.array(sizes), starts, np.array(digests))

@@ -1,4 +1,4 @@
-"""How long a step takes: a prediction, unmeasured, from the FLOPs, the bytes and the assumptions.
+"""How long a step takes: a prediction from the FLOPs, the bytes and the rates of `megatv.plan.hardware`.
 
 A row's time on a stage is its products, at the assumed shares of the peak; its pointwise kernels, at the
 memory's rate; and what it sends, none of it overlapped with computing but ZeRO-3's. With m rows a pipeline of
@@ -117,9 +117,9 @@ def _seconds(config: Config, one: Traffic, gpu: Gpu, dp: int) -> float:
     """A ring is as fast as its slowest link; siblings on one node share its network ports."""
     par, node = config.parallel, int(assumed.NODE_GPUS.value)
     if one.kind == "host copies":
-        return one.sent / assumed.HOST_LINK.value
+        return one.sent / gpu.host
     inside = gpu.nvlink * assumed.NVLINK_SHARE.value
-    network = assumed.NETWORK.value * assumed.NETWORK_SHARE.value
+    network = gpu.network * assumed.NETWORK_SHARE.value
     replicas = dp * par.cp
     places = {"tp": (par.tp, 1), "cp": (par.cp, par.tp), "dp": (replicas, par.tp)}
     group, apart = {**places, "pp": (par.pp, replicas * par.tp)}[one.kind[:2]]

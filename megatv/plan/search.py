@@ -97,13 +97,29 @@ def grids(gpus: int) -> Iterator[ParallelConfig]:
 
 
 def search(config: Config, gpu: Gpu, gpus: int) -> tuple[list[Plan], list[Refusal]]:
-    """Plans, the fastest first, and refusals in the order of the grids. ValueError for no GPU."""
-    if gpus < 1:
-        raise ValueError(f"--gpus is {gpus}: it must be at least 1")
+    """Plans, the fastest first, and refusals in the order of the grids."""
     found = [plan(config, parallel, gpu, gpus) for parallel in grids(gpus)]
     plans = [one for one in found if isinstance(one, Plan)]
     plans.sort(key=lambda one: one.prediction.step_seconds)
     return plans, [one for one in found if isinstance(one, Refusal)]
+
+
+def nearest_counts(config: Config, gpu: Gpu, gpus: int) -> list[int]:
+    """The largest number of GPUs below `gpus` on which a grid fits, and the smallest above, where there are.
+
+    A number must be a data-parallel size that divides the batch, times powers of two.
+    """
+    rows = config.rows_per_step
+    widths = _powers(int(NODE_GPUS.value) * config.model.layers)
+    counts = sorted({dp * width for dp in range(1, rows + 1) if rows % dp == 0 for width in widths})
+    below = [count for count in reversed(counts) if count < gpus]
+    above = [count for count in counts if count > gpus]
+    found = (next((n for n in side if _fits(config, gpu, n)), None) for side in (below, above))
+    return [count for count in found if count]
+
+
+def _fits(config: Config, gpu: Gpu, gpus: int) -> bool:
+    return any(isinstance(plan(config, parallel, gpu, gpus), Plan) for parallel in grids(gpus))
 
 
 def _powers(limit: int) -> list[int]:

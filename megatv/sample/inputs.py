@@ -29,6 +29,8 @@ from megatv.untrusted import json_lines, plain_name
 
 MAX_NAME_BYTES = 200
 """Of a video's name in a batch, to which `outputs` adds some for a moment."""
+MAX_BATCH_BYTES = 64 << 20
+"""Of a batch file, all of which is in memory."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def read_batch(path: str) -> dict[str, Asked]:
     """
     found: dict[str, Asked] = {}
     known = {field.name for field in dataclasses.fields(Asked)}
-    for where, tree in json_lines(Path(path)):
+    for where, tree in json_lines(Path(path), MAX_BATCH_BYTES):
         if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
             raise ValueError(f'{where}: write an object with a "name", which becomes the name of its folder')
         name = tree.pop("name")

@@ -14,7 +14,7 @@ from megatv.data.tokenizer import Tokenizer
 from megatv.sample.grammar import LINES, Walk, action_grammar
 from megatv.sample.request import ChunkWords, Request
 from megatv.sample.speech import Speech
-from megatv.sample.timeline import Window, chunk_starts, chunks_within, plan_windows
+from megatv.sample.timeline import MAX_SECONDS, Window, chunk_starts, chunks_within, plan_windows
 
 
 class Script:
@@ -47,8 +47,11 @@ class Script:
                 "it to none"
             )
         self.grammar = action_grammar(tokenizer) if held else None
-        if request.seconds is not None and not request.seconds > 0:
-            raise ValueError(f"seconds is {request.seconds:g}: a video must last longer than 0 seconds")
+        if request.seconds is not None and not 0 < request.seconds <= MAX_SECONDS:
+            raise ValueError(
+                f"seconds is {request.seconds:g}: a video must last longer than 0 seconds, and "
+                f"{MAX_SECONDS:g} at most"
+            )
         groups = config.video.groups
         self.chunks = self.size if request.seconds is None else chunks_within(request.seconds, groups)
         self.chunks = max(self.chunks, given)

@@ -16,10 +16,15 @@ positions, beyond the trained length; the text budget of the window stays whole.
 
 from __future__ import annotations
 
+import bisect
+import math
 from dataclasses import dataclass
 
 from megatv.config import FPS, GROUP_FRAMES, GROUP_LATENTS
 from megatv.data.sequence import chunk_start_seconds
+
+MAX_SECONDS = 3600.0
+"""Longest video that is planned. What fits into memory is less (`megatv.sample.room`)."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,8 @@ def chunk_starts(windows: list[Window]) -> list[float]:
 
 def chunks_within(seconds: float, groups: int) -> int:
     """Number of chunks that start before `seconds`: the shortest video that lasts at least that long."""
-    chunks = 1
-    while chunk_starts(plan_windows(chunks + 1, groups))[-1] < seconds:
-        chunks += 1
-    return chunks
+    most = math.ceil(min(seconds, MAX_SECONDS) * FPS) + 1  # a chunk shows a frame or more
+    return max(1, bisect.bisect_left(chunk_starts(plan_windows(most, groups)), seconds))
 
 
 def frames_of(chunks: int, groups: int) -> int:

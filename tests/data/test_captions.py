@@ -1,6 +1,8 @@
 """Every fault of a captions file is one sentence with its line; clips keep what was being said."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -119,3 +121,19 @@ def test_consecutive_clips_say_everything_and_always_know_what_goes_on(times, le
             assert spoken[-1] == max(i for i, time in enumerate(times) if time <= k * length)
         said |= {c.text for c in clip}
     assert said == {c.text for c in captions}
+
+
+def test_provenance_takes_no_more_memory_than_its_text(peak_source, tmp_path):
+    """As objects of Python it took 24 times as much."""
+    source = '{"a": [' + ", ".join(["[]"] * 100_000) + "]}"
+    line = '{"video": "%d", "meta_caption": "a", "captions": [], "source": ' + source + "}\n"
+    (tmp_path / "a.jsonl").write_text("".join(line % k for k in range(40)))
+    program = peak_source + (
+        "import sys\nfrom megatv.data.captions import read_captions\nbefore = peak()\n"
+        "videos = read_captions(sys.argv[1])\nprint(peak() - before)\n"
+        "assert videos[3].source == {'a': [[]] * 100_000}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "a.jsonl"], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 64 << 10  # KiB; the file has 16 MB

@@ -171,14 +171,14 @@ LIMITED = """
 import resource, sys
 from megatv.data.csgo_episode import Episode
 import h5py
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 try:
     with Episode(sys.argv[1]) as episode:
         episode.picture(0)
         episode.action(0)
 except ValueError as error:
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10, error)
+    print((peak() - before) >> 10, error)
 """
 
 
@@ -186,11 +186,14 @@ except ValueError as error:
     "name", ["huge picture", "huge action", "huge chunked picture", "huge chunks", "bomb", "large bomb",
              "lzf of gigabytes", "arrays in an array"],
 )  # fmt: skip
-def test_refusals_take_little_memory(tmp_path, outside, name):
+def test_refusals_take_little_memory(peak_source, tmp_path, outside, name):
     write, fault = BAD[name]
     write(tmp_path / "a.hdf5", outside)
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, tmp_path / "a.hdf5"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", peak_source + LIMITED, tmp_path / "a.hdf5"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     mebibytes, _, said = done.stdout.partition(" ")

@@ -332,3 +332,12 @@ def test_a_large_index_is_never_held_whole(tmp_path):
     tracemalloc.stop()
     assert index.starts[-1] == 30_000
     assert peak < path.stat().st_size / 3
+
+
+def test_the_number_of_examples_is_bounded(tmp_path, monkeypatch):
+    """Their order is kept in memory, as numbers below 2^32."""
+    assert index_module.MAX_EXAMPLES < 2**32
+    monkeypatch.setattr(index_module, "MAX_EXAMPLES", 5)
+    (tmp_path / "index.json").write_text(json.dumps(tree_of(entry_of(0), entry_of(1))))
+    with pytest.raises(ValueError, match=r"lists 6 examples, and a directory may have 5: split it"):
+        read_index(tmp_path, CLIPS)

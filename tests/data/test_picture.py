@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import zlib
@@ -194,7 +195,7 @@ def test_the_header_is_enough_to_refuse_a_giant(monkeypatch):
     assert decode_picture(encoded(Image.new("L", (4000, 4000)), "PNG"), 8, 8).size == (4000, 4000)
 
 
-def test_bombs_beside_the_pixels_are_bounded(tmp_path):
+def test_bombs_beside_the_pixels_are_bounded(peak_source, tmp_path):
     """In a process that decodes nothing else: what it takes, and the decoders that it starts."""
     bomb = zlib.compress(bytes(300 << 20), 9)
     rows = b"".join(b"\0" + bytes(8) for _ in range(8))
@@ -206,20 +207,21 @@ def test_bombs_beside_the_pixels_are_bounded(tmp_path):
         (b"acTL", struct.pack(">2I", 2**31 - 1, 0)),
     ]:
         (tmp_path / name.decode()).write_bytes(png(8, 8, 8, 0, (name, content), rows=rows))
-    script = f"""if True:
+    script = f"""
         import resource
         from pathlib import Path
         from megatv.data.picture import decode_picture
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak()
         for file in Path({str(tmp_path)!r}).iterdir():
             try:
                 decode_picture(file, 8, 8)
             except ValueError as error:
                 assert "cannot be read as a picture" in str(error)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        print(peak() - before)
         print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
     """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    program = peak_source + textwrap.dedent(script)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
     own, decoders = map(int, done.stdout.split())
     assert own < 32 << 10 and decoders < reader.MAX_DECODER_BYTES >> 10
 
@@ -267,20 +269,23 @@ def test_one_picture_at_a_time(monkeypatch, tmp_path):
     assert len(shown) == 4  # a child that met another would have failed
 
 
-def test_a_large_picture_leaves_no_memory_behind():
+def test_a_large_picture_leaves_no_memory_behind(peak_source):
     """Eight at once, in a process of its own."""
-    program = """
-import io, resource, threading
+    program = (
+        peak_source
+        + """
+import io, threading
 from PIL import Image
 from megatv.data.picture import decode_picture
 file = io.BytesIO()
 Image.new("RGB", (4000, 4000), (1, 2, 3)).save(file, "PNG")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 threads = [threading.Thread(target=decode_picture, args=(file.getvalue(), 64, 64)) for _ in range(8)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert int(done.stdout) < 16 << 10, done.stderr  # KiB; one picture unpacked has 46 MiB
 

@@ -11,6 +11,7 @@ from megatv.checkpoint import store
 from megatv.checkpoint.meta import read_meta
 from megatv.checkpoint.origin import require_codec, require_origin
 from megatv.config import CodecConfig
+from megatv.data import format
 from megatv.data.format import codec_fingerprint
 from megatv.data.shards import DatasetInfo, Shards, ShardWriter
 from megatv.data.stats import LatentStats
@@ -84,3 +85,12 @@ def test_a_run_goes_on_only_with_its_own_codec_and_statistics(tmp_path, train, r
     assert f"resumed from {first}" in train(1, run_dir, *config)
     steps = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+
+
+def test_a_file_that_is_too_long_for_weights_is_not_hashed(tmp_path, monkeypatch):
+    (tmp_path / "a.safetensors").write_bytes(bytes(100))
+    config = CodecConfig("learned", str(tmp_path / "a.safetensors"))
+    assert codec_fingerprint(config)
+    monkeypatch.setattr(format, "MAX_WEIGHTS_BYTES", 99)
+    with pytest.raises(ValueError, match=r"a\.safetensors: is longer than .*; give a codec's weights"):
+        codec_fingerprint(config)

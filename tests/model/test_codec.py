@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from megatv.config import CodecConfig
-from megatv.model.codec import Codec, frames_to_latents, latents_to_frames, load_codec
+from megatv.model.codec import Codec, frames_to_latents, latents_to_frames, learned, load_codec
 from megatv.model.codec.dct import CHUNK_BASIS, PICTURE_BASIS, DCTCodec
 from megatv.model.codec.learned import FORMAT, ChunkAutoencoder, LearnedCodec
 
@@ -262,3 +263,25 @@ def test_weights_that_code_to_no_numbers_are_refused(
 def test_a_codec_that_needs_a_path_says_so() -> None:
     with pytest.raises(ValueError, match=r"needs codec\.path"):
         load_codec(CodecConfig("cosmos"))
+
+
+def test_a_learned_codec_is_bounded_before_its_tensors_are_read(tmp_path: Path) -> None:
+    """A file with holes takes its author nothing: 4 KB on the disk once took gigabytes of memory."""
+    path, state = tmp_path / "codec.safetensors", ChunkAutoencoder(8).state_dict()
+    save_file(state, path, {"format": FORMAT, "hyper_parameters": '{"width": 8}'})
+    with path.open("r+b") as file:
+        file.truncate(learned.MAX_BYTES + 1)
+    with pytest.raises(ValueError, match=r"bytes and may have"):
+        load_codec(CodecConfig("learned", str(path)))
+
+    width = learned.MAX_WIDTH + 1
+    state["encoder.1.weight"] = torch.zeros(width, 1)
+    save_file(state, path, {"format": FORMAT, "hyper_parameters": json.dumps({"width": width})})
+    with pytest.raises(ValueError, match=r"and at most 2048"):
+        load_codec(CodecConfig("learned", str(path)))
+
+
+def test_the_widest_learned_codec_fits_into_its_bound() -> None:
+    with torch.device("meta"):
+        widest = ChunkAutoencoder(learned.MAX_WIDTH)
+    assert sum(8 * x.numel() for x in widest.state_dict().values()) < learned.MAX_BYTES

@@ -144,7 +144,7 @@ def test_tensor_parallel_ranks_share_the_wide_parts_only():
 
 
 def test_the_boundary_carries_the_skips():
-    config = load_config(ROOT / "configs/8b_sports.yaml")
+    config = load_config(ROOT / "configs/8b_sports.yaml", ["parallel={}"])
     skips = 1024 + 3 * 512 * 24 * 40 + 3 * 1280 * 12 * 20
     assert memory.boundary_bytes(config) == 2 * (13056 * 4096 + 26 * skips)
 

@@ -40,7 +40,7 @@ def test_world_that_does_not_fit_is_refused() -> None:
 def test_a_rank_of_a_large_grid_can_be_rehearsed() -> None:
     path = Path(__file__).parents[2] / "configs/8b_sports.yaml"
     with rehearsal(256, 137):
-        mesh = Mesh(load_config(path, ["parallel.tp=4", "parallel.pp=4"]).parallel)
+        mesh = Mesh(load_config(path, ["parallel={tp: 4, pp: 4}"]).parallel)
         assert (mesh.pp_rank, mesh.dp_rank, mesh.tp_rank) == (2, 2, 1)
         assert mesh.tp_ranks == [136, 137, 138, 139] and len(mesh.replica_ranks) == 16
         with pytest.raises(ValueError, match="cannot be rehearsed inside a process group"), rehearsal(2, 0):

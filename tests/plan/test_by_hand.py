@@ -1,5 +1,6 @@
 """What grids of the 8B model send, hold and take, counted by hand from the tables of `megatv.plan`."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from megatv.config import ParallelConfig, load_config
 from megatv.model import memory
 from megatv.model.cost import patcher_flops
 from megatv.plan.footprint import activations, footprint, state
-from megatv.plan.hardware import GPUS
+from megatv.plan.hardware import ATTENTION, GPUS
 from megatv.plan.predict import predict, row_flops
-from megatv.plan.search import Plan, Refusal, plan, search
+from megatv.plan.search import Plan, Refusal, nearest_counts, plan, search
 from megatv.plan.shapes import StageShape, stage_shapes, unsplit
 from megatv.plan.traffic import context_bytes, tensor_bytes, traffic
 
@@ -110,7 +111,7 @@ def test_a_step_of_eight_tensor_parallel_gpus():
     peak, rows = 989.4e12, 512
     towers = (flops["text_tower"] + flops["video_tower"]) / 8 * 4 / 3 + flops["head"] / 8
     assert found.parts["products"] == pytest.approx(rows * towers / (0.65 * peak))
-    assert found.parts["attention"] == pytest.approx(rows * flops["attention"] / 8 * 4 / 3 / (0.44 * peak))
+    assert found.parts["attention"] == pytest.approx(rows * flops["attention"] / 8 * 4 / 3 / (0.286 * peak))
     assert found.parts["U-Net"] == pytest.approx(rows * 3 * 26 * (2 * down + up) / (0.4 * peak))
     (sums,) = traffic(config, shape, 1)
     assert found.parts["tp all-reduce"] == pytest.approx(sums.sent / INSIDE)
@@ -156,3 +157,35 @@ def test_the_fastest_plan_comes_first():
     plans, refused = search(toy, H100, 2)
     seconds = [one.prediction.step_seconds for one in plans]
     assert len(plans) > 5 and refused and seconds == sorted(seconds) and len(set(seconds)) > 3
+
+
+MEASURED = json.loads((CONFIGS.parent / "docs/measured/h100.json").read_text())
+
+
+def test_attentions_rate_is_that_of_the_measurement():
+    (case,) = (one for one in MEASURED["attention"]["cases"] if one["name"] == "8b_sports, 1 document")
+    ways = [case["results"]["cuda"][way] for way in ("forward", "backward")]
+    rate = sum(way["tflops"] * way["ms"] for way in ways) / sum(way["ms"] for way in ways)
+    assert ATTENTION.value == pytest.approx(rate / 989.4, abs=5e-4)
+    assert H100.name == ATTENTION.measured_on
+
+
+def test_the_measured_step_is_predicted():
+    """One H100, one row, 8 of the 32 layers: `training` of tools/gpu_check.py."""
+    measured = MEASURED["training"]["cuda"]
+    model = replace(SPORTS.model, layers=measured["layers"])
+    config = replace(unsplit(SPORTS), model=model, batch=replace(SPORTS.batch, examples=1))
+    (shape,) = stage_shapes(config)
+    assert shape.parameters == measured["parameters"]
+    predicted = predict(config, [shape], H100, 1).step_seconds
+    assert predicted * 1e3 == pytest.approx(measured["step_ms"], rel=0.03)
+
+
+def test_the_nearest_numbers_of_gpus_fit():
+    toy = load_config(CONFIGS / "toy_world.yaml", ["log.preview_every=0"])
+    assert toy.rows_per_step == 2  # shared by one or two replicas, each of 1, 2 or 4 GPUs
+    found = {gpus: nearest_counts(toy, H100, gpus) for gpus in (1, 3, 7, 1_000_000)}
+    assert found == {1: [2], 3: [2, 4], 7: [4, 8], 1_000_000: [8]}
+    for gpus in (3, 7):
+        assert search(toy, H100, gpus)[0] == []
+    assert nearest_counts(toy, replace(H100, memory=1), 7) == []

@@ -30,7 +30,7 @@ def planned(gpus, **parallel):
 
 @pytest.mark.parametrize(("file", "billions"), [("8b_sports.yaml", 15.26), ("3b_csgo.yaml", 6.28)])
 def test_one_gpu_holds_the_papers_parameters(file, billions):
-    config = load_config(CONFIGS / file, ["parallel.tp=1"])
+    config = load_config(CONFIGS / file, ["parallel={}"])
     (shape,) = stage_shapes(config)
     assert shape.parameters == sum(parameter_counts(config).values())
     assert shape.parameters == pytest.approx(billions * 1e9, rel=3e-3)

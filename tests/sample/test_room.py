@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from megatv.sample import Request, room
+from megatv import free_memory
+from megatv.free_memory import available_bytes
+from megatv.sample import Request
 from megatv.sample.cache import KVCache
-from megatv.sample.room import available_bytes, require_room
+from megatv.sample.room import require_room
 
 
 def test_a_sequence_that_fits_nowhere_is_refused_before_it_is_made(make_sampler):
@@ -26,9 +28,9 @@ def test_what_fits_is_made_and_what_takes_a_byte_more_is_not(make_sampler, monke
     cache = KVCache.empty(config.model, 3, 100, device=meta, dtype=torch.float32)
     need = 3 * 2 * config.model.layers * 101 * config.model.kv_heads * config.model.head_dim * 4
     need += 49 * config.video.width * config.video.height * 15
-    monkeypatch.setattr(room, "available_bytes", lambda device: need)
+    monkeypatch.setattr(free_memory, "available_bytes", lambda device: need)
     require_room(cache, cpu, config.video, 49)
-    monkeypatch.setattr(room, "available_bytes", lambda device: need - 1)
+    monkeypatch.setattr(free_memory, "available_bytes", lambda device: need - 1)
     with pytest.raises(ValueError, match="3 sequences of 100 tokens and 49 frames of 32 x 16 take"):
         require_room(cache, cpu, config.video, 49)
 

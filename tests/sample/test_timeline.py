@@ -1,10 +1,12 @@
 """When chunks start, and which window makes them."""
 
+import math
 from itertools import pairwise
 
 import pytest
 
-from megatv.sample.timeline import chunk_starts, chunks_within, frames_of, plan_windows
+from megatv.sample import Request
+from megatv.sample.timeline import MAX_SECONDS, chunk_starts, chunks_within, frames_of, plan_windows
 
 PAPER_TIMES = [0.8125, 2.8125, 0.56, 2.56, 4.63, 4.88, 1.56, 3.13, 5.13]
 """Times printed in TV2TV's examples; all are starts of latents only if groups restart at frame 49."""
@@ -51,3 +53,20 @@ def test_seconds_are_covered():
             chunks = chunks_within(seconds, groups)
             assert frames_of(chunks, groups) >= seconds * 16 > frames_of(chunks - 1, groups) - 1e-9
     assert chunks_within(98 / 16, 2) == 26
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_the_shortest_video_that_lasts_so_long_is_found(groups):
+    """By adding chunk after chunk, which took hours for a number that a batch file may hold."""
+    starts = chunk_starts(plan_windows(200, groups))
+    for frames in range(1, 600):
+        wanted = next(n for n in range(1, 200) if starts[n] * 16 >= frames)
+        assert chunks_within(frames / 16, groups) == wanted
+        assert chunks_within(frames / 16 - 1e-6, groups) == wanted
+
+
+def test_no_plan_is_made_beyond_the_longest_video(make_sampler):
+    assert chunks_within(1e300, 1) <= MAX_SECONDS * 16 + 1
+    for seconds in (0.0, -1.0, math.nextafter(MAX_SECONDS, math.inf), 1e18, math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"longer than 0 seconds, and 3600 at most"):
+            make_sampler().generate([Request("a", seconds=seconds)])

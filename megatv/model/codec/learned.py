@@ -19,9 +19,13 @@ from torch import Tensor, nn
 from megatv.config import LATENT_CHANNELS, SPATIAL_FACTOR, TEMPORAL_FACTOR
 from megatv.model.codec.base import Codec
 from megatv.untrusted import parse_json
-from megatv.weights import take
+from megatv.weights import check_size, take
 
 FORMAT = "megatv-learned-codec-1"
+MAX_WIDTH = 2048
+"""Most channels inside a network that is read, sixteen times the default: 320 MB of weights."""
+MAX_BYTES = 2 * 4 * (18 * MAX_WIDTH**2 + 2000 * MAX_WIDTH)
+"""Most of a file: the weights of the widest network (two 3 x 3 convolutions, and the ends) in float64."""
 CHUNK_CHANNELS = 3 * TEMPORAL_FACTOR
 """A chunk is a picture of 12 channels: colours, times the four frames."""
 
@@ -97,6 +101,7 @@ class LearnedCodec(Codec):
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such codec; train one with tools/train_codec.py --out {path}")
         try:
+            check_size(Path(path), MAX_BYTES)
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -123,10 +128,16 @@ def _width(metadata: dict[str, str], state: dict[str, Tensor], path: Path) -> in
     except (ValueError, TypeError, KeyError):
         width = None
     first = state.get("encoder.1.weight")
-    if type(width) is not int or first is None or first.ndim == 0 or first.shape[0] != width or width < 1:
+    if (
+        type(width) is not int
+        or first is None
+        or first.ndim == 0
+        or first.shape[0] != width
+        or not 0 < width <= MAX_WIDTH
+    ):
         raise ValueError(
             f"{path}: 'hyper_parameters' of its metadata must be {{\"width\": N}}, N the number of rows of "
-            "'encoder.1.weight'; train the codec again"
+            f"'encoder.1.weight' and at most {MAX_WIDTH}; train the codec again"
         )
     return width
 
