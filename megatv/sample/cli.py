@@ -24,9 +24,10 @@ from megatv.config import Config, SampleConfig
 from megatv.log import main_guard, say
 from megatv.model.precision import CHOICES
 from megatv.parallel.environment import prepare
-from megatv.sample.batch import make_all, too_short
-from megatv.sample.inputs import Asked, read_batch, read_intervention, read_timeline
-from megatv.sample.outputs import write_results
+from megatv.sample.batch import foreign_words, make_all, too_short
+from megatv.sample.batch_file import read_batch
+from megatv.sample.inputs import Asked, read_intervention, read_timeline
+from megatv.sample.outputs import require_folder, require_out, write_results
 from megatv.sample.ranks import Ranks, leave
 from megatv.sample.request import Speaker
 from megatv.sample.sampler import Sampler, usable_device
@@ -74,8 +75,7 @@ def _one(args: argparse.Namespace) -> int:
             "many videos with --batch"
         )
     out = Path(args.out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"--out {out}: is not an empty directory; name another one or remove it first")
+    require_out(out, overwrite=args.overwrite)
     sampler = _sampler(args, device, ranks)
     request = asked.request(sampler)
     requests = {CHANGED if spoken else ALONE: request}
@@ -87,8 +87,11 @@ def _one(args: argparse.Namespace) -> int:
     for name, result in named.items():
         if sentence := too_short(result):
             raise ValueError(f"{name}: {sentence}")
+    for result in results:
+        for sentence in foreign_words(result):
+            say(sentence)
     if ranks.speaks:
-        write_results(out, request, named, _record(args, sampler, asked, settings))
+        write_results(out, request, named, _record(args, sampler, asked, settings), args.overwrite)
         say(f"{', '.join(sorted(path.name for path in out.iterdir()))} in {out}")
     return 0
 
@@ -99,13 +102,20 @@ def _batch(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             raise ValueError(f"--{key.replace('_', '-')} is one video's: write it into the lines of --batch")
     if args.rows < 1:
         raise ValueError(f"--rows {args.rows}: must be at least 1")
-    asked = read_batch(args.batch)
+    asked, faults = read_batch(args.batch)
+    out = Path(args.out)
+    require_folder(out)
+    for name in asked if args.overwrite else ():
+        require_out(out / name, overwrite=True)
     device, ranks = _ranks(args)
     sampler = _sampler(args, device, ranks)
     settings = _settings(args, sampler.config)
-    failed = make_all(
-        asked, Path(args.out), sampler, settings, args.rows, ranks, lambda a, s: _record(args, sampler, a, s)
-    )
+
+    def describe(one: Asked, settings: SampleConfig) -> dict[str, Any]:
+        return _record(args, sampler, one, settings)
+
+    failed = faults if ranks.team == 0 else []
+    failed += make_all(asked, out, sampler, settings, args.rows, ranks, describe, args.overwrite)
     for sentence in failed if ranks.speaks else ():
         print(printable(f"not made: {sentence}", keep=""), flush=True)
     # a launcher ends all ranks when one fails, and the others still have videos to make
@@ -135,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", required=True, help="a checkpoint directory, or a run (its newest checkpoint)")
     add("--out", required=True, help="directory for the video, the contact sheet and the transcript")
+    add("--overwrite", action="store_true", help="replace videos of an earlier call in --out")
     add("--prompt", help="the meta-caption")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--image", help="first frame: a PNG, JPEG, WebP or AVIF, resized to the model's size")

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
 
 import numpy as np
 
@@ -24,13 +23,6 @@ from megatv.model.codec import clip_encoder, latents_to_frames
 from megatv.regular_file import read_bytes
 from megatv.sample.request import Intervention, Mode, Request, Speaker
 from megatv.sample.sampler import Sampler
-from megatv.schema import short
-from megatv.untrusted import json_lines, plain_name
-
-MAX_NAME_BYTES = 200
-"""Of a video's name in a batch, to which `outputs` adds some for a moment."""
-MAX_BATCH_BYTES = 64 << 20
-"""Of a batch file, all of which is in memory."""
 
 
 @dataclass(frozen=True)
@@ -161,33 +153,6 @@ def read_timeline(path: str, option: str = "--timeline") -> tuple[Intervention, 
     )
 
 
-def read_batch(path: str) -> dict[str, Asked]:
-    """Videos by name of a JSONL file, a line each: {"name": "a", "prompt": "...", ...}, see `Asked`.
-
-    "interventions" and "video_words" are [seconds, text] pairs. Raises ValueError with file and line for
-    anything else.
-    """
-    found: dict[str, Asked] = {}
-    known = {field.name for field in dataclasses.fields(Asked)}
-    for where, tree in json_lines(Path(path), MAX_BATCH_BYTES):
-        if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
-            raise ValueError(f'{where}: write an object with a "name", which becomes the name of its folder')
-        name = tree.pop("name")
-        if not _names_folder(name):
-            raise ValueError(
-                f"{where}: the name {repr(name)[:80]} cannot be that of a folder; give at most 200 bytes of "
-                "UTF-8 without slashes, that do not begin with a dot"
-            )
-        if name in found:
-            raise ValueError(f"{where}: the name '{name}' is another line's already")
-        if unknown := sorted(set(tree) - known):
-            raise ValueError(f"{where}: '{unknown[0]}' is unknown: use {', '.join(sorted(known))}")
-        found[name] = _asked(tree, where)
-    if not found:
-        raise ValueError(f"{path}: asks for no video")
-    return found
-
-
 def read_picture(path: str, width: int, height: int) -> np.ndarray:
     """uint8 [height, width, 3] of a picture file. Raises ValueError when it is none."""
     try:
@@ -244,40 +209,3 @@ def _lines(path: str, option: str) -> Iterable[tuple[int, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option} {path}: cannot be read as text ({error})") from None
     return [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-
-
-def _names_folder(name: str) -> bool:
-    """Whether a folder may have this name, and the longer one that it has until it is whole."""
-    try:
-        return not plain_name(name).startswith(".") and len(name.encode()) <= MAX_NAME_BYTES
-    except ValueError:
-        return False
-
-
-KINDS: dict[str, tuple[type, ...]] = {"example": (int,), "seed": (int,), "seconds": (int, float)}
-
-
-def _asked(tree: dict[str, Any], where: str) -> Asked:
-    timed = [key for key in ("interventions", "video_words") if key in tree]
-    spoken: dict[str, Any] = {key: _pairs(tree.pop(key), key, where) for key in timed}
-    for key, value in tree.items():
-        if isinstance(value, bool) or not isinstance(value, KINDS.get(key, (str,))):
-            raise ValueError(f"{where}: {key} is {short(value)}: write {KINDS.get(key, (str,))[-1].__name__}")
-        if isinstance(value, (int, float)) and not abs(value) < 2**63:  # or no number at all
-            raise ValueError(f"{where}: {key} is {short(value)}: it must be below 2^63")
-    for key, choices in (("mode", get_args(Mode)), ("start_words", get_args(Speaker))):
-        if tree.get(key, choices[0]) not in choices:
-            raise ValueError(
-                f"{where}: {key} '{tree[key]}' is unknown: use {', '.join(choices[:-1])} or {choices[-1]}"
-            )
-    return Asked(**tree, **spoken)
-
-
-def _pairs(listed: Any, key: str, where: str) -> tuple[Intervention, ...]:
-    """Timed words of a batch's line."""
-    try:
-        pairs = tuple(Intervention(float(seconds), text) for seconds, text in listed)
-        assert all(math.isfinite(pair.seconds) and isinstance(pair.text, str) for pair in pairs)
-    except (ArithmeticError, TypeError, ValueError, AssertionError):
-        raise ValueError(f"{where}: {key} are a list of [seconds, text]") from None
-    return pairs

@@ -84,7 +84,7 @@ class Script:
         """Chunk of the video -> the user's words for it; times count in whole frames, as in training."""
         forced: dict[int, str] = {}
         for intervention in request.interventions:
-            frame = round(intervention.seconds * FPS)
+            frame = round(max(-1.0, min(intervention.seconds, 2 * MAX_SECONDS)) * FPS)  # an endless time, too
             chunk = next((k for k, s in enumerate(starts) if s * FPS >= frame and k >= self.given), None)
             if frame < 0 or chunk is None:
                 raise ValueError(

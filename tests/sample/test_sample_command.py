@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from PIL import Image
 
 from megatv.data.video import decode_video, probe, write_video
 from megatv.sample import outputs
+from megatv.sample.batch import foreign_words
+from megatv.sample.batch_file import read_batch, seed_of
 from megatv.sample.cli import main
 from megatv.sample.outputs import write_results
-from megatv.sample.request import Request
+from megatv.sample.request import ChunkWords, Request
 
 PROMPT = "A player jumps and shoots among pillars."
 QUICK = ["--steps", "1"]
@@ -292,9 +295,105 @@ BATCH = '{"name": "a", "prompt": "b"}'
 def test_bad_batches_name_file_and_line(run_dir, tmp_path, text, message):
     file = tmp_path / "batch.jsonl"
     file.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        main(["--checkpoint", str(run_dir), "--batch", str(file), "--out", str(tmp_path / "out")])
-    assert str(file) in str(caught.value)
+    if not text or text.count("\n") == 0:  # nothing to make
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
+            main(["--checkpoint", str(run_dir), "--batch", str(file), "--out", str(tmp_path / "out")])
+        assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    else:
+        asked, (fault,) = read_batch(str(file))
+        assert list(asked) == ["a"] and str(file) in fault and message in fault and "\n" not in fault
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"name": "%s", "prompt": "p"}' % ("a" * 245),
+        r'{"name": "a", "prompt": "x \ud83d"}',
+        '{"name": "a", "prompt": "p", "seed": 18446744073709551616}',
+        '{"name": "a", "prompt": "p", "interventions": [[1e308, "a"]]}',
+        '{"name": "a", "prompt": "p", "interventions": [[-1e300, "a"]]}',
+        '{"name": "a", "prompt": "p", "interventions": [[0.3, null]]}',
+        '{"name": "a", "prompt": "p", "interventions": [[false, "a"]]}',
+        '{"name": "a", "prompt": "p", "interventions": {"0a": 1}}',
+        '{"name": "a", "prompt": "p", "interventions": ["0a"]}',
+        '{"name": "a", "prompt": "p", "interventions": null}',
+        '{"name": "a", "prompt": "p", "seconds": Infinity}',
+        '{"name": "a", "prompt": "p", "seconds": 1e999}',
+        '{"name": "a", "prompt": "p", "seconds": 1e18}',
+        '{"name": "a", "prompt": "p", "image": "none.png"}',
+        '{"name": "a"}',
+        "[" * 100_000,
+        "[1",
+    ],
+)
+def test_a_line_that_cannot_be_used_costs_the_others_nothing(run_dir, tmp_path, capsys, line):
+    good = {"name": "ok", "prompt": PROMPT, "seconds": 0.25}
+    (tmp_path / "batch.jsonl").write_text(line + "\n" + json.dumps(good) + "\n")
+    words = ["--batch", str(tmp_path / "batch.jsonl"), "--out", str(tmp_path / "out")]
+    assert main(["--checkpoint", str(run_dir), *QUICK, *words]) == 2
+    told = capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["ok"]
+    assert len(re.findall(r"^not made: ", told, re.MULTILINE)) == 1
+
+
+def test_every_line_without_a_seed_has_one_of_its_own(tmp_path):
+    lines = [{"name": name, "prompt": "p"} for name in "abc"] + [{"name": "d", "prompt": "p", "seed": 7}]
+    (tmp_path / "batch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked, faults = read_batch(str(tmp_path / "batch.jsonl"))
+    assert not faults and asked["d"].seed == 7
+    assert [asked[name].seed for name in "abc"] == [seed_of(name) for name in "abc"]
+    assert len({seed_of(str(k)) for k in range(1000)}) == 1000 and all(0 <= seed_of(k) < 2**31 for k in "xyz")
+    assert seed_of("a") == 1_699_463_305  # the same on every machine
+
+
+def test_a_place_that_cannot_be_written_to_is_named_before_anything_is_loaded(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    (tmp_path / "b.jsonl").write_text(BATCH)
+    for out, reason in [
+        ("file", "is not an empty directory"),
+        ("full", "is not an empty directory"),
+        ("file/out", "cannot be written"),
+        ("n" * 245, "cannot be written"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            main(["--checkpoint", "none", "--prompt", "p", "--out", str(tmp_path / out)])
+    for out in ("file", "file/out"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            main(["--checkpoint", "none", "--batch", str(tmp_path / "b.jsonl"), "--out", str(tmp_path / out)])
+    with pytest.raises(ValueError, match=r"holds no earlier result \(transcript\.json\)"):
+        main(["--checkpoint", "none", "--prompt", "p", "--overwrite", "--out", str(tmp_path / "full")])
+    assert (tmp_path / "full/notes.txt").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "full", "b.jsonl"}
+
+
+def test_an_earlier_result_is_replaced_when_that_is_asked_for(run_dir, tmp_path):
+    words = ["--checkpoint", str(run_dir), *BASE, "--seconds", "0.25", "--out", str(tmp_path / "out")]
+    main(words)
+    (tmp_path / "out/older").touch()
+    with pytest.raises(ValueError, match="give --overwrite to replace"):
+        main(words)
+    main([*words, "--overwrite", "--seed", "5"])
+    assert json.loads((tmp_path / "out/transcript.json").read_text())["seed"] == 5
+    assert not (tmp_path / "out/older").exists() and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    (tmp_path / "b.jsonl").write_text(
+        json.dumps({"name": "out", "prompt": PROMPT, "seconds": 0.25, "seed": 6})
+    )
+    many = [
+        "--checkpoint",
+        str(run_dir),
+        *QUICK,
+        "--batch",
+        str(tmp_path / "b.jsonl"),
+        "--out",
+        str(tmp_path),
+    ]
+    main(many)
+    assert json.loads((tmp_path / "out/transcript.json").read_text())["seed"] == 5
+    main([*many, "--overwrite"])
+    assert json.loads((tmp_path / "out/transcript.json").read_text())["seed"] == 6
 
 
 def test_a_batch_is_no_pipe(run_dir, tmp_path):
@@ -391,3 +490,15 @@ def test_command_line_exits_with_2(tmp_path, python):
     done = python(*words, *BASE, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: nowhere") and len(done.stderr.splitlines()) == 1
+
+
+def test_words_that_are_no_action_line_are_named_to_a_model_that_says_nothing_else():
+    def told(*chunks):
+        said = [ChunkWords(k / 4, text, source) for k, (text, source) in enumerate(chunks)]
+        return foreign_words(SimpleNamespace(transcript=said))
+
+    (sentence,) = told((LINE, "own"), ("jump", "forced"), (LINE, "forced"), ("", "forced"))
+    assert sentence.startswith("'jump' at 0.25 s is not an action line") and "try '(w)" in sentence
+    assert told((LINE, "own"), (LINE, "forced")) == []
+    assert told(("A boy runs.", "own"), ("jump", "forced")) == []
+    assert told(("jump", "forced")) == []
