@@ -260,7 +260,7 @@ class HealthConfig:
 class SampleConfig:
     """Sampling defaults (TV2TV tables 6, 7). cfg 1 means no guidance, top_p 1 that any word may be drawn.
 
-    grammar  `actions`: words are lines of a game's controller, see `megatv.sample.grammar`
+    grammar `actions`: a game's lines, see `megatv.sample.grammar`; when_full: see `megatv.sample.speech`
     keep_prompt, keep_first_frame   what a long video's later windows begin with, see `megatv.sample.timeline`
     """
 
@@ -270,6 +270,7 @@ class SampleConfig:
     solver: Literal["euler", "heun", "dpmpp"] = "euler"
     top_p: float = 1.0
     grammar: Literal["none", "actions"] = "none"
+    when_full: Literal["bof", "end"] = "bof"
     keep_prompt: bool = True
     keep_first_frame: bool = False
 

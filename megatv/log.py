@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -29,6 +29,8 @@ TIMES = {"run_started", "seconds", "data_wait"}
 """What goodput needs of a record of a step: Unix seconds, seconds, and the share of them."""
 SECONDS_TO_SPEAK = 10.0
 """How long a rank with bad input waits for rank 0 to say what is wrong, before it ends."""
+SECONDS_BETWEEN_LINES = 30.0
+"""Between two lines of progress where there is no terminal."""
 
 
 def rank() -> int:
@@ -65,8 +67,24 @@ def main_guard(main: Callable[[], int | None]) -> NoReturn:
 
 
 def progress(iterable: Iterable[T], *, total: int | None = None, desc: str = "") -> Iterable[T]:
-    """A tqdm bar with the time left, on rank 0 and on a terminal only."""
-    return tqdm(iterable, total=total, desc=desc, disable=rank() != 0 or not sys.stderr.isatty())
+    """The same items. Rank 0 shows a tqdm bar or, where there is no terminal, now and then a line."""
+    if rank() != 0:
+        return iterable
+    if sys.stderr.isatty():
+        return tqdm(iterable, total=total, desc=desc)
+    return _told(iterable, len(iterable) if total is None and isinstance(iterable, Sized) else total, desc)
+
+
+def _told(iterable: Iterable[T], total: int | None, desc: str) -> Iterator[T]:
+    """The same items; every SECONDS_BETWEEN_LINES a line as tqdm writes it, without its bar."""
+    began = told = time.monotonic()
+    for count, item in enumerate(iterable):
+        now = time.monotonic()
+        if count and now - told >= SECONDS_BETWEEN_LINES:
+            line = tqdm.format_meter(count, total, now - began, ncols=0, prefix=desc)
+            print(printable(line), file=sys.stderr, flush=True)
+            told = now
+        yield item
 
 
 def say(line: str) -> None:

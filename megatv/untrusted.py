@@ -77,11 +77,13 @@ def is_deeper(tree: Any, levels: int) -> bool:
     return levels == 0 or any(is_deeper(value, levels - 1) for value in inner)
 
 
-def json_lines(path: Path, most: int | None = None) -> Iterator[tuple[str, Any]]:
+def json_lines(
+    path: Path, most: int | None = None, faults: list[str] | None = None
+) -> Iterator[tuple[str, Any]]:
     """(`FILE line N`, plain data) of every line of a JSONL file that is not blank.
 
-    most  bytes of the whole file (MAX_LINES_BYTES): as objects of Python, lines take several times as much
-
+    most    bytes of the whole file (MAX_LINES_BYTES): as objects of Python, lines take several times as much
+    faults  where sentences of lines that are not valid go, so that these do not cost the others anything
     Raises ValueError that begins with the file, or with file and line.
     """
     number = size = 0
@@ -96,8 +98,16 @@ def json_lines(path: Path, most: int | None = None) -> Iterator[tuple[str, Any]]
                     raise ValueError(
                         f"{path}: is longer than {(most or MAX_LINES_BYTES) >> 20:,} MiB; cut it into several"
                     )
-                if line.strip():
-                    yield where, _json_line(line, where)
+                if not line.strip():
+                    continue
+                try:
+                    tree = _json_line(line, where)
+                except ValueError as error:
+                    if faults is None:
+                        raise
+                    faults.append(str(error))
+                else:
+                    yield where, tree
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); name a JSONL file") from None
 

@@ -64,7 +64,13 @@ OUTSIDE = ["launch", "tools"]
 DOORS = {
     "yaml": ["megatv.yaml_tree"],
     "wandb": ["megatv.wandb_record"],
-    "av": ["megatv.data.video", "megatv.data.video_source", "megatv.data.video_picture"],
+    "av": [
+        "megatv.data.video",
+        "megatv.data.video_clock",
+        "megatv.data.video_frames",
+        "megatv.data.video_picture",
+        "megatv.data.video_source",
+    ],
     "nvidia": ["megatv.data.video_dali"],
     "h5py": ["megatv.data.csgo_episode"],
     "streaming": ["megatv.data.shards"],

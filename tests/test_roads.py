@@ -90,7 +90,7 @@ def test_recordings_of_csgo_train_resume_and_sample(mode, csgo, python, on_ranks
     if mode == "think2v":
         return  # after four steps its own plan may be that the video is over; tests/sample has Think2V
     out = tmp_path / "sample"
-    steer = [] if mode == "t2v" else ["--intervene", "1:(w). 10, 0, 0, 0."]
+    steer = [] if mode == "t2v" else ["--intervene", "1:(w). 10, 0, 0, 0.", "--start-words", "given"]
     python("-m", "megatv.sample", "--checkpoint", straight, "--example", 0, *steer,
            "--seconds", 1.5, "--steps", 1, "--out", out)  # fmt: skip
     assert (out / "video.mp4").stat().st_size > 0

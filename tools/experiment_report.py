@@ -95,8 +95,9 @@ def how(scores: dict[str, Any]) -> str:
     return (
         f"{scores['date']}, {scores['machine']}. {scores['config']}: every run {scores['steps']:,} steps of "
         f"{scores['examples_a_step']} examples, seeds {', '.join(map(str, scores['seeds']))}; runs differ in "
-        f"sequence.mode alone. {scores['starts']} held-out starts, the same for all, {scores['euler_steps']} "
-        "Euler steps a chunk. Ended early: "
+        f"sequence.mode alone. {scores['starts']} held-out starts, the same for all: the meta-prompt and one "
+        "frame, whose words the models say themselves, as all others (TV2TV figure 3). "
+        f"{scores['euler_steps']} Euler steps a chunk. Ended early: "
         + ", ".join(f"{NAMES[mode]} {count}" for mode, count in scores["ended_early"].items())
         + "."
     )

@@ -2,10 +2,11 @@
 
     python tools/score_toy_world.py --checkpoint runs/toy_world --out scores.json
 
-Fresh episodes of the world, which no training saw, give the starts (one frame each). Every start is continued
-once left alone, and once for each of four actions at two times (TV2TV section 3.3: 0.8125 s and 2.8125 s,
-chunks 4 and 12) with the same seed and the action in place of the model's own words for one chunk. The
-world's own reader judges the pictures (`megatv.eval`). Prints a table and writes JSON.
+Fresh episodes of the world, which no training saw, give the starts: one frame each, and the meta-prompt. The
+model says all words, those of t = 0 as well (TV2TV figure 3). Every start is continued once left alone, and
+once for each of four actions at two times (section 3.3: 0.8125 s and 2.8125 s, chunks 4 and 12) with the same
+seed and the action in place of the model's own words for one chunk. The world's own reader judges the
+pictures (`megatv.eval`). Prints a table and writes JSON.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def score(sampler: Sampler, starts: int, batch: int, seed: int, settings: Sample
     }
     if plans:
         limit = residual_limit(real)
-        scores["valid_lines"] = rate(valid_lines([video[1:] for video in lines]))
+        scores["valid_lines"] = rate(valid_lines(lines))
         followed = words_followed(reading.states, lines)
         scores["words_followed"] = {name: rate(seen) for name, seen in followed.items()}
         scores["interventions"] = []

@@ -9,12 +9,15 @@ words are those of TV2TV section 3.2: `(w, d, shift). 10, 0, 0, 0.`, and `(.). -
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 KEYS = ("w", "a", "s", "d", "space", "ctrl", "shift", "1", "2", "3", "r")
+MAX_LINE = 100
+"""Characters; no line is so long."""
 _X, _Y = (2, 4, 10, 20, 30, 60, 100, 200, 300, 500, 1000), (2, 4, 10, 20, 50, 100, 200)
 MOUSE_X = (*(-step for step in reversed(_X)), 0, *_X)
 """Horizontal mouse movement in one frame, in the mouse's counts; one of 23 steps."""
@@ -84,3 +87,23 @@ def encode_action(action: GameAction) -> np.ndarray:
 def chunk_words(actions: Iterable[GameAction]) -> str:
     """The words of one chunk: a line for each of its frames. The paper does not say what joins the lines."""
     return "\n".join(action.words() for action in actions)
+
+
+_LINE = re.compile(r"\(([^)]*)\)\. (0|-?[1-9][0-9]*), (0|-?[1-9][0-9]*), ([01]), ([01])\.")
+
+
+def parse_line(text: str) -> GameAction | None:
+    """The action of one line, the inverse of `GameAction.words`; None for any other text."""
+    found = _LINE.fullmatch(text)
+    if not found or len(text) > MAX_LINE:
+        return None
+    keys = () if found[1] == "." else tuple(found[1].split(", "))
+    x, y, left, right = map(int, found.groups()[1:])
+    action = GameAction(keys, x, y, left, right)
+    known = set(keys) <= set(KEYS) and x in MOUSE_X and y in MOUSE_Y
+    return action if known and keys == tuple(key for key in KEYS if key in keys) else None
+
+
+def are_lines(text: str) -> bool:
+    """Whether the words of a chunk are action lines and nothing else."""
+    return all(parse_line(line) for line in text.split("\n"))

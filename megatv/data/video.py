@@ -28,15 +28,13 @@ from av.video.stream import VideoStream
 
 from megatv.config import FPS, GROUP_FRAMES, GROUP_LATENTS, TEMPORAL_FACTOR
 from megatv.data import video_dali
+from megatv.data.video_frames import timed_frames
 from megatv.data.video_picture import picture
 from megatv.data.video_source import (
     TIME_TOLERANCE,
     Timeline,
-    header_seconds,
     name_of,
-    open_video,
     read_timeline,
-    timed_frames,
 )
 from megatv.log import say
 
@@ -54,7 +52,7 @@ _choosing = threading.Lock()
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Size in pixels as stored (before rotation), mean frames a second, duration in seconds."""
+    """Size in pixels as shown (upright, pixels made square), mean frames a second, duration in seconds."""
 
     width: int
     height: int
@@ -63,18 +61,12 @@ class VideoInfo:
 
 
 def probe(source: str | Path | bytes) -> VideoInfo:
-    """What the header of a video file (or of its bytes) says, without decoding.
+    """What a video file (or its bytes) is, by its first frame and its packets; see `read_timeline`.
 
     Raises ValueError when it cannot be opened, has no video stream or is empty.
     """
-    with open_video(source) as (container, stream):
-        seconds = header_seconds(container, stream)
-        if seconds is None:
-            raise ValueError(
-                f"{name_of(source)}: has no duration; write it anew with `ffmpeg -i IN -c copy OUT.mp4`"
-            )
-        rate = float(stream.average_rate or 0)
-        return VideoInfo(stream.codec_context.width, stream.codec_context.height, rate, seconds)
+    timeline = read_timeline(source)
+    return VideoInfo(timeline.width, timeline.height, timeline.rate, timeline.end)
 
 
 def iterate_video(
@@ -286,7 +278,7 @@ def _on_screen(
     end = 0.0
     for time, hold, frame in timed_frames(source, wanted):
         if shown is not None and wanted < time - TIME_TOLERANCE:
-            pixels = picture(shown, width, height, name)
+            pixels = picture(shown, width, height)
             while wanted < time - TIME_TOLERANCE:
                 yield pixels
                 wanted = next(due, None)
@@ -296,7 +288,7 @@ def _on_screen(
     if shown is None:
         raise ValueError(f"{name}: holds no frames; make the file again or leave it out")
     if wanted < end - TIME_TOLERANCE:
-        pixels = picture(shown, width, height, name)
+        pixels = picture(shown, width, height)
         while wanted is not None and wanted < end - TIME_TOLERANCE:
             yield pixels
             wanted = next(due, None)

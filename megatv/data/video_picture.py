@@ -55,16 +55,12 @@ def mirrored(frame: VideoFrame) -> bool:
     return a * d < b * c
 
 
-def picture(frame: VideoFrame, width: int, height: int, name: str) -> np.ndarray:
+def picture(frame: VideoFrame, width: int, height: int) -> np.ndarray:
     """uint8 [height, width, 3] of one decoded frame, upright.
 
     It is scaled without letterboxing, by area when it shrinks and bicubic when it grows; so the shape of its
-    pixels plays no part. Raises ValueError, with `name`, when the decoder marked the frame as damaged.
+    pixels plays no part.
     """
-    if frame.is_corrupt:
-        raise ValueError(
-            f"{name}: does not decode (damaged at {frame.time:.2f} s); repair the file or leave it out"
-        )
     turns = round(frame.rotation / 90) % 4
     if turns % 2:
         width, height = height, width

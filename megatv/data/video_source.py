@@ -1,4 +1,4 @@
-"""Opens a video and hands out its frames in order of time, within bounds that no header can lift.
+"""Opens a video and says what it is, within bounds that no header can lift; `video_frames` decodes it.
 
 What a header claims is believed only as far as it is plausible: sizes, durations, gaps between frames and
 the number of frames are bounded here, and whatever FFmpeg says against a file becomes one ValueError. Only
@@ -25,7 +25,8 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from megatv.data.video_picture import needs_care, progressive
+from megatv.data.video_clock import Clock, may_jump, read_clock
+from megatv.data.video_picture import needs_care
 
 TIME_TOLERANCE = 1e-3
 """Seconds. Containers such as Matroska round times to a millisecond, so times closer than this are equal."""
@@ -39,12 +40,12 @@ MAX_GAP_SECONDS = 600.0
 """Seconds. The longest time between two frames."""
 MAX_LAST_SECONDS = 10.0
 """Seconds. The last frame stays no longer, whatever it claims: no later frame bears it out."""
+RATE_TOLERANCE = 0.01
+"""How far a header's rate may be from the one that is counted, as a share of it, and still be believed."""
 MAX_RATE = 1000
 """Frames a second, on average over a video; the first ten seconds' worth is free."""
 MAX_ALLOCATION = 1 << 27
 """Bytes that FFmpeg may allocate at once: the largest pictures in 16 bits with alpha, or 24 hours' index."""
-SEEK_MARGIN_SECONDS = 1.0
-"""Seconds. Indexes go by decoding time, which runs some frames ahead of the time on screen."""
 COUNTED = ("avi", "asf")
 """Containers that know when a frame is decoded, not when it is shown. FFmpeg makes times on screen up, in the
 wrong order where H.264 has B-frames; the decoder gives the frames in the right one."""
@@ -54,19 +55,27 @@ CONTAINERS = "asf,avi,flv,gif,matroska,mov,mpeg,mpegts,mxf,ogg,webm,ivf,nut"
 
 @dataclass(frozen=True)
 class Timeline:
-    """When the frames of a video are on screen, found without decoding more than the first one.
+    """What a video is and when its frames are on screen, found without decoding more than the first one.
 
     codec      FFmpeg's name of it, such as "h264"
+    width      of the picture as it is shown, in pixels: upright, and widened where pixels are not square
+    height     likewise
+    rate       mean frames a second
     seconds    float64 [F], ascending, from the first frame on
     end        seconds; the last frame leaves the screen
+    begins     seconds from where a player starts to count (the first sound or picture) to the first frame
     rotation   degrees counter-clockwise that turn the stored picture upright
     colorspace FFmpeg's number of the YUV matrix that the first frame names
     care       why only PyAV shows this video rightly, or "" when every decoder does
     """
 
     codec: str
+    width: int
+    height: int
+    rate: float
     seconds: np.ndarray
     end: float
+    begins: float
     rotation: int
     colorspace: int
     care: str
@@ -102,8 +111,8 @@ def open_video(source: str | Path | bytes) -> Iterator[tuple[InputContainer, Vid
 def _open_container(file: io.BytesIO | str, name: str) -> InputContainer:
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     _limit_allocations()
-    try:  # _BOUNDS are for the frames that are decoded to find out what the streams are
-        return av.open(file, "r", options=_BOUNDS, container_options=options, metadata_errors="ignore")
+    try:  # BOUNDS are for the frames that are decoded to find out what the streams are
+        return av.open(file, "r", options=BOUNDS, container_options=options, metadata_errors="ignore")
     except av.ArgumentError as error:  # EINVAL is what a format off the list ends in
         known = CONTAINERS.replace(",", ", ")
         raise ValueError(f"{name}: does not decode (none of {known}); write it anew as mp4") from error
@@ -127,60 +136,109 @@ def _main_stream(container: InputContainer, name: str) -> VideoStream:
     return next((s for s in streams if s.disposition & Disposition.default), streams[0])
 
 
-def header_seconds(container: InputContainer, stream: VideoStream) -> float | None:
-    """How long the header says that the video lasts, in seconds; None when it does not say."""
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else None
-
-
-def timed_frames(
-    source: str | Path | bytes, start_seconds: float = 0.0
-) -> Iterator[tuple[float, float, VideoFrame]]:
-    """(time, hold, frame) in order of time, from the frame on screen at `start_seconds` or earlier on.
-
-    Times are seconds from the video's first frame; hold says for how many seconds the frame stays on screen
-    if no other one follows. Interlaced frames arrive deinterlaced. Where a seek lands
-    too late, as it may in transport streams, everything is decoded from the start instead.
-    """
-    if start_seconds > SEEK_MARGIN_SECONDS:
-        with open_video(source) as (container, stream):
-            frames = _after_seek(container, stream, name_of(source), start_seconds)
-            first = next(frames, None)
-            if first is not None and first[0] <= start_seconds + TIME_TOLERANCE:
-                yield first
-                yield from frames
-                return
-    with open_video(source) as (container, stream):
-        # Refuse damage instead of painting over it; not after a seek, where an open GOP lacks references.
-        stream.codec_context.options = {**_BOUNDS, "err_detect": "explode"}
-        yield from _bounded(container, stream, name_of(source), None)
-
-
 def read_timeline(source: str | Path | bytes) -> Timeline:
-    """The times of all frames, from the packets. Raises ValueError with the source and the reason."""
+    """What a video is, from its first frame and the times of all packets; no header is asked how long it is.
+
+    Raises ValueError with the source and the reason.
+    """
     name = name_of(source)
     with open_video(source) as (container, stream):
-        stream.codec_context.options = _BOUNDS
-        first = next(_decoded(container, stream), None)
+        stream.codec_context.options = BOUNDS
+        first = next(decoded(container, stream), None)
         if first is None:
             raise ValueError(f"{name}: holds no frames; make the file again or leave it out")
         check_size(first.width, first.height, name)
         codec, origin = stream.codec_context.name, frame_time(first, name)
+        width, height = _shown_size(first, stream)
+        check_size(width, height, name)
+        begins = origin - container.start_time / av.time_base if container.start_time is not None else 0.0
+        jumps = may_jump(container.format.flags)
+    clock = clock_of(source) if jumps else None
     with open_video(source) as (container, stream):
-        packets = [packet for packet in _packets(container, stream) if packet.size]
-        shown = [packet for packet in packets if packet.pts is not None and not packet.is_discard]
-        seconds = np.array([float((p.pts or 0) * (p.time_base or 0)) for p in shown], np.float64)
+        counted = container.format.name in COUNTED
+        found: list[tuple[float, float]] = []  # when a packet is shown, and how long its frame stays
+        packets = hidden = 0
+        for packet in stream_packets(container, stream, clock):
+            packets += packet.size > 0
+            ticks = packet.dts if counted or packet.pts is None else packet.pts
+            if packet.size and ticks is not None and packet.time_base and not packet.is_discard:
+                hidden += packet.pts is None
+                found.append((float(ticks * packet.time_base), hold_seconds(packet, stream)))
         several = "one of several video streams" if len(container.streams.video) > 1 else ""
-        care = needs_care(first) or several
-        if not shown or len(shown) < len(packets) or abs(seconds.min() - origin) > TIME_TOLERANCE:
-            care = care or "packets without times or pictures"
-            return Timeline(codec, np.zeros(1), TIME_TOLERANCE, first.rotation, int(first.colorspace), care)
-        last = shown[int(seconds.argmax())]
-        seconds = np.sort(seconds) - origin
-        _check_times(seconds, name)
-        end = seconds[-1] + _hold_seconds(last, stream)
-        return Timeline(codec, seconds, float(end), first.rotation, int(first.colorspace), care)
+        header_rate = float(stream.average_rate or 0)
+    found.sort()
+    if counted and found:  # the decoder gives the first frame later than it gets the first packet
+        origin = found[0][0]
+    times = [(time - origin, hold) for time, hold in found if time - origin >= -TIME_TOLERANCE]
+    if not times:
+        raise ValueError(f"{name}: has frames without times; write it anew with `ffmpeg -i IN OUT.mp4`")
+    seconds = np.array([time for time, _ in times])
+    _check_times(seconds, name)
+    care = needs_care(first) or several
+    if hidden or counted or len(times) < packets or abs(seconds[0]) > TIME_TOLERANCE:
+        care = care or "packets without times or pictures"
+    end = float(seconds[-1] + times[-1][1])
+    rate = len(seconds) / end
+    if abs(header_rate - rate) <= RATE_TOLERANCE * rate:  # times may be rounded; a rate borne out is not
+        rate = header_rate
+    return Timeline(
+        codec,
+        width,
+        height,
+        rate,
+        seconds,
+        end,
+        max(0.0, begins),
+        first.rotation,
+        int(first.colorspace),
+        care,
+    )
+
+
+def clock_of(source: str | Path | bytes) -> Clock:
+    """The clock of a source whose container `may_jump`; it reads all packets and decodes none."""
+    with (
+        open_video(source) as (container, stream),
+        closing(cast("Generator[Packet]", container.demux())) as packets,
+    ):
+        return read_clock(packets, stream)
+
+
+def stream_packets(
+    container: InputContainer, stream: VideoStream, clock: Clock | None = None
+) -> Iterator[Packet]:
+    """Those of the stream. PyAV's own generator frees its buffers only when it is closed or has ended."""
+    with closing(cast("Generator[Packet]", container.demux(stream))) as packets:
+        yield from clock.apply(packets) if clock else packets
+
+
+def decoded(
+    container: InputContainer, stream: VideoStream, packets: Iterator[Packet] | None = None
+) -> Iterator[VideoFrame]:
+    """The stream's frames as they are shown; `container.decode` would leak where it is left early.
+
+    Packets begin with a key frame, or, in a recording cut anywhere, soon come to one. What fails before it,
+    or is to be shown before it, refers to pictures that are not there, and is left out.
+    """
+    counted = container.format.name in COUNTED
+    clock: int | None = None
+    key: int | None = None
+    at_key = False
+    for packet in packets or stream_packets(container, stream):
+        if packet.is_keyframe and not at_key:
+            at_key, key = True, None if counted else packet.pts
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            if at_key and (key is None or packet.pts is None or packet.pts >= key):
+                raise
+            continue
+        for frame in frames:
+            if counted:  # the last frames come without a decoding time, each a duration later
+                later = None if clock is None else clock + frame.duration
+                clock = frame.pts = later if frame.dts is None else frame.dts
+            if key is None or frame.pts is None or frame.pts >= key:
+                yield frame
 
 
 def frame_time(frame: VideoFrame, name: str) -> float:
@@ -199,7 +257,7 @@ def check_size(width: int, height: int, name: str) -> None:
         )
 
 
-_BOUNDS = {"max_pixels": str(MAX_PIXELS)}
+BOUNDS = {"max_pixels": str(MAX_PIXELS)}
 
 
 def _check_header(container: InputContainer, stream: VideoStream, name: str) -> None:
@@ -213,26 +271,39 @@ def _check_header(container: InputContainer, stream: VideoStream, name: str) -> 
         )
     if context.width and context.height:  # unknown, in some containers, before a frame is decoded
         check_size(context.width, context.height, name)
-    seconds = header_seconds(container, stream)
-    if seconds is not None and not 0 <= seconds <= MAX_SECONDS:
-        raise ValueError(f"{name}: claims to last {seconds:.4g} s; {_ADVICE}")
+    seconds = 0.0 if may_jump(container.format.flags) else _claimed_seconds(container, stream)
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise ValueError(f"{name}: claims to last {seconds:.4g} s; {ADVICE}")
 
 
-_ADVICE = (
+ADVICE = (
     f"at most {MAX_SECONDS / 3600:.0f} hours are read, with gaps of at most {MAX_GAP_SECONDS:.0f} s and "
     f"fewer than {MAX_RATE} frames a second: write it anew with `ffmpeg -i IN OUT.mp4`, or cut it"
 )
 
 
+def _claimed_seconds(container: InputContainer, stream: VideoStream) -> float:
+    """How long the header says that the video lasts, in seconds; 0 when it does not say."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else 0.0
+
+
+def _shown_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
+    """(width, height) of the picture that a player shows: pixels squared by their width, then turned."""
+    width, height = max(1, round(frame.width * (stream.sample_aspect_ratio or 1))), frame.height
+    return (height, width) if round(frame.rotation / 90) % 2 else (width, height)
+
+
 def _check_times(seconds: np.ndarray, name: str) -> None:
     """ValueError unless these times of frames, ascending from 0, lie within the bounds."""
     if np.diff(seconds).max(initial=0.0) > MAX_GAP_SECONDS or seconds[-1] > MAX_SECONDS:
-        raise ValueError(f"{name}: has frames up to {seconds[-1]:.4g} s with long gaps; {_ADVICE}")
+        raise ValueError(f"{name}: has frames up to {seconds[-1]:.4g} s with long gaps; {ADVICE}")
     if len(seconds) > MAX_RATE * (seconds[-1] + 10):
-        raise ValueError(f"{name}: has {len(seconds)} frames in {seconds[-1]:.4g} s; {_ADVICE}")
+        raise ValueError(f"{name}: has {len(seconds)} frames in {seconds[-1]:.4g} s; {ADVICE}")
 
 
-def _hold_seconds(last: VideoFrame | Packet, stream: VideoStream) -> float:
+def hold_seconds(last: VideoFrame | Packet, stream: VideoStream) -> float:
     """How long the last frame stays: its own duration, or one period of the stream's mean rate."""
     seconds = 0.0
     if last.duration and last.time_base:
@@ -240,57 +311,3 @@ def _hold_seconds(last: VideoFrame | Packet, stream: VideoStream) -> float:
     elif stream.average_rate:
         seconds = float(1 / stream.average_rate)
     return min(max(seconds, 2 * TIME_TOLERANCE), MAX_LAST_SECONDS)
-
-
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """Those of the stream. PyAV's own generator frees its buffers only when it is closed or has ended."""
-    with closing(cast("Generator[Packet]", container.demux(stream))) as packets:
-        yield from packets
-
-
-def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """The stream's frames as they are shown; `container.decode` would leak where it is left early."""
-    counted, clock = container.format.name in COUNTED, None
-    for packet in _packets(container, stream):
-        for frame in packet.decode():
-            if counted:  # the last frames come without a decoding time, each a duration later
-                later = None if clock is None else clock + frame.duration
-                clock = frame.pts = later if frame.dts is None else frame.dts
-            yield frame
-
-
-def _after_seek(
-    container: InputContainer, stream: VideoStream, name: str, start_seconds: float
-) -> Iterator[tuple[float, float, VideoFrame]]:
-    """Frames from a key frame before `start_seconds` on; none where the container cannot seek."""
-    stream.codec_context.options = _BOUNDS
-    first = next(_decoded(container, stream), None)
-    if first is None:
-        return
-    origin = frame_time(first, name)
-    try:
-        container.seek(int((origin + start_seconds - SEEK_MARGIN_SECONDS) * av.time_base))
-    except av.FFmpegError:
-        return
-    yield from _bounded(container, stream, name, origin)
-
-
-def _bounded(
-    container: InputContainer, stream: VideoStream, name: str, origin: float | None
-) -> Iterator[tuple[float, float, VideoFrame]]:
-    """What `timed_frames` gives, from here on, while it makes sense; `origin` None is the first frame."""
-    before, begin = None, 0.0
-    for count, frame in enumerate(progressive(_decoded(container, stream))):
-        check_size(frame.width, frame.height, name)
-        clock = frame_time(frame, name)
-        if origin is None:
-            origin = clock
-        time = clock - origin
-        if before is None:
-            before = begin = time
-        if not -1 <= time - before <= MAX_GAP_SECONDS or not time <= MAX_SECONDS:
-            raise ValueError(f"{name}: jumps from {before:.4g} s to {time:.4g} s; {_ADVICE}")
-        if count > MAX_RATE * (time - begin + 10):
-            raise ValueError(f"{name}: has {count} frames in {time - begin:.4g} s; {_ADVICE}")
-        before = max(before, time)
-        yield before, _hold_seconds(frame, stream), frame

@@ -234,7 +234,7 @@ def _words(reading: Reading, lines: list[list[str]]) -> Measured:
         seen = words_followed(reading.states.at(np.s_[row : row + 1]), [said])["all"]
         shown.append(seen.mean() if len(seen) else np.nan)
     return {
-        "valid": np.array([valid_lines([said[1:]]).mean() for said in lines]),
+        "valid": np.array([valid_lines([said]).mean() for said in lines]),
         "followed": np.array(shown),
     }
 

@@ -1,7 +1,9 @@
 """Starts of the toy world that no training saw, and what models are asked to make of them.
 
-Every start is one true frame. It is continued once left alone, and once for each of four actions at two times
-(TV2TV section 3.3) with the same seed and the action in place of the model's own words for one chunk.
+Every start is the meta-prompt and one true frame; the model says the words of t = 0 as it does all others
+(TV2TV figure 3), so that no arm is told a true word. It is continued once left alone, and once for each of
+four actions at two times (section 3.3) with the same seed and the action in place of the model's own words
+for one chunk.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 
 from megatv.data.sequence import chunk_start_seconds
-from megatv.data.toy_world import META_PROMPT, Episode, State, words
+from megatv.data.toy_world import META_PROMPT, Episode, State
 from megatv.eval.toy_scores import INTERVENTIONS, intervention_words
 from megatv.eval.toy_world import Reading, check_reader, read_states
 from megatv.sample import Intervention, Request, Result, Sampler
@@ -50,13 +52,8 @@ def codec_pass(sampler: Sampler, episodes: list[Episode], batch: int) -> tuple[R
 def start_requests(episodes: list[Episode], latents: np.ndarray, seed: int) -> list[Request]:
     """Each episode's first chunk, to be continued. latents: normalised, [V, N, C, h, w]."""
     return [
-        Request(
-            META_PROMPT,
-            first_latents=latents[i, :1],
-            given_words=(words(episode.actions[0]),),
-            seed=seed * len(episodes) + i,
-        )
-        for i, episode in enumerate(episodes)
+        Request(META_PROMPT, first_latents=latents[i, :1], seed=seed * len(episodes) + i)
+        for i in range(len(episodes))
     ]
 
 
@@ -74,16 +71,16 @@ def intervened(sampler: Sampler, requests: list[Request]) -> Iterator[tuple[str,
 
 
 def told(requests: list[Request], episodes: list[Episode]) -> list[Request]:
-    """The same starts with the words of their true episodes before every chunk: their pictures are known."""
-    return [
-        dataclasses.replace(
-            request,
-            interventions=tuple(
-                Intervention(caption.start_seconds, caption.text) for caption in episode.captions()[1:]
-            ),
-        )
-        for request, episode in zip(requests, episodes, strict=True)
-    ]
+    """The same starts with the words of their true episodes before every chunk: their pictures are known.
+
+    The first frame's words too, in TV2TV's sequence and in Think2V's plan alike.
+    """
+    changed = []
+    for request, episode in zip(requests, episodes, strict=True):
+        first, *later = episode.captions()
+        spoken = tuple(Intervention(caption.start_seconds, caption.text) for caption in later)
+        changed.append(dataclasses.replace(request, given_words=(first.text,), interventions=spoken))
+    return changed
 
 
 def read(results: list[Result]) -> Reading:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from megatv.config import SampleConfig
+from megatv.data.csgo_actions import are_lines
 from megatv.log import AloneError
 from megatv.sample.inputs import Asked
 from megatv.sample.outputs import write_results
 from megatv.sample.ranks import Ranks
 from megatv.sample.request import Result
 from megatv.sample.sampler import Sampler
+from megatv.schema import short
+from megatv.untrusted import printable
 
 Describe = Callable[[Asked, SampleConfig], dict[str, Any]]
 
@@ -25,16 +31,18 @@ def make_all(
     rows: int,
     ranks: Ranks,
     describe: Describe,
+    overwrite: bool = False,
 ) -> list[str]:
     """Make this team's videos of `asked`, `rows` at a time, each into the folder out/NAME.
 
     Team r of n has every n-th name from the r-th on, so no team waits for another. A video does not depend on
-    its neighbours, nor on the number of teams. Returns a sentence for each that could not be made; the others
+    its neighbours, nor on the number of teams. Folders that are there are left alone, or with `overwrite`
+    replaced. Returns a sentence for each that could not be made; the others
     are.
     """
     mine = sorted(asked)[ranks.team :: ranks.teams]
-    todo = ranks.agree([name for name in mine if not (out / name).exists()])
-    failed = []
+    todo = ranks.agree([name for name in mine if overwrite or not (out / name).exists()])
+    failed, began = [], time.monotonic()
     for at in range(0, len(todo), rows):
         requests = {}
         for name in todo[at : at + rows]:
@@ -53,13 +61,31 @@ def make_all(
                 failed.append(f"{name}: {sentence}")
                 continue
             if ranks.speaks:
+                for sentence in foreign_words(result):
+                    print(f"{name}: {printable(sentence)}", flush=True)
+                record = describe(asked[name], settings)
                 try:
-                    write_results(out / name, request, {name: result}, describe(asked[name], settings))
+                    write_results(out / name, request, {name: result}, record, overwrite)
                 except ValueError as error:  # a full disk here is nothing that rank 0 would tell of
                     raise AloneError(str(error)) from None
         if ranks.speaks:
-            print(f"[{ranks.team}] {min(at + rows, len(todo))} of {len(todo)} videos", flush=True)
+            done = min(at + rows, len(todo))
+            left = tqdm.format_interval((time.monotonic() - began) / done * (len(todo) - done))
+            print(f"[{ranks.team}] {done} of {len(todo)} videos, {left} left", flush=True)
     return failed
+
+
+def foreign_words(result: Result) -> list[str]:
+    """A sentence for each words of the user that are no action line, of a model that says nothing else."""
+    own = [said.text for said in result.transcript if said.source == "own" and said.text]
+    if not own or not all(map(are_lines, own)):
+        return []
+    return [
+        f"{short(said.text)} at {said.start_seconds:g} s is not an action line, and this model says nothing "
+        "else: try '(w). 0, 0, 0, 0.' (keys held; mouse right and down; left and right click)"
+        for said in result.transcript
+        if said.source == "forced" and said.text and not are_lines(said.text)
+    ]
 
 
 def too_short(result: Result) -> str | None:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,21 +15,14 @@ from megatv.config import FPS
 from megatv.data.format import check_codec
 from megatv.data.picture import FORMATS, decode_picture
 from megatv.data.remote import open_shards
-from megatv.data.sequence import texts_by_chunk
+from megatv.data.sequence import chunk_of_text, texts_by_chunk
 from megatv.data.shards import Shards
 from megatv.data.video import iterate_video
 from megatv.log import say
 from megatv.model.codec import clip_encoder, latents_to_frames
 from megatv.regular_file import read_bytes
-from megatv.sample.request import Intervention, Mode, Request
+from megatv.sample.request import Intervention, Mode, Request, Speaker
 from megatv.sample.sampler import Sampler
-from megatv.schema import short
-from megatv.untrusted import json_lines, plain_name
-
-MAX_NAME_BYTES = 200
-"""Of a video's name in a batch, to which `outputs` adds some for a moment."""
-MAX_BATCH_BYTES = 64 << 20
-"""Of a batch file, all of which is in memory."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +30,33 @@ class Asked:
     """One video as it is asked for on the command line or in a line of a batch file.
 
     image, video, example   what it starts from: a picture, a video's frames, or a held-out example (data.val)
-    image_words             words of the picture, where the training data has some
+    start_words   who says the words before what is given: the `model` (by default), `none`, or they are
+                  `given`: by image_words, by video_words, or by the example, which has its own
+    image_words   yours for t = 0, before a picture or an example's first frame
+    video_words   yours before a video's chunks, with their times; a chunk without any has silence
     The rest are those of `Request`.
     """
 
     prompt: str | None = None
     image: str | None = None
-    image_words: str | None = None
     video: str | None = None
     example: int | None = None
+    start_words: Speaker | None = None
+    image_words: str | None = None
+    video_words: tuple[Intervention, ...] | None = None
     interventions: tuple[Intervention, ...] = ()
     seconds: float | None = None
     seed: int = 0
     mode: Mode | None = None
+
+    @property
+    def speaker(self) -> Speaker:
+        """Who says the words before what is given."""
+        return self.start_words or ("given" if self._has_words else "model")
+
+    @property
+    def _has_words(self) -> bool:
+        return self.image_words is not None or self.video_words is not None
 
     def request(self, sampler: Sampler) -> Request:
         """Read what it starts from. Raises ValueError with one sentence for what cannot be read or used."""
@@ -59,20 +65,42 @@ class Asked:
         request = Request(self.prompt or "", **{key: getattr(self, key) for key in keys})
         if self.image is not None:
             size = sampler.config.video
-            given = () if self.image_words is None else (self.image_words,)
             picture = read_picture(self.image, size.width, size.height)
-            return dataclasses.replace(request, first_image=picture, given_words=given)
+            return dataclasses.replace(request, first_image=picture, given_words=self._given_words(1))
         if self.video is not None:
-            return dataclasses.replace(request, first_latents=read_start(self.video, sampler))
+            latents = read_start(self.video, sampler)
+            words = self._given_words(len(latents))
+            return dataclasses.replace(request, first_latents=latents, given_words=words)
         if self.example is not None:
-            caption, words, latent = read_example(sampler, self.example)
+            caption, own, latent = read_example(sampler, self.example)
             prompt = caption if self.prompt is None else self.prompt
-            return dataclasses.replace(request, prompt=prompt, first_latents=latent, given_words=(words,))
+            words = self._given_words(1, own)
+            return dataclasses.replace(request, prompt=prompt, first_latents=latent, given_words=words)
         return request
+
+    def _given_words(self, chunks: int, own: str = "") -> tuple[str, ...]:
+        """Words before so many given chunks, unless the model says them; own: an example's."""
+        if self.speaker == "model":
+            return ()
+        if self.speaker == "none":
+            return ("",) * chunks
+        if self.video is None:
+            return (own if self.image_words is None else self.image_words,)
+        words: list[list[str]] = [[] for _ in range(chunks)]
+        for said in self.video_words or ():
+            # no chunk lasts a second, and times without bounds are no frames
+            if not (0 <= said.seconds < chunks and (chunk := chunk_of_text(said.seconds)) < chunks):
+                raise ValueError(
+                    f"--video-words at {said.seconds:g} s: the video gives {chunks} chunks, and none starts "
+                    "there or later; words for chunks that are to be made are --intervene or --timeline"
+                )
+            words[chunk].append(said.text)
+        return tuple("\n".join(texts) for texts in words)
 
     def check(self) -> None:
         """Raise ValueError for what no model can make."""
-        words = (self.prompt, self.image_words, *(said.text for said in self.interventions))
+        spoken = (*self.interventions, *(self.video_words or ()))
+        words = (self.prompt, self.image_words, *(said.text for said in spoken))
         if any("\ud800" <= c <= "\udfff" for text in words if text is not None for c in text):
             raise ValueError("a text is not UTF-8, or has half a character (a lone \\ud800) in it")
         if self.prompt is None and self.example is None:
@@ -83,6 +111,25 @@ class Asked:
             raise ValueError(f"--seed {self.seed}: must be 0 or more, and below 2^63")
         if sum(start is not None for start in (self.image, self.video, self.example)) > 1:
             raise ValueError("a video starts from one thing: a picture, a video or an example")
+        self._check_start_words()
+
+    def _check_start_words(self) -> None:
+        if self.image_words is not None and self.image is None and self.example is None:
+            raise ValueError("--image-words: there is no picture; give --image or --example, too")
+        if self.video_words is not None and self.video is None:
+            raise ValueError("--video-words: there is no video to start from; give --video, too")
+        if self.start_words is None:
+            return
+        if self.image is None and self.video is None and self.example is None:
+            raise ValueError(
+                f"--start-words {self.start_words}: nothing is given to start from, so the model says all "
+                "words; give --image, --video or --example, too"
+            )
+        if self._has_words and self.start_words != "given":
+            raise ValueError(f"--start-words {self.start_words}: there are words of yours; leave one out")
+        if self.start_words == "given" and not self._has_words and self.example is None:
+            option = "--image-words" if self.video is None else "--video-words"
+            raise ValueError(f"--start-words given: there are no words; give {option}, too")
 
 
 def read_intervention(text: str, where: str = "--intervene") -> Intervention:
@@ -97,39 +144,13 @@ def read_intervention(text: str, where: str = "--intervene") -> Intervention:
     return Intervention(seconds, words)
 
 
-def read_timeline(path: str) -> tuple[Intervention, ...]:
-    """Interventions of a file, a line "SECONDS:TEXT" each; empty lines and those from # on are skipped."""
+def read_timeline(path: str, option: str = "--timeline") -> tuple[Intervention, ...]:
+    """Timed words of a file, a line "SECONDS:TEXT" each; empty lines and those from # on are skipped."""
     return tuple(
         read_intervention(line, f"{path}, line {number}:")
-        for number, line in _lines(path, "--timeline")
+        for number, line in _lines(path, option)
         if not line.startswith("#")
     )
-
-
-def read_batch(path: str) -> dict[str, Asked]:
-    """Videos by name of a JSONL file, a line each: {"name": "a", "prompt": "...", ...}, see `Asked`.
-
-    "interventions" are [seconds, text] pairs. Raises ValueError with file and line for anything else.
-    """
-    found: dict[str, Asked] = {}
-    known = {field.name for field in dataclasses.fields(Asked)}
-    for where, tree in json_lines(Path(path), MAX_BATCH_BYTES):
-        if not isinstance(tree, dict) or not isinstance(tree.get("name"), str):
-            raise ValueError(f'{where}: write an object with a "name", which becomes the name of its folder')
-        name = tree.pop("name")
-        if not _names_folder(name):
-            raise ValueError(
-                f"{where}: the name {repr(name)[:80]} cannot be that of a folder; give at most 200 bytes of "
-                "UTF-8 without slashes, that do not begin with a dot"
-            )
-        if name in found:
-            raise ValueError(f"{where}: the name '{name}' is another line's already")
-        if unknown := sorted(set(tree) - known):
-            raise ValueError(f"{where}: '{unknown[0]}' is unknown: use {', '.join(sorted(known))}")
-        found[name] = _asked(tree, where)
-    if not found:
-        raise ValueError(f"{path}: asks for no video")
-    return found
 
 
 def read_picture(path: str, width: int, height: int) -> np.ndarray:
@@ -188,31 +209,3 @@ def _lines(path: str, option: str) -> Iterable[tuple[int, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option} {path}: cannot be read as text ({error})") from None
     return [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-
-
-def _names_folder(name: str) -> bool:
-    """Whether a folder may have this name, and the longer one that it has until it is whole."""
-    try:
-        return not plain_name(name).startswith(".") and len(name.encode()) <= MAX_NAME_BYTES
-    except ValueError:
-        return False
-
-
-KINDS: dict[str, tuple[type, ...]] = {"example": (int,), "seed": (int,), "seconds": (int, float)}
-
-
-def _asked(tree: dict[str, Any], where: str) -> Asked:
-    spoken = tree.pop("interventions", [])
-    for key, value in tree.items():
-        if isinstance(value, bool) or not isinstance(value, KINDS.get(key, (str,))):
-            raise ValueError(f"{where}: {key} is {short(value)}: write {KINDS.get(key, (str,))[-1].__name__}")
-        if isinstance(value, (int, float)) and not abs(value) < 2**63:  # or no number at all
-            raise ValueError(f"{where}: {key} is {short(value)}: it must be below 2^63")
-    if tree.get("mode", "tv2tv") not in ("tv2tv", "t2v", "think2v"):
-        raise ValueError(f"{where}: mode '{tree['mode']}' is unknown: use tv2tv, t2v or think2v")
-    try:
-        pairs = tuple(Intervention(float(seconds), text) for seconds, text in spoken)
-        assert all(math.isfinite(pair.seconds) and isinstance(pair.text, str) for pair in pairs)
-    except (ArithmeticError, TypeError, ValueError, AssertionError):
-        raise ValueError(f"{where}: interventions are a list of [seconds, text]") from None
-    return Asked(**tree, interventions=pairs)

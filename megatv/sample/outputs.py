@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +17,48 @@ from megatv.regular_file import write_file
 from megatv.sample.render import Strip, contact_sheet, enlarge
 from megatv.sample.request import Request, Result
 
+TRANSCRIPT = "transcript.json"
 
-def write_results(out: Path, request: Request, results: dict[str, Result], record: dict[str, Any]) -> None:
+
+def require_out(out: Path, overwrite: bool) -> None:
+    """Refuse (ValueError) a place that `write_results` could not write to, before any work is done.
+
+    overwrite: a folder that holds an earlier result may be there, and nothing else ever is replaced
+    """
+    if out.is_dir() and not any(out.iterdir()):
+        pass
+    elif (out.exists() or out.is_symlink()) and not overwrite:
+        raise ValueError(
+            f"--out {out}: is not an empty directory; name another one, or give --overwrite to replace an "
+            "earlier result"
+        )
+    elif out.exists() and (out.is_symlink() or not (out / TRANSCRIPT).is_file()):
+        raise ValueError(f"--out {out}: holds no earlier result ({TRANSCRIPT}), so it is not replaced")
+    with _writable(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        os.rmdir(_partial(out))
+
+
+def require_folder(out: Path) -> None:
+    """Refuse (ValueError) a folder of many results that cannot be made or written to."""
+    with _writable(out):
+        out.mkdir(parents=True, exist_ok=True)
+        os.rmdir(_partial(out / "a"))
+
+
+def write_results(
+    out: Path, request: Request, results: dict[str, Result], record: dict[str, Any], overwrite: bool = False
+) -> None:
     """Write the videos of one request into the new folder `out`, which appears whole or not at all.
 
-    record: what it takes to make them again, `settings` among it, for the transcript. Raises ValueError when
-    they cannot be written; nothing is left behind then.
+    record      what it takes to make them again, `settings` among it, for the transcript
+    overwrite   replace the result that is there
+    Raises ValueError when they cannot be written; nothing is left behind then.
     """
     partial = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
-        partial.chmod(0o755)
+        partial = _partial(out)
         runs = []
         for name, result in results.items():
             file = "video.mp4" if len(results) == 1 else f"{name.replace(' ', '_')}.mp4"
@@ -33,17 +66,37 @@ def write_results(out: Path, request: Request, results: dict[str, Result], recor
             runs.append({"name": name, "video": file, **_run_record(result)})
         spoken = [dataclasses.asdict(intervention) for intervention in request.interventions]
         tree = {"prompt": request.prompt, "interventions": spoken, **record, "runs": runs}
-        write_file(partial / "transcript.json", json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
+        write_file(partial / TRANSCRIPT, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
         strips = [Strip.of(name, result) for name, result in results.items()]
         contact_sheet(strips, request.prompt, _note(request, record["settings"])).save(
             partial / "contact_sheet.png"
         )
-        partial.rename(out)
+        if overwrite and out.exists():
+            partial.rename(done := partial.with_name(partial.name + "-new"))
+            partial = out.rename(partial)  # the earlier result, which is removed below
+            done.rename(out)
+        else:
+            partial.rename(out)
     except OSError as error:
         raise ValueError(f"--out {out}: cannot be written ({error.strerror}); name another one") from None
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(out: Path) -> Path:
+    """A new folder beside `out`, which becomes it."""
+    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
+    partial.chmod(0o755)
+    return partial
+
+
+@contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be written ({error.strerror}); name another one") from None
 
 
 def _note(request: Request, settings: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 from megatv.config import CodecConfig, Config
-from megatv.data.sequence import texts_by_chunk
 from megatv.data.shards import Shards
 from megatv.data.stats import LatentStats
 from megatv.data.tokenizer import Tokenizer
@@ -42,12 +41,7 @@ def preview(
     sampler = Sampler(model, config, tokenizer, codec, stats)
     chosen = [examples[i] for i in range(min(STARTS, len(examples)))]
     requests = [
-        Request(
-            example.meta_caption,
-            first_latents=example.latents[:1],
-            given_words=("\n".join(texts_by_chunk(example)[0]),),
-            seed=seed,
-        )
+        Request(example.meta_caption, first_latents=example.latents[:1], seed=seed)
         for seed, example in enumerate(chosen)
     ]
     settings = dataclasses.replace(config.sample, steps=min(STEPS, config.sample.steps))

@@ -113,8 +113,8 @@ def _tile(
     sheet.paste(Image.fromarray(picture).resize(size, resample), (x, y))
     time = f"{words.start_seconds:.2f} s"
     draw.text((x + 2, y + height + 4), time, ACCENT if forced else FAINT, _font(11, bold=forced))
-    side = {"given": "given", "forced": "your words", "own": "cut" if words.cut else ""}[words.source]
-    if side:
+    said = {"forced": "your words", "own": "cut" if words.cut else ""}.get(words.source, "")
+    if side := ", ".join(filter(None, ["given" if words.given else "", said])):
         font = _font(11, bold=forced)
         draw.text((x + width - 2, y + height + 4), side, ACCENT if forced else FAINT, font, anchor="ra")
     for i, line in enumerate(_lines(words)):

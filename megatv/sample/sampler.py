@@ -258,6 +258,7 @@ class Sampler:
                 if words is not None:
                     context.rewind(row, speeches[row].replace(words))
         for row, (draft, speech) in enumerate(zip(drafts, speeches, strict=True)):
+            draft.script.ended |= speech.spilled
             words = draft.script.say(chunk, tuple(speech.said), cut=speech.cut)
             if words != tuple(speech.said):
                 context.restart(row)
@@ -266,10 +267,11 @@ class Sampler:
 
     def _forbidden(self, speeches: list[Speech]) -> Tensor:
         """bool [B, V], or [V] for all: tokens that may not come next."""
-        if all(speech.choices is None for speech in speeches):
+        if all(speech.choices is None and speech.may_end for speech in speeches):
             return self.unsayable
         forbidden = self.unsayable.repeat(len(speeches), 1)
         for row, speech in enumerate(speeches):
+            forbidden[row, self.tokenizer.eos] |= not speech.may_end
             if speech.choices is not None:
                 forbidden[row] = True
                 forbidden[row, speech.choices] = self.unsayable[speech.choices]

@@ -20,6 +20,9 @@ from megatv.sample.timeline import MAX_SECONDS, Window, chunk_starts, chunks_wit
 class Script:
     """chunks: length of the video; given: chunks that the request brings.
 
+    The sequence is prompt, words of chunk 0, chunk 0, words of chunk 1, ... and the model says the words
+    before given chunks as before all others (TV2TV figure 3), unless the request brings some.
+
     places             place in its window of every chunk
     lines, all_lines   what a plan of actions says of each chunk, in this window and in all so far
     transcript, said   the words of the chunks so far, and their tokens; they grow chunk by chunk
@@ -35,7 +38,7 @@ class Script:
         self.mode = request.mode or config.sequence.mode
         self.given, self.tokenizer = given, tokenizer
         self.size, self.budget = config.latents, config.text_rows_per_example
-        self.sequence = config.sequence
+        self.sequence, self.ends_when_full = config.sequence, settings.when_full == "end"
         self.plans_actions = config.sequence.think2v != "detailed_caption"
         held = settings.grammar == "actions" and self.mode != "t2v"  # which has no words to be held
         if held and self.mode == "think2v" and not self.plans_actions:
@@ -61,7 +64,10 @@ class Script:
                 f"words of {len(request.given_words)} chunks are given, but only {given} chunks: words for "
                 "chunks that are to be made are interventions"
             )
-        self.given_ids = [text_ids(tokenizer, [text] if text else []) for text in request.given_words]
+        brought = {k: text for k, text in enumerate(request.given_words) if text is not None}
+        if self.mode == "t2v":  # which is silent anyway
+            brought = {k: text for k, text in brought.items() if text}
+        self.given_words = {k: self._yours(k, text) for k, text in brought.items()}
         self.forced = self._place(request, chunk_starts(windows))
         self._check_room(windows)
         self.transcript: list[ChunkWords] = []
@@ -78,12 +84,7 @@ class Script:
         """Chunk of the video -> the user's words for it; times count in whole frames, as in training."""
         forced: dict[int, str] = {}
         for intervention in request.interventions:
-            if self.mode == "t2v":
-                raise ValueError(
-                    f"intervention '{intervention.text}': a t2v model has no words to change; sample from a "
-                    "tv2tv or think2v model"
-                )
-            frame = round(intervention.seconds * FPS)
+            frame = round(max(-1.0, min(intervention.seconds, 2 * MAX_SECONDS)) * FPS)  # an endless time, too
             chunk = next((k for k, s in enumerate(starts) if s * FPS >= frame and k >= self.given), None)
             if frame < 0 or chunk is None:
                 raise ValueError(
@@ -95,7 +96,7 @@ class Script:
                     f"interventions '{forced[chunk]}' and '{intervention.text}' both fall on the chunk at "
                     f"{starts[chunk]:g} s; give them times at least a chunk apart"
                 )
-            forced[chunk] = self._for_frames(chunk, intervention.text)
+            forced[chunk] = self._yours(chunk, intervention.text)
         return forced
 
     def _check_room(self, windows: list[Window]) -> None:
@@ -111,7 +112,7 @@ class Script:
             need = self._rows([self._forced_ids(first + i) for i in range(self.size)], window)
             if need > self.budget:
                 raise ValueError(
-                    f"the interventions from {window.start_seconds:g} s on take {need - self.budget} tokens "
+                    f"your words from {window.start_seconds:g} s on take {need - self.budget} tokens "
                     "more than the model's sequences have room for: shorten them or use fewer"
                 )
 
@@ -122,9 +123,12 @@ class Script:
         return self.prompt if self.keep_prompt or window.first == 0 else ()
 
     def _forced_ids(self, chunk: int) -> Ids:
-        if chunk < len(self.given_ids) and self.mode == "tv2tv":
-            return self.given_ids[chunk]
-        return text_ids(self.tokenizer, [self.forced[chunk]]) if chunk in self.forced else ()
+        text = self._told(chunk)
+        return text_ids(self.tokenizer, [text]) if text else ()
+
+    def _told(self, chunk: int) -> str | None:
+        """The user's words for a chunk of the video; empty words are words, too."""
+        return self.forced.get(chunk, self.given_words.get(chunk))
 
     def open(self, window: Window) -> None:
         """Start a window. Its kept chunks keep their words; a plan keeps its lines from there on."""
@@ -160,39 +164,44 @@ class Script:
         """The same as a plan's line, in front of the window's own lines."""
         return self.all_lines[:1] if self.window.anchored and self.plans_actions else []
 
-    def turn(self, chunk: int) -> tuple[Ids, int]:
-        """Words that surely stand before this chunk of the window, and how many tokens the model may add."""
+    def turn(self, chunk: int) -> tuple[Ids, int | None]:
+        """Words that surely stand before this chunk of the window, and how many tokens the model may add.
+
+        None: it is not asked, not even whether it would say any.
+        """
         index = self.index(chunk)
         if self.mode == "think2v":
             if chunk != self.window.chunks.start or self.ended:
-                return (), 0
+                return (), None
             if not self.plans_actions:
-                return text_ids(self.tokenizer, self.lines), 0 if self.lines else self._room(0)
+                return text_ids(self.tokenizer, self.lines), None if self.lines else self._room(0)
             lines = self._anchor_lines() + self.lines
             kept = text_ids(self.tokenizer, [*lines, ""] if lines else [])
             return kept, max(0, self._room(0) - len(kept))
         if chunk < 0:
-            return self._anchor_ids(), 0
+            return self._anchor_ids(), None
         if chunk < self.window.kept:
-            return self.words[chunk], 0
+            return self.words[chunk], None
         if index < len(self.recalled):
-            return self.recalled[index][0], 0
-        ids = self._forced_ids(index)
-        if ids or index in self.forced:  # empty words of the user's are words, too
-            return ids, 0
-        silent = self.mode == "t2v" or self.ended or not self.given <= index < self.chunks
-        return (), 0 if silent else self._room(chunk)
+            return self.recalled[index][0], None
+        if self._told(index) is not None:
+            return self._forced_ids(index), None
+        silent = self.mode == "t2v" or self.ended or index >= self.chunks
+        return (), None if silent else self._room(chunk)
 
     def speech(self, chunk: int, head: Sequence[int]) -> Speech:
         """Start to speak before this chunk of the window, after the tokens of `head`.
 
-        EOS may only follow a chunk, and a plan has as many lines as it has room for.
+        EOS may only follow a chunk, and a plan has as many lines as it has room for. Before a given chunk
+        neither EOS nor a full context ends the video: the chunk is there.
         """
         words, room = self.turn(chunk)
-        if self.grammar is None or not room:
-            return Speech(head, words, room)
-        lines = math.inf if self.mode == "think2v" else LINES
-        return Speech(head, words, room, Walk(self.grammar, lines, room, may_end=chunk > 0))
+        there = self.index(chunk) < self.given
+        spills, walk = self.ends_when_full and not there, None
+        if self.grammar is not None and room is not None and (room > 0 or spills):
+            lines = math.inf if self.mode == "think2v" else LINES
+            walk = Walk(self.grammar, lines, room, may_end=chunk > 0 and not there)
+        return Speech(head, words, room, walk, may_end=not there, spills=spills)
 
     def go_live(self) -> None:
         """Words may come while the video is made: keep room for as many as a sequence has."""
@@ -204,15 +213,13 @@ class Script:
         Raises ValueError when they come too late, fit no chunk, or are too long.
         """
         where = f"words for chunk {chunk}"
-        if self.mode == "t2v":
-            raise ValueError(f"{where}: a t2v model has no words to change; use a tv2tv or think2v model")
-        if not self.given <= chunk < self.chunks:
-            raise ValueError(f"{where}: choose one of the chunks {self.given} to {self.chunks - 1}")
+        if not 0 <= chunk < self.chunks:
+            raise ValueError(f"{where}: choose one of the chunks 0 to {self.chunks - 1}")
+        text = self._yours(chunk, text)
         if self.ended or chunk < len(self.transcript):
             raise ValueError(f"{where}: they are too late, it is drawn already; branch from it instead")
         if self.mode == "think2v" and self.words:
             raise ValueError(f"{where}: the whole plan is said already; branch, and it is said anew")
-        text = self._for_frames(chunk, text)
         tokens = len(text_ids(self.tokenizer, [text])) + 1
         if tokens > self._spare:
             raise ValueError(
@@ -263,22 +270,24 @@ class Script:
     def _room(self, chunk: int) -> int:
         """Tokens that the model may say here: all that the window has left for a plan, else half of it.
 
-        The half keeps a model that never stops from leaving the later chunks without words. Interventions
-        to come take nothing away: they change nothing before their time.
+        The half keeps a model that never stops from leaving the later chunks without words; where a full
+        context ends the video (`sample.when_full: end`) it may have all. Interventions to come take nothing
+        away: they change nothing before their time.
         """
         left = self.budget - self._rows(self.words[:chunk] + [()] * (self.size - chunk), self.window)
-        return max(0, left) // (1 if self.mode == "think2v" else min(2, self.size - chunk))
+        whole = self.mode == "think2v" or (self.ends_when_full and self.index(chunk) >= self.given)
+        return max(0, left) // (1 if whole else min(2, self.size - chunk))
 
     def _plan(self, ids: Ids) -> Ids:
         """Split a plan into lines, put the user's in and return its tokens."""
         first, anchor = self.index(0), self._anchor_lines()
         lines = self.tokenizer.decode(list(ids)).split("\n") if ids else []
         self.lines = self._by_chunk(lines[len(anchor) :])
-        edits = {
-            k - first: text for k, text in self.forced.items() if self.window.first <= k < first + self.size
-        }
+        told = {k: text for k, text in (self.given_words | self.forced).items() if text or self.plans_actions}
+        edits = {k - first: text for k, text in told.items() if self.window.first <= k < first + self.size}
         for line, text in sorted(edits.items()):
-            self.lines[line : line + 1] = [text]
+            at = line if self.plans_actions else len(self.lines)  # a caption has no line of a chunk's
+            self.lines[at : at + 1] = [text]
         old = int(self.window.recoded)  # a frame coded anew is no new chunk
         self.all_lines[first + old :] = self.lines[old:]
         return text_ids(self.tokenizer, anchor + self.lines) if edits else ids
@@ -292,8 +301,16 @@ class Script:
             lines = lines[count:]
         return texts
 
-    def _for_frames(self, chunk: int, text: str) -> str:
-        """The user's words as a plan of frames needs them: as many lines as the chunk has, or one for all."""
+    def _yours(self, chunk: int, text: str) -> str:
+        """The user's words as the model needs them: a plan of frames has a line for every frame of a chunk.
+
+        One line stands for all. Raises ValueError for another number of them, and for a model without words.
+        """
+        if self.mode == "t2v":
+            raise ValueError(
+                f"words for chunk {chunk}, '{text}': a t2v model has no words to change; use a tv2tv or "
+                "think2v model"
+            )
         wanted, lines = plan_lines(self.places[chunk], self.sequence), text.split("\n")
         if self.mode != "think2v" or not self.plans_actions or len(lines) == wanted:
             return text
@@ -309,10 +326,11 @@ class Script:
 
     def _entry(self, chunk: int, ids: Ids, cut: bool) -> ChunkWords:
         index, start = self.index(chunk), self.window.starts()[chunk]
+        given = index < self.given
         if index in self.forced:
-            return ChunkWords(start, self.forced[index], "forced")
+            return ChunkWords(start, self.forced[index], "forced", given=given)
         if self.mode == "think2v":
             text = self.lines[chunk] if self.plans_actions and chunk < len(self.lines) else ""
         else:
             text = self.tokenizer.decode(list(ids))
-        return ChunkWords(start, text, "given" if index < self.given else "own", cut)
+        return ChunkWords(start, text, "given" if index in self.given_words else "own", cut, given)

@@ -1,4 +1,9 @@
-"""What one sequence says before one chunk, while it is being said."""
+"""What one sequence says before one chunk, while it is being said.
+
+Words may fill the context. `sample.when_full` says what ends then: with `end` the video, at the first word
+for which there is no row ("EOS or context length exceeded", TV2TV section 2.3); with `bof` the words alone,
+and the chunk is drawn.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +18,38 @@ class Speech:
     """A model in text mode, from the EOF (or the prompt) before a chunk to its BOF.
 
     head      tokens before the words that the model has not seen yet
-    words     those that surely stand there              room   how many the model may add
+    words     those that surely stand there
+    room      how many the model may add; None: it says nothing
     walk      the grammar that it keeps to, or None
+    may_end   EOS may stand here: not before a given chunk, with which the sequence goes on
+    spills    the model is heard even when the room is full (`sample.when_full: end`)
 
     said      the words so far                           open   whether the model is to pick the next token
     pending   the tokens that it has not seen yet        cut    whether the room has ended the words
     """
 
-    def __init__(self, head: Sequence[int], words: Ids, room: int, walk: Walk | None = None) -> None:
+    def __init__(
+        self,
+        head: Sequence[int],
+        words: Ids,
+        room: int | None,
+        walk: Walk | None = None,
+        *,
+        may_end: bool = True,
+        spills: bool = False,
+    ) -> None:
         self.said, self.pending = list(words), [*head, *words]
-        self.open, self.cut = room > 0, False
+        self.open, self.cut = room is not None and (room > 0 or spills), False
         self.choices: list[int] | None = None
-        self._room, self._walk, self._told = room, walk, len(words)
+        self.may_end, self._spills = may_end, spills
+        self._room, self._walk, self._told = room or 0, walk, len(words)
         if walk is not None:
             self._run_ahead(walk)
+
+    @property
+    def spilled(self) -> bool:
+        """Whether the context is exceeded, which ends the sequence (TV2TV section 2.3)."""
+        return self._spills and self.cut
 
     def flush(self) -> list[int]:
         """The pending tokens, for the pass that shows them to the model."""
@@ -34,14 +57,17 @@ class Speech:
         return pending
 
     def hear(self, token: int, tokenizer: Tokenizer) -> bool:
-        """Note the token that the model picked, with all that it makes certain; whether it was a word."""
+        """Note the token that the model picked, with all that it makes certain; whether it was said."""
         if token in (tokenizer.bof, tokenizer.eos):
             self.open = False
+            return False
+        if self._walk is None and self._room == 0:
+            self.open, self.cut = False, True
             return False
         self._say(token)
         if self._walk is None:
             self._room -= 1
-            self.open = self._room > 0
+            self.open = self._room > 0 or self._spills
             self.cut = not self.open
         else:
             self._walk.follow(token)

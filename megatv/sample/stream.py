@@ -48,7 +48,8 @@ class Stream(Iterator[Event]):
     def intervene(self, chunk: int, text: str) -> None:
         """`text` becomes the words of `chunk` ("" is silence); what the model has said of them is unsaid.
 
-        Raises ValueError when it is too late, outside of the video or too long, or the model has no words.
+        A given chunk's words may be changed, too. Raises ValueError when it is too late, outside of the video
+        or too long, or the model has no words.
         """
         self._draft.script.intervene(chunk, text)
 
@@ -62,17 +63,21 @@ class Stream(Iterator[Event]):
         Raises ValueError when the chunk before is not made yet, or the text does not fit.
         """
         script = self._draft.script
-        if not script.given <= chunk <= len(script.transcript):
-            raise ValueError(
-                f"cannot branch at chunk {chunk}: choose one from {script.given} to {len(script.transcript)}"
-            )
+        if not 0 <= chunk <= len(script.transcript):
+            raise ValueError(f"cannot branch at chunk {chunk}: choose one from 0 to {len(script.transcript)}")
         words = {at: line for at, line in script.forced.items() if at < chunk}
         if text is not None:
             words[chunk] = text
-        spoken = tuple(Intervention(self.starts[at], line) for at, line in sorted(words.items()))
+        made = {at: line for at, line in words.items() if at >= script.given}
+        spoken = tuple(Intervention(self.starts[at], line) for at, line in sorted(made.items()))
+        given = self.request.given_words
+        if chunk < len(given):
+            given = (*given[:chunk], None, *given[chunk + 1 :])
         seed = self.request.seed if seed is None else seed
-        request = dataclasses.replace(self.request, interventions=spoken, seed=seed)
+        request = dataclasses.replace(self.request, given_words=given, interventions=spoken, seed=seed)
         twin = Stream(self.sampler, request, self.settings, overlap=self.overlap)
+        for at in words.keys() - made.keys():  # an intervention of a request never falls on a given chunk
+            twin.intervene(at, words[at])
         if script.mode != "think2v":
             twin._draft.recall(self._draft, chunk)
         return twin

@@ -30,8 +30,9 @@ class Command(BaseModel):
 class Make(Command):
     """Start a new video.
 
-    picture   from the picture that was uploaded     example   from a held-out example
-    game      with the keys in hand
+    picture       from the picture that was uploaded     example   from a held-out example
+    image_words   words before either, in place of the model's own
+    game          with the keys in hand
     """
 
     type: Literal["make"]
@@ -46,6 +47,7 @@ class Make(Command):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     picture: bool = False
     example: Count | None = None
+    image_words: Text | None = None
     game: bool = False
 
 

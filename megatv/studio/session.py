@@ -167,6 +167,7 @@ class Session:
         request = Request(
             command.prompt,
             first_image=self.picture if command.picture else None,
+            given_words=() if command.image_words is None else (command.image_words,),
             seconds=command.seconds,
             seed=command.seed,
             mode=command.mode or self._model.config.sequence.mode,
@@ -177,6 +178,8 @@ class Session:
             raise ValueError("a video starts from a picture or from an example, not from both")
         if command.picture and self.picture is None:
             raise ValueError("the first picture has not arrived: choose it again")
+        if command.image_words is not None and not (command.picture or command.example is not None):
+            raise ValueError("words before the first picture need one: start from a picture or an example")
         if command.game and request.mode != "tv2tv":
             raise ValueError(NO_KEYS)
         settings = replace(
@@ -192,12 +195,11 @@ class Session:
         take.take_keys(command.game)
 
     def _from_example(self, request: Request, index: int) -> Request:
-        """The first chunk of a held-out example is given, in tv2tv with the words that stand before it."""
+        """The first chunk of a held-out example is given, its words are not: they are the model's to say."""
         if self._model.read_example is None or index >= self._model.examples:
             raise ValueError(f"there is no example {index}: this studio has {self._model.examples}")
-        _, words, latents = self._model.read_example(index)
-        given = (words,) if request.mode == "tv2tv" else ()
-        return replace(request, first_latents=latents, given_words=given)
+        _, _, latents = self._model.read_example(index)
+        return replace(request, first_latents=latents)
 
     def _branch(self, parent: Take, command: Branch) -> None:
         if command.chunk >= len(parent.frames):

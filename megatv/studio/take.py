@@ -181,8 +181,10 @@ class Take:
         chunk = self._next
         if self.game is None or not self._between_chunks() or self._keyed == chunk:
             return
+        if chunk < len(self.request.given_words):  # these stay: the keys count from the next chunk on
+            return
         self._keyed = chunk
-        with suppress(ValueError):  # a given chunk's words stay: the keys count from the next one on
+        with suppress(ValueError):  # no room left for the user's words: the model speaks
             self.edit(chunk, self.game.words(self._one_frame(chunk)))
             self.game.used(self._one_frame(chunk))
 

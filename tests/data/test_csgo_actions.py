@@ -14,9 +14,11 @@ from megatv.data.csgo_actions import (
     MOUSE_X,
     MOUSE_Y,
     GameAction,
+    are_lines,
     chunk_words,
     decode_action,
     encode_action,
+    parse_line,
 )
 from megatv.data.tokenizer import load_tokenizer
 
@@ -124,3 +126,41 @@ def test_a_busy_clip_fits_the_papers_context():
     markers = 1 + 2 * 26 + len(llama3.encode(META_PROMPT + "\n"))
     joined = len(busy)  # Think2V joins the chunks' words by newlines
     assert words + joined + markers <= 15360 - 2 * 26 * 240
+
+
+@given(
+    st.builds(
+        GameAction,
+        st.lists(st.sampled_from(KEYS), unique=True).map(lambda held: tuple(k for k in KEYS if k in held)),
+        st.sampled_from(MOUSE_X),
+        st.sampled_from(MOUSE_Y),
+        st.integers(0, 1),
+        st.integers(0, 1),
+    )
+)
+def test_a_line_is_read_as_it_was_written(action):
+    assert parse_line(action.words()) == action and are_lines(f"{action.words()}\n{action.words()}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "jump",
+        "(w). 0, 0, 0, 0",
+        "(w). 3, 0, 0, 0.",
+        "(d, w). 0, 0, 0, 0.",
+        "(w, w). 0, 0, 0, 0.",
+        "(x). 0, 0, 0, 0.",
+        "(w). 00, 0, 0, 0.",
+        "(w). -0, 0, 0, 0.",
+        "(w).  0, 0, 0, 0.",
+        "(). 0, 0, 0, 0.",
+        "(w). 0, 0, 2, 0.",
+        "(w). 0, 0, 0, 0.\n",
+        "(w). 1\u0660, 0, 0, 0.",
+        "(w). " + "1" * 5000 + ", 0, 0, 0.",
+    ],
+)
+def test_any_other_text_is_no_line(text):
+    assert parse_line(text) is None and not are_lines(text)

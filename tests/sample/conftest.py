@@ -19,6 +19,7 @@ from megatv.data.tokenizer import load_tokenizer
 from megatv.model.codec import load_codec
 from megatv.model.mot import MoT
 from megatv.sample.sampler import Sampler
+from megatv.types import Caption
 
 TOY = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml")
 
@@ -120,7 +121,7 @@ def run_dir(make_sampler, tmp_path_factory) -> Path:
             writer.write(
                 f"example-{i}",
                 rng.standard_normal((13, 16, 2, 4)).astype(np.float32),
-                captions=(),
+                captions=(Caption(0.0, "(s). 0, 0, 0, 0."),),
                 meta_caption="A player jumps and shoots among pillars.",
                 detailed_caption="",
                 valid_latents=13,

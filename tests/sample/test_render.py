@@ -6,8 +6,9 @@ import pytest
 from megatv.sample.preview import preview
 from megatv.sample.render import ACCENT, COLUMNS, GAP, HEAD, MARGIN, TILE, Strip, contact_sheet, enlarge
 from megatv.sample.request import ChunkWords
+from megatv.sample.sampler import Sampler
 from megatv.sample.timeline import chunk_starts, frames_of, plan_windows
-from megatv.types import Example
+from megatv.types import Caption, Example
 
 
 def strip(chunks=13, size=(16, 32), forced=None):
@@ -61,10 +62,17 @@ def test_small_videos_are_enlarged_by_whole_factors(size, expected):
     assert np.array_equal(large[:, ::factor, ::factor], frames)
 
 
-def test_preview_writes_one_picture(make_sampler, tmp_path):
-    sampler = make_sampler()
+def test_preview_writes_one_picture_of_what_the_model_says_by_itself(make_sampler, tmp_path, monkeypatch):
+    sampler, asked, generate = make_sampler(), [], Sampler.generate
+    monkeypatch.setattr(
+        Sampler,
+        "generate",
+        lambda self, requests, *more: asked.extend(requests) or generate(self, requests, *more),
+    )
     latents = np.random.default_rng(0).standard_normal((13, 16, 2, 4)).astype(np.float32)
-    examples = [Example(str(i), latents, (), "abc", "", 13, False) for i in range(4)]
+    true = (Caption(0.0, "jj."),)
+    examples = [Example(str(i), latents, true, "abc", "", 13, False) for i in range(4)]
     out = tmp_path / "preview.png"
     preview(sampler.model, sampler.config, sampler.tokenizer, sampler.stats, examples, out, 20)
     assert out.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [out]
+    assert len(asked) == 3 and not any(request.given_words or request.interventions for request in asked)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from PIL import Image
 
 from megatv.data.video import decode_video, probe, write_video
 from megatv.sample import outputs
+from megatv.sample.batch import foreign_words
+from megatv.sample.batch_file import read_batch, seed_of
 from megatv.sample.cli import main
 from megatv.sample.outputs import write_results
-from megatv.sample.request import Request
+from megatv.sample.request import ChunkWords, Request
 
 PROMPT = "A player jumps and shoots among pillars."
 QUICK = ["--steps", "1"]
@@ -46,18 +49,19 @@ def test_writes_video_sheet_and_transcript(run_dir, tmp_path):
         "solver": "euler",
         "top_p": 1.0,
         "grammar": "none",
+        "when_full": "bof",
         "keep_prompt": True,
         "keep_first_frame": False,
     }
     chunks = tree["runs"][0]["chunks"]
-    assert [c["source"] for c in chunks] == ["given"] + ["own"] * 3 + ["forced"] + ["own"] * 4 + [
-        "forced"
-    ] + ["own"] * 3
+    assert [c["given"] for c in chunks] == [True] + [False] * 12 and tree["start_words"] == "model"
+    assert [c["source"] for c in chunks] == ["own"] * 4 + ["forced"] + ["own"] * 4 + ["forced"] + ["own"] * 3
     assert chunks[4]["text"] == "(space). 0, 0, 0, 0." and chunks[9] == {
         "start_seconds": 2.0625,
         "text": "",
         "source": "forced",
         "cut": False,
+        "given": False,
     }
     assert not list(out.parent.glob(".*"))
 
@@ -94,12 +98,116 @@ def test_a_video_starts_from_another_and_a_timeline_brings_words(run_dir, tmp_pa
     assert [tree["settings"][key] for key in ("solver", "top_p", "grammar")] == ["dpmpp", 0.9, "actions"]
     assert tree["precision"] == "fp8"
     chunks = tree["runs"][0]["chunks"]
-    assert [c["source"] for c in chunks[:6]] == ["given"] * 6
+    assert [c["given"] for c in chunks[:7]] == [True] * 6 + [False]
     assert [c["text"] for c in chunks if c["source"] == "forced"] == ["(w). 2, 0, 0, 0.", ""][
         : len(chunks) - 6
     ]
     made = decode_video(out / "video.mp4", width=64, height=32)[:21]
     assert np.abs(made.astype(int) - frames[:21]).mean() < 20  # coded twice
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_guidance_that_a_model_was_not_trained_for_is_said(run_dir, tmp_path, capsys, cfg):
+    main(
+        [
+            "--checkpoint",
+            str(run_dir),
+            *BASE,
+            "--seconds",
+            "0.1",
+            "--cfg",
+            str(cfg),
+            "--out",
+            str(tmp_path / "o"),
+        ]
+    )
+    told = "guidance 2: this model was trained with sequence.text_dropout 0" in capsys.readouterr().out
+    assert told == (cfg == 2)
+
+
+LINE, OTHER = "(w). 2, 0, 0, 0.", "(space). 0, 0, 0, 0."
+
+
+@pytest.fixture
+def start_video(tmp_path):
+    """Nine frames: three chunks, at 0, 0.0625 and 0.3125 s."""
+    frames = np.full((9, 32, 64, 3), 90, np.uint8) + np.arange(0, 90, 10, dtype=np.uint8)[:, None, None, None]
+    write_video(tmp_path / "start.mp4", frames)
+    return tmp_path / "start.mp4"
+
+
+def test_words_before_what_is_given_are_the_models_nobodys_or_yours(run_dir, tmp_path, start_video):
+    """In one request, and in a batch's lines, which give the same videos."""
+    words = tmp_path / "words.txt"
+    words.write_text(f"# two of three\n0:{LINE}\n0.3:{OTHER}\n")
+    ways = {
+        "model": (["--start-words", "model"], {"start_words": "model"}),
+        "default": ([], {}),
+        "none": (["--start-words", "none"], {"start_words": "none"}),
+        "given": (["--video-words", str(words)], {"video_words": [[0, LINE], [0.3, OTHER]]}),
+    }
+    run = ["--checkpoint", str(run_dir), *QUICK]
+    lines, alone = [], {}
+    for name, (options, fields) in ways.items():
+        out = tmp_path / f"one-{name}"
+        main(
+            [
+                *run,
+                "--prompt",
+                PROMPT,
+                "--seed",
+                "2",
+                "--video",
+                str(start_video),
+                *options,
+                "--out",
+                str(out),
+            ]
+        )
+        alone[name] = json.loads((out / "transcript.json").read_text())
+        start = {"prompt": PROMPT, "seed": 2, "video": str(start_video)}
+        lines.append(json.dumps({"name": name, **start, **fields}) + "\n")
+    (tmp_path / "batch.jsonl").write_text("".join(lines))
+    main([*run, "--batch", str(tmp_path / "batch.jsonl"), "--out", str(tmp_path / "many")])
+    for name, tree in alone.items():
+        together = json.loads((tmp_path / "many" / name / "transcript.json").read_text())
+        assert together["runs"][0]["chunks"] == tree["runs"][0]["chunks"]
+        assert together["start_words"] == tree["start_words"] == ("model" if name == "default" else name)
+        assert together["video_words"] == tree["video_words"]
+    chunks = {name: tree["runs"][0]["chunks"] for name, tree in alone.items()}
+    assert chunks["model"] == chunks["default"] and {c["source"] for c in chunks["model"]} == {"own"}
+    assert any(chunk["text"] for chunk in chunks["model"][:3])
+    assert [c["text"] for c in chunks["given"][:3]] == [LINE, "", OTHER]
+    assert [c["text"] for c in chunks["none"][:3]] == ["", "", ""]
+    for name in ("given", "none"):
+        assert [c["source"] for c in chunks[name][:3]] == ["given"] * 3
+        assert {c["source"] for c in chunks[name][3:]} <= {"own"}
+    assert alone["given"]["video_words"] == [{"seconds": 0.0, "text": LINE}, {"seconds": 0.3, "text": OTHER}]
+
+
+@pytest.mark.parametrize("seconds", [-0.5, 0.4, 3.0, 1e308])
+def test_words_beyond_what_a_video_gives_are_refused(run_dir, tmp_path, start_video, seconds):
+    (tmp_path / "words.txt").write_text(f"{seconds}:{LINE}\n")
+    start = ["--prompt", PROMPT, "--video", str(start_video), "--video-words", str(tmp_path / "words.txt")]
+    with pytest.raises(ValueError, match=r"--video-words at .*the video gives 3 chunks"):
+        main(["--checkpoint", str(run_dir), *QUICK, *start, "--out", str(tmp_path / "out")])
+
+
+def test_an_examples_words_are_the_models_unless_they_are_asked_for(run_dir, tmp_path):
+    found = {}
+    for name, options in {
+        "model": [],
+        "given": ["--start-words", "given"],
+        "yours": ["--image-words", LINE],
+        "compare": ["--image-words", LINE, "--compare", "--intervene", f"1:{OTHER}"],
+    }.items():
+        out = tmp_path / name
+        main(["--checkpoint", str(run_dir), "--example", "0", *QUICK, *options, "--out", str(out)])
+        found[name] = [run["chunks"][0] for run in json.loads((out / "transcript.json").read_text())["runs"]]
+    assert found["model"][0]["source"] == "own" and found["model"][0]["text"]
+    assert [(c["text"], c["source"]) for c in found["given"]] == [("(s). 0, 0, 0, 0.", "given")]
+    assert [(c["text"], c["source"]) for c in found["yours"]] == [(LINE, "given")]
+    assert [c["text"] for c in found["compare"]] == [LINE, LINE]  # both videos start alike
 
 
 @pytest.mark.slow
@@ -161,7 +269,10 @@ BATCH = '{"name": "a", "prompt": "b"}'
         ("[" * 100_000, "line 1: is not valid JSON (nested too deeply"),
         ('{"name": "a", "interventions": [[1' + "0" * 400 + ', "b"]]}', "interventions are a list of"),
         ('{"name": "a", "interventions": [[1, ["b"]]]}', "interventions are a list of"),
-        ('{"name": "a", "mode": "v2v"}', "mode 'v2v' is unknown"),
+        ('{"name": "a", "mode": "v2v"}', "mode 'v2v' is unknown: use tv2tv, t2v or think2v"),
+        ('{"name": "a", "start_words": "mine"}', "start_words 'mine' is unknown: use model, none or given"),
+        ('{"name": "a", "start_words": null}', "start_words is None: write str"),
+        ('{"name": "a", "video_words": [["soon", "b"]]}', "video_words are a list of [seconds, text]"),
         ('{"name": "a", "interventions": [["soon", "b"]]}', "interventions are a list of"),
         *(
             (f'{BATCH}\n{{"name": {json.dumps(name)}, "prompt": "b"}}', "line 2: the name '")
@@ -174,6 +285,7 @@ BATCH = '{"name": "a", "prompt": "b"}'
                 r'"image": "\uDFFF.png"',
                 r'"image_words": "\ud800a"',
                 r'"video": "\udc80"',
+                r'"video_words": [[0, "\ud800"]]',
                 r'"interventions": [[1, "\ud800"]]',
             )
         ),
@@ -183,9 +295,105 @@ BATCH = '{"name": "a", "prompt": "b"}'
 def test_bad_batches_name_file_and_line(run_dir, tmp_path, text, message):
     file = tmp_path / "batch.jsonl"
     file.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        main(["--checkpoint", str(run_dir), "--batch", str(file), "--out", str(tmp_path / "out")])
-    assert str(file) in str(caught.value)
+    if not text or text.count("\n") == 0:  # nothing to make
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
+            main(["--checkpoint", str(run_dir), "--batch", str(file), "--out", str(tmp_path / "out")])
+        assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    else:
+        asked, (fault,) = read_batch(str(file))
+        assert list(asked) == ["a"] and str(file) in fault and message in fault and "\n" not in fault
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"name": "%s", "prompt": "p"}' % ("a" * 245),
+        r'{"name": "a", "prompt": "x \ud83d"}',
+        '{"name": "a", "prompt": "p", "seed": 18446744073709551616}',
+        '{"name": "a", "prompt": "p", "interventions": [[1e308, "a"]]}',
+        '{"name": "a", "prompt": "p", "interventions": [[-1e300, "a"]]}',
+        '{"name": "a", "prompt": "p", "interventions": [[0.3, null]]}',
+        '{"name": "a", "prompt": "p", "interventions": [[false, "a"]]}',
+        '{"name": "a", "prompt": "p", "interventions": {"0a": 1}}',
+        '{"name": "a", "prompt": "p", "interventions": ["0a"]}',
+        '{"name": "a", "prompt": "p", "interventions": null}',
+        '{"name": "a", "prompt": "p", "seconds": Infinity}',
+        '{"name": "a", "prompt": "p", "seconds": 1e999}',
+        '{"name": "a", "prompt": "p", "seconds": 1e18}',
+        '{"name": "a", "prompt": "p", "image": "none.png"}',
+        '{"name": "a"}',
+        "[" * 100_000,
+        "[1",
+    ],
+)
+def test_a_line_that_cannot_be_used_costs_the_others_nothing(run_dir, tmp_path, capsys, line):
+    good = {"name": "ok", "prompt": PROMPT, "seconds": 0.25}
+    (tmp_path / "batch.jsonl").write_text(line + "\n" + json.dumps(good) + "\n")
+    words = ["--batch", str(tmp_path / "batch.jsonl"), "--out", str(tmp_path / "out")]
+    assert main(["--checkpoint", str(run_dir), *QUICK, *words]) == 2
+    told = capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["ok"]
+    assert len(re.findall(r"^not made: ", told, re.MULTILINE)) == 1
+
+
+def test_every_line_without_a_seed_has_one_of_its_own(tmp_path):
+    lines = [{"name": name, "prompt": "p"} for name in "abc"] + [{"name": "d", "prompt": "p", "seed": 7}]
+    (tmp_path / "batch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked, faults = read_batch(str(tmp_path / "batch.jsonl"))
+    assert not faults and asked["d"].seed == 7
+    assert [asked[name].seed for name in "abc"] == [seed_of(name) for name in "abc"]
+    assert len({seed_of(str(k)) for k in range(1000)}) == 1000 and all(0 <= seed_of(k) < 2**31 for k in "xyz")
+    assert seed_of("a") == 1_699_463_305  # the same on every machine
+
+
+def test_a_place_that_cannot_be_written_to_is_named_before_anything_is_loaded(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("mine")
+    (tmp_path / "b.jsonl").write_text(BATCH)
+    for out, reason in [
+        ("file", "is not an empty directory"),
+        ("full", "is not an empty directory"),
+        ("file/out", "cannot be written"),
+        ("n" * 245, "cannot be written"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            main(["--checkpoint", "none", "--prompt", "p", "--out", str(tmp_path / out)])
+    for out in ("file", "file/out"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            main(["--checkpoint", "none", "--batch", str(tmp_path / "b.jsonl"), "--out", str(tmp_path / out)])
+    with pytest.raises(ValueError, match=r"holds no earlier result \(transcript\.json\)"):
+        main(["--checkpoint", "none", "--prompt", "p", "--overwrite", "--out", str(tmp_path / "full")])
+    assert (tmp_path / "full/notes.txt").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "full", "b.jsonl"}
+
+
+def test_an_earlier_result_is_replaced_when_that_is_asked_for(run_dir, tmp_path):
+    words = ["--checkpoint", str(run_dir), *BASE, "--seconds", "0.25", "--out", str(tmp_path / "out")]
+    main(words)
+    (tmp_path / "out/older").touch()
+    with pytest.raises(ValueError, match="give --overwrite to replace"):
+        main(words)
+    main([*words, "--overwrite", "--seed", "5"])
+    assert json.loads((tmp_path / "out/transcript.json").read_text())["seed"] == 5
+    assert not (tmp_path / "out/older").exists() and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    (tmp_path / "b.jsonl").write_text(
+        json.dumps({"name": "out", "prompt": PROMPT, "seconds": 0.25, "seed": 6})
+    )
+    many = [
+        "--checkpoint",
+        str(run_dir),
+        *QUICK,
+        "--batch",
+        str(tmp_path / "b.jsonl"),
+        "--out",
+        str(tmp_path),
+    ]
+    main(many)
+    assert json.loads((tmp_path / "out/transcript.json").read_text())["seed"] == 5
+    main([*many, "--overwrite"])
+    assert json.loads((tmp_path / "out/transcript.json").read_text())["seed"] == 6
 
 
 def test_a_batch_is_no_pipe(run_dir, tmp_path):
@@ -237,6 +445,15 @@ BASE = ["--prompt", PROMPT, *QUICK]
         ([*BASE, "--timeline", __file__], "line 1: .*write SECONDS:TEXT"),
         ([*BASE, "--video", __file__], "test_sample_command.py"),
         ([*BASE, "--device", "toaster"], "--device toaster"),
+        ([*BASE, "--image-words", "hi"], "--image-words: there is no picture; give --image or --example"),
+        ([*BASE, "--video", __file__, "--image-words", "hi"], "--image-words: there is no picture"),
+        ([*BASE, "--video-words", "missing.txt"], "--video-words missing.txt"),
+        ([*BASE, "--video-words", __file__], "line 1: .*write SECONDS:TEXT"),
+        ([*BASE, "--start-words", "none"], "--start-words none: nothing is given to start from"),
+        ([*BASE, "--example", "0", "--start-words", "model", "--image-words", "hi"], "leave one out"),
+        ([*BASE, "--image", "a.png", "--start-words", "given"], "there are no words; give --image-words"),
+        ([*BASE, "--video", "a.mp4", "--start-words", "given"], "there are no words; give --video-words"),
+        ([*BASE, "--mode", "t2v", "--example", "0", "--image-words", "hi"], "no words to change"),
         ([*BASE, "--mode", "t2v", "--intervene", "1:hi"], "no words to change"),
         (["--prompt", "word " * 200, *QUICK], "shorten the prompt"),
         ([*BASE, "--image", "missing.png"], "missing.png"),
@@ -273,3 +490,15 @@ def test_command_line_exits_with_2(tmp_path, python):
     done = python(*words, *BASE, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: nowhere") and len(done.stderr.splitlines()) == 1
+
+
+def test_words_that_are_no_action_line_are_named_to_a_model_that_says_nothing_else():
+    def told(*chunks):
+        said = [ChunkWords(k / 4, text, source) for k, (text, source) in enumerate(chunks)]
+        return foreign_words(SimpleNamespace(transcript=said))
+
+    (sentence,) = told((LINE, "own"), ("jump", "forced"), (LINE, "forced"), ("", "forced"))
+    assert sentence.startswith("'jump' at 0.25 s is not an action line") and "try '(w)" in sentence
+    assert told((LINE, "own"), (LINE, "forced")) == []
+    assert told(("A boy runs.", "own"), ("jump", "forced")) == []
+    assert told(("jump", "forced")) == []

@@ -79,12 +79,13 @@ def test_empty_intervention_silences_a_chunk(make_sampler):
     assert next(w.source for w in result.transcript if not w.text) == "forced"
 
 
-def test_given_chunks_stay_and_have_no_words(make_sampler):
+def test_given_chunks_stay_and_the_model_says_their_words(make_sampler):
     sampler = make_sampler()
     image, latents = sampler.generate([Request("a", first_image=IMAGE), Request("a", first_latents=LATENTS)])
-    assert [w.source for w in image.transcript[:2]] == ["given", "own"]
-    assert [w.source for w in latents.transcript[:4]] == ["given"] * 3 + ["own"]
-    assert said(latents)[:3] == [""] * 3
+    assert [w.given for w in image.transcript[:2]] == [True, False]
+    assert [w.given for w in latents.transcript[:4]] == [True] * 3 + [False]
+    assert {w.source for w in image.transcript + latents.transcript} == {"own"}
+    assert any(said(latents)[:3])
     assert np.array_equal(latents.latents[:3], LATENTS)
     expected = sampler.codec.decode(sampler.codec.encode(torch.from_numpy(IMAGE)[None, None]))[0, 0]
     np.testing.assert_allclose(image.frames[0].astype(int), expected.numpy().astype(int), atol=1)
@@ -251,9 +252,10 @@ def test_a_given_chunk_brings_its_words(make_sampler):
     sampler = make_sampler()
     (made,) = sampler.generate([Request("abc", interventions=(Intervention(0.0, "abba."),), mode="tv2tv")])
     (given,) = sampler.generate([Request("abc", first_latents=made.latents[:1], given_words=("abba.",))])
-    (bare,) = sampler.generate([Request("abc", first_latents=made.latents[:1])])
-    assert said(given) == said(made) != said(bare)
-    assert [w.source for w in given.transcript[:2]] == ["given", "own"] and bare.transcript[0].text == ""
+    bare = Request("abc", first_latents=made.latents[:1], given_words=("",))
+    (silent,) = sampler.generate([bare])
+    assert said(given) == said(made) != said(silent)
+    assert [w.source for w in given.transcript[:2]] == ["given", "own"] and silent.transcript[0].text == ""
     np.testing.assert_allclose(given.latents, made.latents, rtol=0, atol=1e-4)
 
 

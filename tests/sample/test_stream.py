@@ -110,8 +110,9 @@ def test_words_that_cannot_be_said_are_refused_and_change_nothing(make_sampler):
     next(e for e in stream if isinstance(e, ChunkStarted) and e.chunk == 3)
     for chunk, text, message in [
         (3, "j", "too late, it is drawn already"),
-        (0, "j", "choose one of the chunks 1 to 12"),
-        (13, "j", "choose one of the chunks 1 to 12"),
+        (0, "j", "too late, it is drawn already"),
+        (-1, "j", "choose one of the chunks 0 to 12"),
+        (13, "j", "choose one of the chunks 0 to 12"),
         (5, "j" * 200, "take 201 tokens, and 90 are left"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -152,10 +153,10 @@ def test_a_branch_repeats_what_was_and_goes_its_own_way(make_sampler, groups, ch
             assert np.abs(result.latents[chunk:] - first.latents[chunk:]).max() > 1e-3
         if text is not None:
             assert (result.transcript[chunk].text, result.transcript[chunk].source) == (text, "forced")
-    with pytest.raises(ValueError, match="choose one from 1 to"):
-        stream.branch(0)
+    with pytest.raises(ValueError, match="choose one from 0 to"):
+        stream.branch(-1)
     fresh = Stream(sampler, request)
-    with pytest.raises(ValueError, match="cannot branch at chunk 5: choose one from 1 to 0"):
+    with pytest.raises(ValueError, match="cannot branch at chunk 5: choose one from 0 to 0"):
         fresh.branch(5)
 
 

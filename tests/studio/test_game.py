@@ -67,6 +67,13 @@ def test_the_person_plays(studio):
         tab.until("game", on=False)
 
 
+def test_words_given_before_the_first_picture_are_not_the_keys_to_change(studio):
+    with studio.tab(studio.session()) as tab:
+        tab.make(example=0, seconds=1.0, game=True, image_words="(w). 0, 0, 0, 0.")
+        tab.until("words", chunk=1)
+        assert 0 not in studio.streams[0].spoken and studio.streams[0].spoken[1] == "(.). 0, 0, 0, 0."
+
+
 def test_the_controls_go_back_to_the_model(open_studio):
     studio = open_studio(0.002)
     with studio.tab(studio.session()) as tab:

@@ -147,7 +147,13 @@ def test_video_and_transcript(studio):
         assert (tree["name"], tree["step"], tree["mode"]) == ("toy_world", 7, "tv2tv")
         assert (tree["parent"], tree["branched_at_chunk"], tree["status"]) == (0, 5, "finished")
         assert [c["source"] for c in tree["chunks"]] == ["own"] * 5 + ["forced"] + ["own"] * 7
-        assert tree["chunks"][5] == {"start_seconds": 1.0625, "text": JUMP, "source": "forced", "cut": False}
+        assert tree["chunks"][5] == {
+            "start_seconds": 1.0625,
+            "text": JUMP,
+            "source": "forced",
+            "cut": False,
+            "given": False,
+        }
 
 
 @pytest.mark.parametrize(("prompt", "kind"), [("refuse me", "error"), ("fail at 3", "status")])
@@ -188,7 +194,7 @@ def test_a_video_may_start_from_a_held_out_example(studio):
         tab.make(example=0, mode="t2v")
         tab.until("take", take=1)
         words = [stream.request.given_words for stream in studio.streams]
-        assert words == [("words 2",), ()]
+        assert words == [(), ()]  # the example's words are the model's to say, in all modes
         assert studio.streams[0].request.first_latents.shape == (1, 16, 4, 4)
         tab.make(example=3)
         assert "no example 3" in tab.until("error")["message"]
@@ -197,6 +203,15 @@ def test_a_video_may_start_from_a_held_out_example(studio):
         tab.until("status", status="finished", take=2)
         tree = studio.web.get(f"/api/sessions/{session}/takes/2/transcript.json").json()
         assert tree["example"] == 2
+
+
+def test_words_before_the_first_picture_may_be_the_users(studio):
+    with studio.tab(studio.session()) as tab:
+        tab.make(image_words=JUMP)
+        assert "start from a picture or an example" in tab.until("error")["message"]
+        tab.make(example=1, image_words=JUMP)
+        tab.until("take")
+        assert studio.streams[0].request.given_words == (JUMP,)
 
 
 @pytest.mark.parametrize("mode", ["t2v", "think2v"])

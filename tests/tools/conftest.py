@@ -133,8 +133,8 @@ class Player:
         states, transcript = [episode.states.at(0)], []
         for chunk, (first, end) in enumerate(pairwise([*starts, frames_of(chunks, 1)])):
             action = spoken.get(first, episode.actions[chunk % 13])
-            source = "given" if chunk == 0 else "forced" if first in spoken else "own"
-            transcript.append(ChunkWords(first / 16, words(action) if chunk else "", source))
+            source = "forced" if first in spoken else "own"
+            transcript.append(ChunkWords(first / 16, words(action), source, given=chunk == 0))
             for frame in range(max(first, 1), end):
                 states.append(step(states[-1], action if self.obeys else Action(), frame == first))
         frames = render(*State(*np.array([[int(field) for field in state] for state in states]).T))

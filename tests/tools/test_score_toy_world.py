@@ -17,7 +17,7 @@ def test_an_obedient_player_scores_full_marks(make_player):
     player = make_player(STARTS)
     scores = tool.score(player, STARTS, 16, 0, player.config.sample)
     assert scores["ended_early"] == 0 and scores["psnr"] > 50
-    assert scores["valid_lines"]["mean"] == 1.0 and scores["valid_lines"]["n"] == 12 * STARTS
+    assert scores["valid_lines"]["mean"] == 1.0 and scores["valid_lines"]["n"] == 13 * STARTS
     assert scores["impossible_transitions"]["mean"] < 0.002
     assert all(followed["mean"] > 0.99 for followed in scores["words_followed"].values())
     assert [(row["action"], row["seconds"]) for row in scores["interventions"]] == [
@@ -30,6 +30,7 @@ def test_an_obedient_player_scores_full_marks(make_player):
     assert scores["interventions_done_mean"] > 0.98 and scores["interventions_without_mean"] < 0.4
     alone = player.asked[:STARTS]
     assert [r.seed for r in alone] == list(range(STARTS)) and not any(r.interventions for r in alone)
+    assert not any(request.given_words for request in player.asked)  # the model says the words of t = 0, too
     table = tool.table({**RECORD, **scores})
     assert "done: jump at 0.81 s" in table and "100.0 %" in table
 

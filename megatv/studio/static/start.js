@@ -17,7 +17,7 @@ function fill(info) {
   field("steps").max = info.max_steps;
   if (info.examples && !field("origin").querySelector("[value=example]")) {
     field("origin").prepend(new Option("a held-out example", "example"));
-    field("origin").value = "example";
+    choose("example");
   }
   field("make-game").hidden = !info.game;
   form.dataset.touched = "1";
@@ -45,6 +45,7 @@ function make(game, least = 0) {
     top_p: Number(field("top_p").value),
     picture: origin === "picture",
     example: origin === "example" ? Number(field("seed").value) % state.info.examples : null,
+    image_words: origin === "own" ? null : field("image_words").value || null,
     game,
   });
 }
@@ -52,6 +53,7 @@ function make(game, least = 0) {
 function choose(origin) {
   field("origin").value = origin;
   field("drop").hidden = origin !== "picture";
+  field("image-words").hidden = origin === "own";
 }
 
 async function upload(file) {
