@@ -13,7 +13,10 @@ Videos are cut into consecutive clips of video.groups x 49 frames at 16 fps. The
 with its last frame, which `valid_latents` records; it is dropped when it holds less than one group, unless it
 is all there is. A clip ends its source (EOS may follow) when the video ends with it, but for up to three
 frames that do not fill a latent. Games go on: episodes of CS:GO, cut like videos, and of the toy world end
-nothing.
+nothing; nor does a part of a video that the part of another line follows.
+
+A video or an episode that turns out to be damaged is used up to there and named at the end; then the shards
+of the others are made and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,7 +44,8 @@ from megatv.data.shards import DatasetInfo, Shards, ShardWriter
 from megatv.data.stats import LatentStats, StatsAccumulator
 from megatv.data.toy_pictures import SIZE
 from megatv.data.toy_world import META_PROMPT, simulate
-from megatv.data.video import cut, encode_video, iterate_video, probe, whole_latents
+from megatv.data.video import cut, encode_video, iterate_video, whole_latents
+from megatv.data.video_source import read_timeline
 from megatv.log import main_guard, progress, say
 from megatv.model.codec import Codec, clip_encoder, latents_to_frames, load_codec
 from megatv.types import Caption, Example
@@ -50,6 +55,8 @@ CLIP_CRF = 12
 """H.264 quality of stored clips: its error in latents is within a tenth of that of 4:2:0 colour alone."""
 BATCH_VALUES = 1 << 22
 """Pixel values that go through the codec in one call."""
+LATE_SECONDS = 0.1
+"""How long sound may go before the first picture without a word; it is audible from about there on."""
 SUMMARY_EXAMPLES = {"latents": 256, "clips": 8}
 SPLITS = {"train": 0, "val": 1}
 EPISODES_PER_SEED = 1 << 32
@@ -69,8 +76,8 @@ class Clip:
     quality: dict[str, float] = field(default_factory=dict)
 
 
-def main() -> None:
-    """Make one shard directory, as the command line says."""
+def main() -> int:
+    """Make one shard directory, as the command line says; 2 when something had to be left out."""
     args = _arguments()
     config = load_config(args.config, args.overrides)
     info = DatasetInfo(
@@ -83,6 +90,7 @@ def main() -> None:
     )
     stats = _stats_of(args.stats, info) if args.stats else None
     budget = TextBudget(config)
+    damaged: list[str] = []
     if args.toy:
         total, clips = args.toy, toy_clips(args.toy, args.seed, args.split, config)
     elif args.csgo:
@@ -90,21 +98,28 @@ def main() -> None:
         length, lag = clip_frames(config), args.action_lag
         checks = progress(episodes, desc="checking episodes")
         total = sum(csgo.check_episode(path, length=length, action_lag=lag) for path in checks)
-        clips = (clip for path in episodes for clip in csgo_clips(path, lag, config))
+        clips = until_damage((csgo_clips(path, lag, config) for path in episodes), damaged)
     else:
-        videos = checked_videos(args.videos, args.captions, budget)
+        videos = checked_videos(args.videos, args.captions, budget, damaged)
         total = sum(math.ceil(seconds * FPS / clip_frames(config)) for _, seconds in videos)
-        clips = (clip for video, _ in videos for clip in video_clips(args.videos, video, config))
+        clips = until_damage((video_clips(args.videos, video, config) for video, _ in videos), damaged)
     codec = load_codec(config.codec, args.device, trust=args.trust_codec)
     with ShardWriter(args.out, info) as writer:
         bar = progress(clips, total=total, desc="clips")
         found, frames = encode(bar, writer, budget, config, codec)
+        for fault in damaged:
+            print(f"left out from there on: {printable(fault)}", file=sys.stderr)
+        if damaged and not frames:
+            raise ValueError(
+                f"{args.out}: no clip could be read, so there is nothing to train on"
+            )
         writer.finish(stats or found.finish())
     summarize(args.out, frames, codec)
     if budget.lost:
         print(f"warning: {printable(budget.report())}", file=sys.stderr)
     else:
         say(budget.report())
+    return 2 if damaged else 0
 
 
 def toy_clips(episodes: int, seed: int, split: str, config: Config) -> Iterator[Clip]:
@@ -134,21 +149,56 @@ def csgo_clips(path: Path, action_lag: int, config: Config) -> Iterator[Clip]:
         yield Clip(str(path), words, _padded(clip.frames, length), source | {"action_lag": action_lag})
 
 
-def checked_videos(folder: Path, captions: Path, budget: TextBudget) -> list[tuple[CaptionedVideo, float]]:
-    """Every described video and how many seconds of it are used, after all checks that need no decoding."""
+def checked_videos(
+    folder: Path, captions: Path, budget: TextBudget, damaged: list[str]
+) -> list[tuple[CaptionedVideo, float]]:
+    """Every described video and how many seconds of it are used, after all checks that need no decoding.
+
+    Videos that cannot be read are left out, and the reason is added to `damaged`.
+    """
     videos = []
     for video in read_captions(captions):
         with _naming(video.where):
             file = inside(folder, video.video)
             if not file.is_file():
                 raise ValueError(
-                    f"video {video.video!r} is not in {folder}; copy it there or correct the name"
+                    f"video {video.video!r} is not in {folder}{_look_alike(file)}; copy it there or correct "
+                    "the name"
                 )
-            seconds = probe(file).seconds
             budget.check(_words(video.video, (), video.meta_caption, video.detailed_caption))
-        check_duration(video, seconds)
-        videos.append((video, seconds - video.start_seconds))
+        try:
+            shown = read_timeline(file)
+        except ValueError as error:
+            damaged.append(f"{video.where}: {error}")
+            continue
+        if shown.begins > LATE_SECONDS:
+            say(
+                f"{video.where}: the first picture of {video.video!r} comes {shown.begins:.2f} s after its "
+                "sound; times count from the picture, where players count from the sound"
+            )
+        check_duration(video, shown.end)
+        videos.append((video, (video.end_seconds or shown.end) - video.start_seconds))
     return videos
+
+
+def _look_alike(file: Path) -> str:
+    """Which file of the folder has the same name but for letter case or the way that accents are written."""
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize("NFC", name).casefold()
+
+    others = file.parent.iterdir() if file.parent.is_dir() else ()
+    found = next((other.name for other in others if plain(other.name) == plain(file.name)), None)
+    return "" if found is None else f" under just this name ({found!a} is, and not {file.name!a})"
+
+
+def until_damage(sources: Iterable[Iterator[Clip]], damaged: list[str]) -> Iterator[Clip]:
+    """The clips of every source, up to what cannot be read; the reason is added to `damaged`."""
+    for clips in sources:
+        try:
+            yield from clips
+        except ValueError as error:
+            damaged.append(str(error))
 
 
 def video_clips(folder: Path, video: CaptionedVideo, config: Config) -> Iterator[Clip]:
@@ -160,6 +210,8 @@ def video_clips(folder: Path, video: CaptionedVideo, config: Config) -> Iterator
         height=config.video.height,
         start_seconds=video.start_seconds,
     )
+    if video.end_seconds is not None:
+        frames = islice(frames, math.ceil((video.end_seconds - video.start_seconds) * FPS - 1e-6))
     with _naming(video.where):
         for index, (piece, is_last) in enumerate(cut(frames, length)):
             start = index * length / FPS
@@ -169,7 +221,7 @@ def video_clips(folder: Path, video: CaptionedVideo, config: Config) -> Iterator
                 video.meta_caption,
                 video.detailed_caption,
                 valid_latents=whole_latents(len(piece)),
-                ends_clip=is_last,
+                ends_clip=is_last and video.end_seconds is None,
             )
             source = {"video": video.video, "start": video.start_seconds + start, "frames": len(piece)}
             source |= video.source

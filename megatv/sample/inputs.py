@@ -25,7 +25,7 @@ from megatv.regular_file import read_bytes
 from megatv.sample.request import Intervention, Mode, Request
 from megatv.sample.sampler import Sampler
 from megatv.schema import short
-from megatv.untrusted import json_lines, plain_name
+from megatv.untrusted import json_lines, plain_name, text_lines
 
 MAX_NAME_BYTES = 200
 """Of a video's name in a batch, to which `outputs` adds some for a moment."""
@@ -185,7 +185,7 @@ def _lines(path: str, option: str) -> Iterable[tuple[int, str]]:
         text = read_bytes(path, links=True).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option} {path}: cannot be read as text ({error})") from None
-    return [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return [(n, line.strip()) for n, line in enumerate(text_lines(text), 1) if line.strip()]
 
 
 def _names_folder(name: str) -> bool:
