@@ -110,9 +110,7 @@ def main() -> int:
         for fault in damaged:
             print(f"left out from there on: {printable(fault)}", file=sys.stderr)
         if damaged and not frames:
-            raise ValueError(
-                f"{args.out}: no clip could be read, so there is nothing to train on"
-            )
+            raise ValueError(f"{args.out}: no clip could be read, so there is nothing to train on")
         writer.finish(stats or found.finish())
     summarize(args.out, frames, codec)
     if budget.lost:

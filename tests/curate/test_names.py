@@ -146,7 +146,7 @@ def test_a_name_that_is_not_utf8_is_one_failed_item_before_any_work(places, tmp_
     odd.write_bytes((places.videos / "mine.mp4").read_bytes())
     found = {item["video"]: item for item in list_videos(places, recipe(tmp_path))}
     source = stages(places, recipe(tmp_path))[0].work
-    with pytest.raises(ValueError, match="its name is not UTF-8.*rename it"):
+    with pytest.raises(ValueError, match=r"its name is not UTF-8.*rename it"):
         source(found[odd.name])
     assert source(found["mine.mp4"]).outputs == [found["mine.mp4"]]
 
