@@ -6,6 +6,7 @@ process groups. Nothing here touches the weights: a run without it would train t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -46,11 +47,18 @@ class AloneError(ValueError):
 def main_guard(main: Callable[[], int | None]) -> NoReturn:
     """Run a command-line entry point: ValueError becomes one `error:` line on stderr and exit code 2.
 
-    All ranks raise the same error and rank 0 prints it, or it is an AloneError; Ctrl-C exits with 130.
+    So does a full disk, wherever it is met. All ranks raise the same error and rank 0 prints it, or it is an
+    AloneError; Ctrl-C exits with 130.
     """
     try:
         code = main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            error = ValueError(
+                f"{error.filename or 'a file'}: cannot be written ({error.strerror}); make room on the disk"
+            )
         # launchers end the other ranks when the first has gone: rank 0, which may be late, must have said why
         # by then, and the code of bad input must be theirs, too
         ended = threading.Event()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -23,7 +25,7 @@ def parse_json(text: str | bytes) -> Any:
 
     Raises json.JSONDecodeError, a ValueError, for every fault: Python's own reader answers a thousand open
     brackets with RecursionError, bytes that are no text with UnicodeDecodeError, and a number of 5,000 digits
-    with a bare ValueError; of a key that an object has twice, it would keep the last value without a word.
+    with a bare ValueError; of a key that is given twice it would keep the last value without a word.
     """
     try:
         return json.loads(text, object_pairs_hook=_no_key_twice)
@@ -63,9 +65,11 @@ class _KeyTwice(ValueError):
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) < len(pairs):
-        raise _KeyTwice("an object has a key twice")
+    tree: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in tree:
+            raise _KeyTwice(f"the key {_short(key)} is given twice")
+        tree[key] = value
     return tree
 
 
@@ -77,10 +81,19 @@ def is_deeper(tree: Any, levels: int) -> bool:
     return levels == 0 or any(is_deeper(value, levels - 1) for value in inner)
 
 
+def _is_finite(tree: Any) -> bool:
+    """Whether plain data has no NaN and no infinite number, which Python's reader makes of 1e999 too."""
+    if isinstance(tree, (dict, list)):
+        return all(map(_is_finite, tree.values() if isinstance(tree, dict) else tree))
+    return not isinstance(tree, float) or math.isfinite(tree)
+
+
 def json_lines(
     path: Path, most: int | None = None, faults: list[str] | None = None
 ) -> Iterator[tuple[str, Any]]:
     """(`FILE line N`, plain data) of every line of a JSONL file that is not blank.
+
+    Lines end with \n or \r\n and nowhere else; a mark of byte order at the file's beginning is skipped.
 
     most    bytes of the whole file (MAX_LINES_BYTES): as objects of Python, lines take several times as much
     faults  where sentences of lines that are not valid go, so that these do not cost the others anything
@@ -98,6 +111,8 @@ def json_lines(
                     raise ValueError(
                         f"{path}: is longer than {(most or MAX_LINES_BYTES) >> 20:,} MiB; cut it into several"
                     )
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if not line.strip():
                     continue
                 try:
@@ -115,15 +130,27 @@ def json_lines(
 def _json_line(line: bytes, where: str) -> Any:
     try:
         tree = parse_json(line.decode())
-        if b"\\ud" in line.lower():
-            json.dumps(tree, ensure_ascii=False).encode()
+        if is_deeper(tree, MAX_LEVELS):
+            raise ValueError(
+                f"{where}: is nested too deeply, more than {MAX_LEVELS} levels; write it flatter"
+            )
+        json.dumps(tree, ensure_ascii=False).encode()
+        if not _is_finite(tree):
+            raise ValueError(f"{where}: has NaN or an infinite number; write a number of ordinary size")
     except (UnicodeDecodeError, UnicodeEncodeError):
         raise ValueError(f"{where}: is not UTF-8, or has half a character (a lone \\ud800) in it") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: is not valid JSON ({error}); write one object on one line") from None
-    if is_deeper(tree, MAX_LEVELS):
-        raise ValueError(f"{where}: is nested too deeply, more than {MAX_LEVELS} levels; write it flatter")
+    except json.JSONDecodeError as error:
+        reason = error if error.doc else error.msg
+        raise ValueError(f"{where}: is not valid JSON ({reason}); write one object on one line") from None
     return tree
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text, which end with \\n or \\r\\n only: `str.splitlines` also ends them at U+2028.
+
+    A mark of byte order, which editors leave at the beginning of a file, is skipped.
+    """
+    return [line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n")]
 
 
 def plain_name(name: Any) -> str:

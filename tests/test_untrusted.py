@@ -24,8 +24,9 @@ def test_json_is_read_as_always() -> None:
         (b'["\xff"]', "not UTF-8"),
         ("1" * 5_000, "too many digits"),
         ("{", "Expecting property name"),
-        ('{"a": 1, "a": 1}', "an object has a key twice"),
-        ('[{"b": {"\\u0061": 1, "a": 2}}]', "an object has a key twice"),
+        ('{"a": 1, "a": 1}', "the key 'a' is given twice"),
+        ('[{"b": {"\\u0061": 1, "a": 2}}]', "the key 'a' is given twice"),
+        ('{"a": 1, "b": [{"c": 2, "c": 2}]}', "the key 'c' is given twice"),
     ],
 )
 def test_faults_of_json_are_one_kind_of_error(text: str | bytes, reason: str) -> None:

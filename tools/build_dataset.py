@@ -176,10 +176,14 @@ def make_shards(out: Path, captions: Path, items: list[Item], settings: ShardSet
     if settings.crops:
         command += ["--crops", str(settings.crops)]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
+    if not shards.is_dir():
         raise ValueError(f"shards: {done.stderr.strip().splitlines()[-1] if done.stderr else 'failed'}")
-    write_file(stamp, made_from)
-    return f"shards: {done.stdout.strip()}", _shards_summary(shards, items, len(items), began)
+    note = f"shards: {done.stdout.strip()}"
+    if done.returncode:  # clips were damaged on the disk; without the stamp the next run tries again
+        note += f"\n{done.stderr.strip()}"
+    else:
+        write_file(stamp, made_from)
+    return note, _shards_summary(shards, items, len(items), began)
 
 
 def check_shard_settings(settings: ShardSettings) -> None:

@@ -19,7 +19,11 @@ Otherwise videos are cut into consecutive clips of video.groups x 49 frames at 1
 is padded with its last frame, which `valid_latents` records; it is dropped when it holds less than one group,
 unless it is all there is. A clip ends its source (EOS may follow) when the video ends with it, but for up to
 three frames that do not fill a latent. Games go on: episodes of CS:GO, cut like videos, and of the toy world
-end nothing, and are never cropped.
+end nothing, and are never cropped; nor does a part of a video end anything, which the part of another line
+follows.
+
+A video or an episode that turns out to be damaged is used up to there and named at the end; then the shards
+of the others are made and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -27,43 +31,43 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from megatv.config import FPS, GROUP_FRAMES, Config, config_to_dict, load_config
+from megatv.config import FPS, Config, config_to_dict, load_config
 from megatv.data import csgo
 from megatv.data.budget import TextBudget
-from megatv.data.captions import CaptionedVideo, check_duration, clip_captions, read_captions
+from megatv.data.clips import (
+    SPLITS,
+    Clip,
+    checked_videos,
+    clip_frames,
+    csgo_clips,
+    naming,
+    stored_crops,
+    toy_clips,
+    until_damage,
+    video_clips,
+)
 from megatv.data.crop import (
     CLIP_SECONDS,
     MAX_CROPS,
     consecutive_windows,
-    crop_words,
-    cut_clips,
-    draw_window,
     longest_clip,
-    overlap_of,
     stores_whole_clips,
     wordiest_crop,
 )
 from megatv.data.format import STORES, codec_fingerprint
-from megatv.data.noise import Draws
 from megatv.data.shards import DatasetInfo, Shards, ShardWriter
 from megatv.data.stats import LatentStats, StatsAccumulator
-from megatv.data.toy_pictures import SIZE
-from megatv.data.toy_world import META_PROMPT, simulate
-from megatv.data.video import cut, encode_video, iterate_video, probe, whole_latents
+from megatv.data.video import encode_video, whole_latents
 from megatv.log import main_guard, progress, say
 from megatv.model.codec import Codec, clip_encoder, latents_to_frames, load_codec
-from megatv.types import Caption, Example
-from megatv.untrusted import inside, printable
+from megatv.untrusted import printable
 
 CLIP_CRF = 12
 """H.264 quality of stored clips: its error in latents is within a tenth of that of 4:2:0 colour alone."""
@@ -72,27 +76,10 @@ KEY_FRAME_EVERY = 2 * FPS
 BATCH_VALUES = 1 << 22
 """Pixel values that go through the codec in one call."""
 SUMMARY_EXAMPLES = {"latents": 256, "clips": 8}
-SPLITS = {"train": 0, "val": 1}
-EPISODES_PER_SEED = 1 << 32
 
 
-@dataclass(frozen=True)
-class Clip:
-    """One example before the codec: its words (an Example without latents) and frames [F, H, W, 3].
-
-    There are at most an example's frames, but for a clip that the loader crops. where names the clip's
-    origin in messages; source and quality are kept in the shards.
-    """
-
-    where: str
-    words: Example
-    frames: np.ndarray
-    source: dict[str, Any]
-    quality: dict[str, float] = field(default_factory=dict)
-
-
-def main() -> None:
-    """Make one shard directory, as the command line says."""
+def main() -> int:
+    """Make one shard directory, as the command line says; 2 when something had to be left out."""
     args = _arguments()
     config = load_config(args.config, args.overrides)
     if config.data.crop != "none" and not args.videos:
@@ -112,6 +99,7 @@ def main() -> None:
     )
     stats = _stats_of(args.stats, info) if args.stats else None
     budget = TextBudget(config)
+    damaged: list[str] = []
     if args.toy:
         total, clips = args.toy, toy_clips(args.toy, args.seed, args.split, config)
     elif args.csgo:
@@ -119,12 +107,12 @@ def main() -> None:
         length, lag = clip_frames(config), args.action_lag
         checks = progress(episodes, desc="checking episodes")
         total = sum(csgo.check_episode(path, length=length, action_lag=lag) for path in checks)
-        clips = (clip for path in episodes for clip in csgo_clips(path, lag, config))
+        clips = until_damage((csgo_clips(path, lag, config) for path in episodes), damaged)
     else:
-        videos = checked_videos(args.videos, args.captions, budget)
+        videos = checked_videos(args.videos, args.captions, budget, damaged)
         length = clip_frames(config) if config.data.crop == "none" else CLIP_SECONDS * FPS
         total = sum(math.ceil(seconds * FPS / length) for _, seconds in videos)
-        clips = (clip for video in videos for clip in video_clips(args.videos, *video, config))
+        clips = until_damage((video_clips(args.videos, *video, config) for video in videos), damaged)
         if args.crops:
             total *= args.crops
             clips = (crop for clip in clips for crop in stored_crops(clip, args.crops, config))
@@ -132,96 +120,17 @@ def main() -> None:
     with ShardWriter(args.out, info) as writer:
         bar = progress(clips, total=total, desc="clips")
         found, frames = encode(bar, writer, budget, config, codec)
+        for fault in damaged:
+            print(f"left out from there on: {printable(fault)}", file=sys.stderr)
+        if damaged and not frames:
+            raise ValueError(f"{args.out}: no clip could be read, so there is nothing to train on")
         writer.finish(stats or found.finish())
     summarize(args.out, frames, codec)
     if budget.lost:
         print(f"warning: {printable(budget.report())}", file=sys.stderr)
     else:
         say(budget.report())
-
-
-def toy_clips(episodes: int, seed: int, split: str, config: Config) -> Iterator[Clip]:
-    """Episodes of the toy world; the two splits of all seeds share none."""
-    if (config.video.width, config.video.height) != (SIZE, SIZE):
-        raise ValueError(
-            f"the toy world's pictures are {SIZE}x{SIZE}: set video.width and video.height to {SIZE}"
-        )
-    first = (2 * seed + SPLITS[split]) * EPISODES_PER_SEED
-    for index in range(episodes):
-        episode = simulate(first + index, config.video.groups)
-        name = f"toy-{split}-{seed}-{index:06d}"
-        words = _words(name, episode.captions(), META_PROMPT, valid_latents=config.latents)
-        yield Clip(name, words, episode.frames, {"video": name, "toy_world_seed": first + index})
-
-
-def csgo_clips(path: Path, action_lag: int, config: Config) -> Iterator[Clip]:
-    """The clips of one episode of CS:GO, in order of time."""
-    length = clip_frames(config)
-    found = csgo.episode_clips(
-        path, width=config.video.width, height=config.video.height, length=length, action_lag=action_lag
-    )
-    for clip in found:
-        name = f"{path.stem}@{clip.first_frame / FPS:.4f}"
-        words = _words(name, clip.captions, csgo.META_PROMPT, valid_latents=whole_latents(len(clip.frames)))
-        source = {"video": path.name, "start": clip.first_frame / FPS, "frames": len(clip.frames)}
-        yield Clip(str(path), words, clip.frames, source | {"action_lag": action_lag})
-
-
-def checked_videos(folder: Path, captions: Path, budget: TextBudget) -> list[tuple[CaptionedVideo, float]]:
-    """Every described video and how many seconds of it are used, after all checks that need no decoding."""
-    videos = []
-    for video in read_captions(captions):
-        with _naming(video.where):
-            file = inside(folder, video.video)
-            if not file.is_file():
-                raise ValueError(
-                    f"video {video.video!r} is not in {folder}; copy it there or correct the name"
-                )
-            seconds = probe(file).seconds
-            budget.check(_words(video.video, (), video.meta_caption, video.detailed_caption))
-        check_duration(video, seconds)
-        videos.append((video, seconds - video.start_seconds))
-    return videos
-
-
-def video_clips(folder: Path, video: CaptionedVideo, seconds: float, config: Config) -> Iterator[Clip]:
-    """The clips of one line of the captions file, in order of time: examples, or longer ones to crop."""
-    length, crop, first = clip_frames(config), config.data.crop, 0
-    frames = iterate_video(
-        inside(folder, video.video),
-        width=config.video.width,
-        height=config.video.height,
-        start_seconds=video.start_seconds,
-    )
-    pieces = cut(frames, length)
-    if crop != "none":
-        pieces = cut_clips(frames, round(seconds * FPS), length, crop)
-    with _naming(video.where):
-        for piece, is_last in pieces:
-            start = first / FPS
-            words = _words(
-                f"{video.video}@{video.start_seconds + start:.4f}",
-                clip_captions(video.captions, start, max(len(piece), length) / FPS),
-                video.meta_caption,
-                video.detailed_caption,
-                valid_latents=whole_latents(min(len(piece), length)),
-                ends_clip=is_last,
-            )
-            source = {"video": video.video, "start": video.start_seconds + start, "frames": len(piece)}
-            yield Clip(video.where, words, piece, source | video.source, video.quality)
-            first += len(piece) - overlap_of(length, crop)
-
-
-def stored_crops(clip: Clip, count: int, config: Config) -> Iterator[Clip]:
-    """The crops of a clip in the first `count` epochs of a run with this config; equal ones come once."""
-    length, frames = clip_frames(config), len(clip.frames)
-    draws = (Draws(config.run.seed, epoch, clip.words.id) for epoch in range(count))
-    windows = dict.fromkeys(draw_window(frames, length, config.data.crop, draw) for draw in draws)
-    for index, window in enumerate(windows):
-        words = replace(crop_words(clip.words, frames, window), id=f"{clip.words.id}#{index}")
-        place = {"start": clip.source["start"] + window.start / FPS, "frames": len(window)}
-        shown = clip.frames[window.start : window.stop]
-        yield replace(clip, words=words, frames=shown, source=clip.source | place)
+    return 2 if damaged else 0
 
 
 def encode(
@@ -233,7 +142,7 @@ def encode(
     values = length * config.video.width * config.video.height * 3
     while batch := list(islice(clips, max(1, BATCH_VALUES // values))):
         for clip in batch:
-            with _naming(clip.where):
+            with naming(clip.where):
                 count = len(clip.frames)
                 budget.count(wordiest_crop(clip.words, count, length) if whole else clip.words)
         pieces = [
@@ -244,7 +153,7 @@ def encode(
         latents = iter(codec.encode(torch.from_numpy(np.stack(pieces))).cpu().numpy())
         for clip in batch:
             words = clip.words
-            with _naming(clip.where):
+            with naming(clip.where):
                 for window in consecutive_windows(len(clip.frames), length):
                     coded, valid = next(latents), whole_latents(len(window))
                     stats.add(coded[:valid])
@@ -284,27 +193,9 @@ def summarize(path: Path, frames: int, codec: Codec) -> None:
     )
 
 
-def clip_frames(config: Config) -> int:
-    """Frames of one example."""
-    return config.video.groups * GROUP_FRAMES
-
-
 def _padded(frames: np.ndarray, length: int) -> np.ndarray:
     """`length` frames: those given, and the last one again as often as needed."""
     return np.concatenate([frames, np.repeat(frames[-1:], length - len(frames), axis=0)])
-
-
-def _words(
-    id: str,
-    captions: tuple[Caption, ...],
-    meta_caption: str,
-    detailed_caption: str = "",
-    *,
-    valid_latents: int = 1,
-    ends_clip: bool = False,
-) -> Example:
-    """An Example whose latents are still to be coded."""
-    return Example(id, np.empty(0), captions, meta_caption, detailed_caption, valid_latents, ends_clip)
 
 
 def _stats_of(path: Path, info: DatasetInfo) -> LatentStats:
@@ -320,15 +211,6 @@ def _stats_of(path: Path, info: DatasetInfo) -> LatentStats:
             f"config says {info.codec} ({info.codec_fingerprint}): statistics hold for one codec only"
         )
     return LatentStats.load(path / "latent_stats.json")
-
-
-@contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Say in errors which line or episode they belong to."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
 
 
 def _arguments() -> argparse.Namespace:

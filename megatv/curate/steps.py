@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -76,9 +76,12 @@ def list_videos(places: Places, recipe: Recipe) -> list[Item]:
         )
     items, seen = [], set()
     for row in rows:
-        if row["video"] in seen:
-            raise ValueError(f"{recipe.source.metadata}: names '{row['video']}' twice; keep one line")
-        seen.add(row["video"])
+        name = PurePosixPath(row["video"]).as_posix()
+        if name in seen:
+            raise ValueError(f"{recipe.source.metadata}: names '{name}' twice; keep one line")
+        if name != row["video"]:
+            raise ValueError(f"{recipe.source.metadata}: write '{row['video'][:80]}' as '{name[:80]}'")
+        seen.add(name)
         stamp = _stamp(places.videos, row["video"])
         items.append({"id": row["video"], "video": row["video"], "stamp": stamp, "metadata": row})
     return items
@@ -99,7 +102,7 @@ def stages(places: Places, recipe: Recipe) -> list[Stage]:
     prompts = load_prompts(recipe.captions.prompts)  # now, and once: workers get the texts
     chain = [
         stage("source", _source, [recipe.source.keywords, recipe.source.exclude]),
-        stage("probe", _probe, recipe.source),
+        stage("probe", _probe, recipe.source, version=2),
         stage("shots", _shots, recipe.shots),
         stage("filters", _filters, [recipe.motion, recipe.faces, recipe.clips.window_seconds]),
         stage("clips", _clips, [recipe.embed, recipe.clips]),
@@ -141,6 +144,12 @@ def _waiting(endpoint: EndpointSettings) -> dict[str, Any]:
 
 def _source(item: Item, places: Places, recipe: Recipe) -> Outcome:
     inside(places.videos, item["video"])
+    try:
+        item["video"].encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            "its name is not UTF-8, as captions and shards write names; rename it, with convmv for example"
+        ) from None
     if item["stamp"] is None:
         raise ValueError(f"{places.videos / item['video']}: is not there; copy it or correct the metadata")
     texts = " ".join(str(value) for value in item["metadata"].values()).lower()

@@ -1,6 +1,7 @@
 """Captions of videos as a JSONL file, read and checked line by line, and cut to the clips of a video.
 
-One line is one video (or its part from `start` on); times are seconds from there:
+One line is one video, or its part from `start` to the next line's `start`; times are seconds from there, and
+`start` counts from the video's first picture:
     {"video": "match.mp4", "start": 0.0, "meta_caption": "A point is played.", "detailed_caption": "...",
      "captions": [{"start": 0.0, "text": "She serves."}, {"start": 2.5, "text": "He returns."}]}
 `start` (0) and `detailed_caption` (empty) may be left out, and `captions` may be an empty list. Two more keys
@@ -12,15 +13,16 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from megatv.config import FPS
+from megatv.data.record import CONTROL, MAX_SCORE, MAX_SECONDS
 from megatv.types import Caption
 from megatv.untrusted import json_lines, parse_json
 
-MAX_SECONDS, MAX_SCORE = 1e9, 1e300
-"""No video is so long; a number may have hundreds of digits in JSON."""
 MAX_BYTES = 256 << 20
 """Of a captions file, all of which is in memory."""
 
@@ -29,9 +31,10 @@ MAX_BYTES = 256 << 20
 class CaptionedVideo:
     """One line of the file.
 
-    where        `FILE line N`, for messages
-    captions     with times from `start_seconds`
-    provenance   `source` as JSON: objects of Python would take many times as much memory
+    where          `FILE line N`, for messages
+    start_seconds  from the video's first picture; caption times count from there
+    end_seconds    likewise: where the part of another line begins; None: the video's end
+    provenance     `source` as JSON: objects of Python would take many times as much memory
     """
 
     where: str
@@ -42,6 +45,7 @@ class CaptionedVideo:
     detailed_caption: str
     quality: dict[str, float] = field(default_factory=dict)
     provenance: str = "{}"
+    end_seconds: float | None = None
 
     @property
     def source(self) -> dict[str, Any]:
@@ -53,7 +57,8 @@ def read_captions(path: str | Path) -> list[CaptionedVideo]:
     """All lines of a captions file, in its order; blank lines are skipped.
 
     Raises ValueError with file, line and remedy: malformed JSON, unknown or missing keys, values of another
-    kind, times that are negative or out of order, empty texts, the same video and start twice.
+    kind, times that are negative or out of order, empty texts, the same video and start twice, captions
+    within another line's part of the video.
     """
     path = Path(path)
     videos: list[CaptionedVideo] = []
@@ -70,7 +75,31 @@ def read_captions(path: str | Path) -> list[CaptionedVideo]:
         videos.append(video)
     if not videos:
         raise ValueError(f"{path}: holds no lines; write one JSON object a line for every video")
-    return videos
+    return _parts(videos)
+
+
+def _parts(videos: list[CaptionedVideo]) -> list[CaptionedVideo]:
+    """The same lines, each with the end of its part; ValueError where parts do not suit each other."""
+    lines = sorted(range(len(videos)), key=lambda i: (videos[i].video, videos[i].start_seconds))
+    parts = list(videos)
+    for index, following in pairwise(lines):
+        video, after = videos[index], videos[following]
+        if video.video != after.video:
+            continue
+        seconds = after.start_seconds - video.start_seconds
+        if seconds < 1 / FPS:
+            raise ValueError(
+                f"{after.where}: begins {seconds:g} s after the part of {video.where}, less than a frame; "
+                "give another `start` or merge the two lines"
+            )
+        for place, caption in enumerate(video.captions):
+            if caption.start_seconds >= seconds:
+                raise ValueError(
+                    f"{video.where}: captions[{place}] starts at {caption.start_seconds:g} s, where the part "
+                    f"of {after.where} has begun ({seconds:g} s); move it to that line or remove it"
+                )
+        parts[index] = replace(video, end_seconds=after.start_seconds)
+    return parts
 
 
 def check_duration(video: CaptionedVideo, seconds: float) -> None:
@@ -123,14 +152,14 @@ def _parse(tree: Any, where: str) -> CaptionedVideo:
                 f"({captions[-1].start_seconds:g} s); put captions in order of time"
             )
         captions.append(caption)
-    detailed = tree.get("detailed_caption") or ""
+    detailed = tree.get("detailed_caption", "")
     return CaptionedVideo(
         where=where,
-        video=_text(tree["video"], f"{where}: video"),
+        video=_name(tree["video"], f"{where}: video"),
         start_seconds=_seconds(tree.get("start", 0.0), f"{where}: start"),
         meta_caption=_text(tree["meta_caption"], f"{where}: meta_caption"),
         captions=tuple(captions),
-        detailed_caption=_text(detailed, f"{where}: detailed_caption") if detailed else "",
+        detailed_caption=_text(detailed, f"{where}: detailed_caption") if detailed != "" else "",
         quality=_scores(tree.get("quality", {}), f"{where}: quality"),
         provenance=_provenance(tree.get("source", {}), f"{where}: source"),
     )
@@ -142,7 +171,9 @@ def _scores(tree: Any, where: str) -> dict[str, float]:
     for name, score in tree.items():
         number = isinstance(score, (int, float)) and not isinstance(score, bool)
         if not number or not -MAX_SCORE <= score <= MAX_SCORE:
-            raise ValueError(f"{where}: {name[:80]!r} must be a number, got {_short(score)}")
+            raise ValueError(
+                f"{where}: {name[:80]!r} must be a number within {MAX_SCORE:g}, got {_short(score)}"
+            )
     return {name: float(score) for name, score in tree.items()}
 
 
@@ -174,10 +205,24 @@ def _text(value: Any, where: str) -> str:
     return value.strip()
 
 
+def _name(value: Any, where: str) -> str:
+    """The name as it is: a space at its edge belongs to it. Of one file there is one name."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{where} must be text that is not empty, got {_short(value)}")
+    if CONTROL.search(value):
+        raise ValueError(f"{where} {_short(value)} has control characters; rename the file")
+    plain = PurePosixPath(value).as_posix()
+    if plain != value:
+        raise ValueError(f"{where} {_short(value)} must be written as {_short(plain)}: a file has one name")
+    return value
+
+
 def _seconds(value: Any, where: str) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value <= MAX_SECONDS:
-        raise ValueError(f"{where} must be a number of seconds, 0 or more, got {_short(value)}")
+        raise ValueError(
+            f"{where} must be a number of seconds from 0 to {MAX_SECONDS:g}, got {_short(value)}"
+        )
     return float(value)
 
 

@@ -23,7 +23,7 @@ from megatv.data.sequence import chunk_start_seconds
 from megatv.data.video import cut, whole_latents
 from megatv.regular_file import read_bytes
 from megatv.types import Caption
-from megatv.untrusted import inside
+from megatv.untrusted import inside, text_lines
 
 MAX_LIST_BYTES = 1 << 26
 META_PROMPT = (
@@ -147,11 +147,11 @@ def resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
 def _names(path: Path) -> set[str]:
     """The episodes that a list holds out. A line that can match none would let its episode into training."""
     try:
-        lines = read_bytes(path, MAX_LIST_BYTES, links=True).decode().splitlines()
+        text = read_bytes(path, MAX_LIST_BYTES, links=True).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); give one file name a line") from None
     names = set()
-    for number, line in enumerate(map(str.strip, lines), 1):
+    for number, line in enumerate(map(str.strip, text_lines(text)), 1):
         if line and (Path(line).suffix != ".hdf5" or Path(line).name != line):
             raise ValueError(
                 f"{path} line {number}: {line[:80]!r} is not the name of an episode, such as a_1.hdf5"

@@ -23,7 +23,9 @@ MAX_SECONDS = 24 * 3600.0
 """Latest time of a caption."""
 MAX_SCORE = 1e9
 """Most of a quality score, either sign."""
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+"""Characters that no id has."""
+"""Characters that no id has."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Record:
         if row["hash"] != _hash(row, info).encode():
             raise ValueError("its hash differs from the one written")
         id = row["id"].decode()
-        if _CONTROL.search(id):
+        if CONTROL.search(id):
             raise ValueError(f"its id {id[:80]!r} has control characters")
         try:
             meta = _read_meta(row["meta"].decode(), info)

@@ -83,7 +83,7 @@ class ShardWriter:
     """Writes one shard directory. It appears at `out` in one piece when `finish` is called, or not at all.
 
     Use it in a `with` block, so that an error on the way removes what was written. Raises ValueError when
-    `out` exists and is not an empty directory.
+    `out` exists and is not an empty directory, and at the end of the block when the disk is full.
     """
 
     def __init__(self, out: str | Path, info: DatasetInfo) -> None:
@@ -103,10 +103,15 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._partial.exists():
             self._writer.cancel_future_jobs()
             shutil.rmtree(self._partial)
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise ValueError(
+                f"{self.out}: cannot be written ({error.strerror or error}), and nothing of it is left; make "
+                "room on the disk or name another one"
+            ) from None
 
     def write(
         self,

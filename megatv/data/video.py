@@ -161,8 +161,17 @@ def cut(frames: Iterator[np.ndarray], length: int) -> Iterator[tuple[np.ndarray,
     A last piece shorter than a group is left out, unless it is the only one.
     """
     piece = list(itertools.islice(frames, length))
+    if not piece:
+        raise ValueError("there is no picture from there on; start earlier")
     only = True
-    while following := list(itertools.islice(frames, length)):
+    while True:
+        try:
+            following = list(itertools.islice(frames, length))
+        except ValueError:  # damage behind a whole piece
+            yield np.stack(piece), False
+            raise
+        if not following:
+            break
         yield np.stack(piece), False
         piece, only = following, False
     if only or len(piece) >= GROUP_FRAMES:

@@ -21,7 +21,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -197,19 +197,25 @@ def read_timeline(source: str | Path | bytes) -> Timeline:
 
 def clock_of(source: str | Path | bytes) -> Clock:
     """The clock of a source whose container `may_jump`; it reads all packets and decodes none."""
-    with (
-        open_video(source) as (container, stream),
-        closing(cast("Generator[Packet]", container.demux())) as packets,
-    ):
-        return read_clock(packets, stream)
+    with open_video(source) as (container, stream):
+        return read_clock(_read(container, stream, *container.streams.audio), stream)
 
 
 def stream_packets(
     container: InputContainer, stream: VideoStream, clock: Clock | None = None
 ) -> Iterator[Packet]:
-    """Those of the stream. PyAV's own generator frees its buffers only when it is closed or has ended."""
-    with closing(cast("Generator[Packet]", container.demux(stream))) as packets:
-        yield from clock.apply(packets) if clock else packets
+    """Those of the stream, on `clock` where it has one."""
+    packets = _read(container, stream)
+    return clock.apply(packets) if clock else packets
+
+
+def _read(container: InputContainer, *streams: Stream) -> Iterator[Packet]:
+    """Packets of the streams. PyAV's own generator frees its buffers only when it is closed or has ended."""
+    with closing(cast("Generator[Packet]", container.demux(*streams))) as packets:
+        try:
+            yield from packets
+        except IndexError:  # PyAV's, at the end of a file in which more streams appeared on the way
+            return
 
 
 def decoded(

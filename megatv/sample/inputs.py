@@ -23,6 +23,7 @@ from megatv.model.codec import clip_encoder, latents_to_frames
 from megatv.regular_file import read_bytes
 from megatv.sample.request import Intervention, Mode, Request, Speaker
 from megatv.sample.sampler import Sampler
+from megatv.untrusted import text_lines
 
 
 @dataclass(frozen=True)
@@ -208,4 +209,4 @@ def _lines(path: str, option: str) -> Iterable[tuple[int, str]]:
         text = read_bytes(path, links=True).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{option} {path}: cannot be read as text ({error})") from None
-    return [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    return [(n, line.strip()) for n, line in enumerate(text_lines(text), 1) if line.strip()]

@@ -1,6 +1,7 @@
 """Names in metadata and manifests, and links, lead to no file outside the videos' or the output's folder."""
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -158,3 +159,22 @@ def test_shards_that_cannot_be_made_are_refused_first(places, tmp_path, monkeypa
 def test_stages_know_what_their_outputs_need(places, tmp_path):
     made = {stage.name: stage.makes for stage in stages(places, recipe(tmp_path)) if isinstance(stage, Stage)}
     assert all("video" in makes for makes in made.values()) and "file" in made["export"]
+
+
+def test_a_name_that_is_not_utf8_is_one_failed_item_before_any_work(places, tmp_path):
+    """It would be refused in captions.jsonl, after all captions were bought."""
+    odd = places.videos / os.fsdecode(b"caf\xe9.mp4")
+    odd.write_bytes((places.videos / "mine.mp4").read_bytes())
+    found = {item["video"]: item for item in list_videos(places, recipe(tmp_path))}
+    source = stages(places, recipe(tmp_path))[0].work
+    with pytest.raises(ValueError, match=r"its name is not UTF-8.*rename it"):
+        source(found[odd.name])
+    assert source(found["mine.mp4"]).outputs == [found["mine.mp4"]]
+
+
+def test_one_video_is_not_named_in_two_ways(places, tmp_path):
+    for names in (["mine.mp4", "./mine.mp4"], ["a//mine.mp4"]):
+        text = "".join(json.dumps({"video": name}) + "\n" for name in names)
+        (tmp_path / "meta.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=r"names 'mine.mp4' twice|write 'a//mine.mp4' as 'a/mine.mp4'"):
+            list_videos(places, recipe(tmp_path, f"source.metadata={tmp_path / 'meta.jsonl'}"))

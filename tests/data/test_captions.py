@@ -46,10 +46,13 @@ def test_a_good_file_is_read(tmp_path):
         ({**GOOD, "captions": [{"start": 1.0}]}, r"captions\[0\]: key 'text' is missing"),
         (
             {**GOOD, "captions": [{"start": -1.0, "text": "x"}]},
-            r"captions\[0\].start must be .* 0 or more, got -1.0",
+            r"captions\[0\].start must be .* from 0 to 86400, got -1.0",
         ),
         ({**GOOD, "captions": [{"start": "1", "text": "x"}]}, r'captions\[0\].start must be .* got "1"'),
-        ('{"video": "b", "meta_caption": "m", "captions": [{"start": NaN, "text": "x"}]}', "got NaN"),
+        (
+            '{"video": "b", "meta_caption": "m", "captions": [{"start": NaN, "text": "x"}]}',
+            "has NaN or an inf",
+        ),
         (
             {**GOOD, "captions": GOOD["captions"][::-1]},
             r"captions\[1\] starts at 0 s, before the one above it \(2.5 s\)",
@@ -58,7 +61,32 @@ def test_a_good_file_is_read(tmp_path):
         ({**GOOD, "start": 10**400}, "start must be a number of seconds"),
         ({**GOOD, "captions": [{"start": 10**400, "text": "x"}]}, r"captions\[0\].start must be a number"),
         ({**GOOD, "quality": {"x": 10**400}}, "quality: 'x' must be a number"),
-        ({**GOOD, "quality": {"x": float("nan")}}, "quality: 'x' must be a number, got NaN"),
+        ({**GOOD, "quality": {"x": float("nan")}}, "has NaN or an infinite number"),
+        (
+            {**GOOD, "quality": {"x": 1e12}},
+            r"'x' must be a number within 1e\+09, got 1000000000000.0",
+        ),
+        ({**GOOD, "source": {"deep": [float("inf")]}}, "has NaN or an infinite number"),
+        (json.dumps({**GOOD, "source": {"x": 0}}).replace("0}", "1e999}"), "has NaN or an infinite number"),
+        (
+            json.dumps(GOOD).replace('"start": 2.5', '"start": 2.5, "start": 3'),
+            "the key 'start' is given twice",
+        ),
+        (json.dumps(GOOD)[:-1] + ', "video": "b.mp4"}', "the key 'video' is given twice"),
+        ({**GOOD, "detailed_caption": None}, "detailed_caption must be text .* got null"),
+        ({**GOOD, "detailed_caption": False}, "detailed_caption must be text .* got false"),
+        ({**GOOD, "detailed_caption": 0}, "detailed_caption must be text"),
+        ({**GOOD, "detailed_caption": []}, "detailed_caption must be text"),
+        ({**GOOD, "start": None}, "start must be a number of seconds"),
+        ({**GOOD, "start": 86401}, "start must be a number of seconds from 0 to 86400"),
+        ({**GOOD, "captions": {"start": 0, "text": "x"}}, "`captions` must be a list"),
+        ({**GOOD, "captions": [[0, "x"]]}, r"captions\[0\]: must be an object"),
+        ({**GOOD, "captions": [{"start": True, "text": "x"}]}, r"captions\[0\].start must be a number"),
+        ({**GOOD, "captions": [{"start": 0, "text": 1}]}, r"captions\[0\].text must be text"),
+        ({**GOOD, "video": "./b.mp4"}, r'video "./b.mp4" must be written as "b.mp4"'),
+        ({**GOOD, "video": "a//b.mp4"}, r'must be written as "a/b.mp4"'),
+        ({**GOOD, "video": "a\nb.mp4"}, "has control characters; rename the file"),
+        ({**GOOD, "start": 0.03}, r"begins 0.03 s after the part of .*line 1, less than a frame"),
         ({**GOOD, "k" * 500_000: 1}, "unknown key 'kkk"),
         ({**GOOD, "meta_caption": ["x"] * 100_000}, "meta_caption must be text"),
         ({**GOOD, "source": json.loads("[" * 50 + "]" * 50)}, "is nested too deeply"),
@@ -94,6 +122,37 @@ def test_captions_beyond_the_video_are_refused(tmp_path):
         check_duration(late, 10.0)
     with pytest.raises(ValueError, match=r"line 2: start 8 lies beyond the end of 'a.mp4' \(8.00 s\)"):
         check_duration(late, 8.0)
+
+
+def test_two_lines_of_a_video_are_parts_that_do_not_overlap(tmp_path):
+    late, early = {**GOOD, "start": 8.0}, {**GOOD, "captions": GOOD["captions"][:1]}
+    other = {**GOOD, "video": "b.mp4", "start": 2.0}
+    parts = read_captions(write(tmp_path / "c.jsonl", late, other, early))  # in any order
+    assert [part.end_seconds for part in parts] == [None, None, 8.0]
+    with pytest.raises(
+        ValueError, match=r"line 2: captions\[1\] starts at 2.5 s, where the part of .*line 1 has"
+    ):
+        read_captions(write(tmp_path / "c.jsonl", {**GOOD, "start": 2.5}, GOOD))
+
+
+@pytest.mark.parametrize("between", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e", "\r"])
+def test_a_line_ends_where_json_lines_do(tmp_path, between):
+    """Python's str.splitlines ends lines at each of these."""
+    text = f"First{between}second"
+    line = {**GOOD, "captions": [{"start": 0, "text": text}]}
+    raw = json.dumps(
+        line, ensure_ascii=between in "\x0b\x0c\x1c\x1e\r"
+    )  # control characters are escaped in JSON
+    (tmp_path / "c.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{raw}\r\n\r\n".encode())
+    (video,) = read_captions(tmp_path / "c.jsonl")
+    assert video.captions == (Caption(0.0, text),)
+
+
+@pytest.mark.parametrize(
+    "name", [" a.mp4", "a .mp4 ", "-a.mp4", "50%.mp4", "M: 1.mp4", "🎾.mp4", "e\u0301.mp4", "x/\xe9.mp4"]
+)
+def test_a_name_is_kept_to_the_letter(tmp_path, name):
+    assert read_captions(write(tmp_path / "c.jsonl", {**GOOD, "video": name}))[0].video == name
 
 
 def test_the_caption_in_force_is_carried_into_the_clip():

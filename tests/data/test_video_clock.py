@@ -111,3 +111,11 @@ def test_the_rate_is_what_the_frames_bear_out():
     data = write(range(8), "matroska", times=[250 * k for k in range(8)])
     assert probe(data).rate == pytest.approx(4, rel=0.15)
     assert probe(write(range(16), "mp4")).rate == 16
+
+
+@pytest.mark.parametrize("begin", [0.0, 1.5])
+def test_streams_may_appear_on_the_way(begin):
+    """A recording without sound, then one with it, in another program: PyAV knows the first streams only."""
+    data = write(range(16), offset=20) + write(range(16, 32), offset=30, sound=(0, 1))
+    assert shown(data, begin) == list(range(round(begin * FPS), 32))
+    assert probe(data).seconds == pytest.approx(2.0, abs=0.02)

@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -53,7 +56,7 @@ def run(tmp_path, monkeypatch):
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["make_shards.py", "--config", str(config), *map(str, args)])
-        make_shards.main()
+        return make_shards.main()
 
     return call
 
@@ -188,14 +191,13 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(run, tmp_pat
         (line_of("link.mp4"), "'link.mp4' is a link that leads out of .*videos"),
         (line_of("up/private.mp4"), "'up/private.mp4' is a link that leads out of .*videos"),
         (line_of("x" * 300 + ".mp4"), "does not name a file within .*videos"),
-        (line_of("a\0.mp4"), "does not name a file within .*videos"),
-        (line_of("broken.mp4"), r"broken\.mp4: does not decode"),
+        (line_of("a\0.mp4"), "has control characters; rename the file"),
         (
             line_of("short.mp4", (1.0, "a"), (0.5, "b")),
             r"captions\[1\] starts at 0.5 s, before the one above",
         ),
         (line_of("short.mp4", (1.25, "a")), r"captions\[0\] starts at 1.25 s, beyond the end of the video"),
-        (line_of("short.mp4", (-1.0, "a")), "must be a number of seconds, 0 or more"),
+        (line_of("short.mp4", (-1.0, "a")), "must be a number of seconds from 0 to 86400"),
         (line_of("short.mp4", start=9), "start 9 lies beyond the end of 'short.mp4'"),
         (
             line_of("short.mp4", meta_caption="zx " * 400),
@@ -203,9 +205,9 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(run, tmp_pat
         ),
         (line_of("short.mp4", (0.0, "zx " * 400)), "the text up to its first chunk takes .* rows"),
         (line_of("long.mp4"), "was described before"),
-        (line_of("long.mp4", start=3.0625), "the id 'long.mp4@3.0625' comes twice"),
+        (line_of("long.mp4", start=0.05), "less than a frame; give another `start`"),
         ('{"video"', "is not valid JSON"),
-        (line_of("short.mp4", quality={"motion": "high"}), "quality: 'motion' must be a number, got"),
+        (line_of("short.mp4", quality={"motion": "high"}), "quality: 'motion' must be a number within"),
         (line_of("short.mp4", quality=[1]), "quality must be an object of numbers"),
         (line_of("short.mp4", source={"video": "x"}), "source: 'video' is written by the tool"),
         (line_of("short.mp4", source="web"), "source must be an object"),
@@ -406,3 +408,138 @@ def test_options_about_crops_that_do_not_agree_are_refused_first(run, tmp_path, 
     with pytest.raises(ValueError, match=message):
         run(*arguments, "--out", tmp_path / "set")
     assert not (tmp_path / "set").exists()
+
+
+def names_of(path):
+    shards = Shards(path)
+    return [shards.record(index).id for index in range(len(shards))]
+
+
+def damaged_from(path, seconds):
+    """Overwrite a video's coded pictures from a time on."""
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size and p.pts * p.time_base >= seconds]
+    for packet in packets:
+        data[packet.pos + 8 : packet.pos + packet.size] = bytes(packet.size - 8)
+    path.write_bytes(data)
+
+
+def test_a_damaged_video_costs_the_others_nothing(run, folder, tmp_path, capsys):
+    """One cannot be opened, one is damaged in its second clip: its first one and the others are kept."""
+    (folder / "later.mp4").write_bytes((folder / "long.mp4").read_bytes())
+    damaged_from(folder / "later.mp4", 4.0)
+    lines = [
+        {"video": f"{name}.mp4", "meta_caption": "M.", "captions": []}
+        for name in ("broken", "later", "long", "short")
+    ]
+    captions = describe(tmp_path / "c.jsonl", *lines)
+    assert run("--videos", folder, "--captions", captions, "--out", tmp_path / "out") == 2
+    assert names_of(tmp_path / "out") == [
+        *("later.mp4@0.0000", "long.mp4@0.0000", "long.mp4@3.0625", "short.mp4@0.0000")
+    ]
+    left = capsys.readouterr().err
+    assert "left out from there on" in left and "line 1:" in left and "broken.mp4" in left
+    assert "line 2:" in left and "later.mp4: does not decode" in left and left.count("left out") == 2
+
+
+def test_where_all_is_damaged_nothing_is_made(run, folder, tmp_path, capsys):
+    captions = describe(tmp_path / "c.jsonl", {"video": "broken.mp4", "meta_caption": "M.", "captions": []})
+    with pytest.raises(ValueError, match="no clip could be read"):
+        run("--videos", folder, "--captions", captions, "--out", tmp_path / "out")
+    assert "broken.mp4" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("begin", [2.0, 3.0625])
+def test_of_two_parts_of_a_video_each_second_is_trained_once(run, folder, tmp_path, begin):
+    """Part 1 ends where part 2 begins, and there nothing ends: the video goes on."""
+    part = {"video": "long.mp4", "meta_caption": "Part 1.", "captions": [{"start": 0, "text": "Early."}]}
+    later = {**part, "start": begin, "meta_caption": "Part 2.", "captions": [{"start": 0, "text": "Late."}]}
+    captions = describe(tmp_path / "c.jsonl", later, part)
+    assert not run("--videos", folder, "--captions", captions, "--out", tmp_path / "out", "--store", "clips")
+    shards = Shards(tmp_path / "out")
+    records = {record.id: record for record in map(shards.record, range(len(shards)))}
+    first = records.pop("long.mp4@0.0000")
+    assert first.source["frames"] == begin * 16 and not first.ends_clip and first.meta_caption == "Part 1."
+    spans = [(r.source["start"], r.source["start"] + r.source["frames"] / 16) for r in records.values()]
+    assert min(start for start, _ in spans) == begin and {r.meta_caption for r in records.values()} == {
+        "Part 2."
+    }
+    assert all(c.text == "Late." for r in records.values() for c in r.captions)
+
+
+def test_sound_before_the_first_picture_is_told(run, folder, tmp_path, capsys):
+    with av.open(str(folder / "late.mkv"), "w") as out:
+        video, sound = out.add_stream("libx264", 16), out.add_stream("pcm_s16le", 8000, layout="mono")
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        noise = av.AudioFrame.from_ndarray(np.zeros((1, 24000), np.int16), format="s16", layout="mono")
+        noise.sample_rate = 8000
+        out.mux(sound.encode(noise))
+        for index in range(20):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = index + 8, Fraction(1, 16)
+            out.mux(video.encode(frame))
+        out.mux(video.encode())
+    line = {"video": "late.mkv", "meta_caption": "M.", "captions": [{"start": 1.2, "text": "T."}]}
+    run("--videos", folder, "--captions", describe(tmp_path / "c.jsonl", line), "--out", tmp_path / "a")
+    assert "'late.mkv' comes 0.50 s after its sound; times count from the picture" in capsys.readouterr().out
+    line["captions"][0]["start"] = 1.3  # the sound lasts 3 s, the pictures 1.25 s
+    with pytest.raises(ValueError, match=r"starts at 1.3 s, beyond the end of the video \(1.25 s\)"):
+        run("--videos", folder, "--captions", describe(tmp_path / "c.jsonl", line), "--out", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "-day 1.mp4",
+        "day_1.mp4",
+        "M: 50%.mp4",
+        "🎾.mp4",
+        "e\u0301.mp4",
+        "\xe9.mp4",
+        " a.mp4",
+        "A.mp4",
+        "a.mp4",
+    ],
+)
+def test_any_name_is_one_of_its_own(run, folder, tmp_path, name):
+    (folder / name).write_bytes((folder / "short.mp4").read_bytes())
+    line = {"video": name, "meta_caption": "M.", "captions": []}
+    run("--videos", folder, "--captions", describe(tmp_path / "c.jsonl", line), "--out", tmp_path / "out")
+    assert names_of(tmp_path / "out") == [f"{name}@0.0000"]
+    assert Shards(tmp_path / "out").record(0).source["video"] == name
+
+
+@pytest.mark.parametrize(
+    "there, asked", [("e\u0301.mp4", "\xe9.mp4"), ("\xe9.mp4", "e\u0301.mp4"), ("A.mp4", "a.mp4")]
+)
+def test_a_name_that_only_looks_the_same_is_pointed_out(run, folder, tmp_path, there, asked):
+    (folder / there).write_bytes((folder / "short.mp4").read_bytes())
+    captions = describe(tmp_path / "c.jsonl", {"video": asked, "meta_caption": "M.", "captions": []})
+    with pytest.raises(ValueError, match="under just this name") as caught:
+        run("--videos", folder, "--captions", captions, "--out", tmp_path / "out")
+    assert ascii(there) in str(caught.value) and ascii(asked) in str(caught.value)
+
+
+FULL_DISK = """
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond the limit is an error, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("most", [100, 3000])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(folder, tmp_path, most):
+    """The limit on a file's size stands for the disk's: met in the shard, in its index or beside it."""
+    captions = describe(tmp_path / "c.jsonl", {"video": "long.mp4", "meta_caption": "M.", "captions": []})
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "to").mkdir()
+    tool = str(ROOT / "tools/make_shards.py")
+    command = [sys.executable, "-c", FULL_DISK, str(most), tool, "--config", tmp_path / "config.yaml"]
+    command += ["--videos", folder, "--captions", captions, "--out", tmp_path / "to" / "out"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 2 and not list((tmp_path / "to").iterdir()), done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and "out: cannot be written (File too large)" in line

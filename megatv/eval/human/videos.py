@@ -25,7 +25,7 @@ from megatv.data.video_source import open_video
 from megatv.eval.human.study import MAX_LABEL, Study, is_label
 from megatv.regular_file import read_bytes
 from megatv.schema import build
-from megatv.untrusted import inside, parse_json
+from megatv.untrusted import inside, parse_json, text_lines
 
 SUFFIXES = (".mp4", ".webm", ".m4v")
 CODECS = ("h264", "vp8", "vp9", "av1")
@@ -204,7 +204,7 @@ def _sampled(folder: Path, name: str) -> Video:
 
 
 def _manifest(path: Path) -> Iterator[Video]:
-    for number, line in enumerate(_text(path, MAX_FILE_BYTES).splitlines(), 1):
+    for number, line in enumerate(text_lines(_text(path, MAX_FILE_BYTES)), 1):
         if not line.strip():
             continue
         try:
