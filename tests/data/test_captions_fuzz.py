@@ -8,6 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -119,6 +120,7 @@ def storable(video: CaptionedVideo) -> None:
     ).to_sample(INFO)
 
 
+@pytest.mark.timeout(600 + CASES)
 @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(files())
 def test_a_captions_file_is_one_sentence_or_what_it_says(data):
