@@ -28,9 +28,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from megatv.config import FPS, GROUP_FRAMES, Config, config_to_dict, load_config
 from megatv.data import csgo
 from megatv.data.budget import TextBudget
@@ -45,6 +42,9 @@ from megatv.log import main_guard, progress, say
 from megatv.model.codec import Codec, clip_encoder, latents_to_frames, load_codec
 from megatv.types import Caption, Example
 from megatv.untrusted import inside, printable
+
+import numpy as np
+import torch
 
 CLIP_CRF = 12
 """H.264 quality of stored clips: its error in latents is within a tenth of that of 4:2:0 colour alone."""

@@ -18,15 +18,15 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from megatv.config import FPS, GROUP_FRAMES, SPATIAL_FACTOR
 from megatv.data.toy_world import simulate
 from megatv.data.video import iterate_video
 from megatv.log import main_guard, progress, say
 from megatv.model.codec.learned import ChunkAutoencoder, LearnedCodec, video_to_chunks
+
+import numpy as np
+import torch
+from torch import Tensor
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi"}
 CROP = 64
