@@ -14,6 +14,7 @@ from megatv.threads import WAITING, sleep_while_waiting
 
 ROOT = Path(__file__).parents[1]
 
+
 def test_threads_sleep_and_their_number_stays() -> None:
     env = {"OMP_NUM_THREADS": "3"}
     sleep_while_waiting(env)
