@@ -32,6 +32,7 @@ LAYERS = [
             "megatv.free_memory",
             "megatv.log",
             "megatv.wandb_record",
+            "megatv.threads",
             "megatv_kernels",
         ],
     ),
@@ -107,6 +108,8 @@ DOORS = {
 # Libraries that are everybody's.
 COMMON = {"torch", "numpy", "PIL", "matplotlib", "tqdm", "xxhash", "tokenizers"}
 NO_RANKS = ("torch.distributed", "megatron", "deepspeed")
+BRING_TORCH = {"torch", "megatv_kernels", "deepspeed", "torchcodec"}
+IMPORT = ast.Import, ast.ImportFrom
 MAX_LINES = 400
 
 
@@ -216,6 +219,16 @@ def test_kernels_import_nothing_of_ours():
     for path, name in FILES.items():
         if within(name, "megatv_kernels"):
             assert not [n for _, n in imports_of(path) if within(n, "megatv")], relative(path)
+
+
+@pytest.mark.parametrize("path", [p for p, n in FILES.items() if n.split(".")[0] in OUTSIDE], ids=relative)
+def test_megatv_comes_before_torch(path):
+    """It says how OpenMP's threads wait, and torch looks when it is imported (`megatv.threads`)."""
+    first = ast.Module([n for n in ast.parse(path.read_text()).body if isinstance(n, IMPORT)], [])
+    names = [name.split(".")[0] for _, name in imports(first, "")]
+    for library in BRING_TORCH.intersection(names):
+        before = names[: names.index(library)]
+        assert "megatv" in before or "megatv" not in names, f"{relative(path)} imports {library} first"
 
 
 def test_launchers_shadow_no_module():

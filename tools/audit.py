@@ -19,7 +19,6 @@ import urllib.request
 from pathlib import Path
 
 from lock import LOCK, ROOT
-
 from megatv.log import main_guard
 from megatv.untrusted import parse_json
 

@@ -21,10 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from attention_report import PARTS, plot, tables  # the tool beside this one
+from megatv.config import Config, load_config
+from megatv.model.cost import packed_row
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from attention_report import PARTS, plot, tables  # the tool beside this one
 from megatv_kernels import AttentionRecord, Document, attention, build_record, cached_attention
 from megatv_kernels.backends import BACKENDS, why_not
 from megatv_kernels.blocks import block_lists
@@ -33,9 +36,6 @@ from megatv_kernels.reference import dense_mask
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask
-
-from megatv.config import Config, load_config
-from megatv.model.cost import packed_row
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -50,12 +50,12 @@ def measure(config_file: str, overrides: list[str], rounds: int) -> dict[str, fl
 
     config = load_config(config_file, overrides)
     device = prepare()
-    import torch.distributed as dist
-
     from megatv.checkpoint import store
     from megatv.engine import Engine
     from megatv.parallel.mesh import Mesh, initialize_distributed
     from megatv.saver import Saver
+
+    import torch.distributed as dist
 
     initialize_distributed(device)
     mesh = Mesh(config.parallel)

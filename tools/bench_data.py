@@ -34,11 +34,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as launchers set it; before tor
 import bench_data_index
 import bench_data_loader
 import bench_data_video
-import torch
 from bench_data_timing import Row, Tables, table
-
 from megatv.data.tokenizer import TOY_WORLD
 from megatv.log import main_guard, read_metrics, say
+
+import torch
 
 SECTIONS = ("decode", "stages", "loader", "first", "index", "consumer")
 PACKAGES = (

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from bench_data_timing import Row, Tables, fresh
+
+import numpy as np
 
 T = TypeVar("T")
 

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from bench_data_rank import consume, first_batch, open_loader, read_rates
 from bench_data_timing import ROOT, Row, Tables, fresh, together
-
 from megatv.clock import PEAK_FLOPS
 from megatv.config import LATENT_CHANNELS, Config, load_config
 from megatv.data.format import DatasetInfo
@@ -21,6 +19,8 @@ from megatv.data.tokenizer import Tokenizer, load_tokenizer
 from megatv.data.video import encode_video
 from megatv.model.cost import training_flops
 from megatv.types import Batch, Caption
+
+import numpy as np
 
 STORES = ("latents", "clips")
 WORDS = {"8b_sports": (6, 45), "3b_csgo": (26, 100), "toy_world": (13, 4)}

@@ -72,10 +72,10 @@ def consume(
 
 def read_rates(path: str, repeats: int) -> dict[str, Any]:
     """Stored samples a second in random order, as the shards hold them: ours, checked by hash, and peers."""
-    import numpy as np
     from bench_data_timing import seconds_of
-
     from megatv.data.shards import Shards
+
+    import numpy as np
 
     shards = Shards(path)
     order = np.random.default_rng(0).permutation(len(shards)).tolist()

@@ -11,12 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
-import torch
 from bench_data_timing import ROOT, Row, Tables, seconds_of
-from torch.nn.functional import interpolate
-
 from megatv.config import FPS, GROUP_FRAMES
 from megatv.curate.embed import embed_span, load_embedder
 from megatv.curate.engine import Outcome, Stage
@@ -26,6 +21,11 @@ from megatv.curate.recipe import Recipe, load_recipe
 from megatv.curate.shots import find_shots
 from megatv.curate.steps import VIDEO_ENDINGS, Places, list_videos, stages
 from megatv.data.video import decode_frames, decode_video, iterate_video, probe
+
+import av
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
 
 WIDTH, HEIGHT, FRAMES = 320, 192, 2 * GROUP_FRAMES
 """What configs/8b_sports.yaml trains on."""

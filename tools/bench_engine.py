@@ -38,9 +38,6 @@ def main() -> None:
     from megatv.parallel.environment import prepare
 
     device = prepare()
-    import torch
-    import torch.distributed as dist
-
     from megatv.data.loader import Loader
     from megatv.data.shards import Shards
     from megatv.data.tokenizer import load_tokenizer
@@ -53,6 +50,9 @@ def main() -> None:
     from megatv.parallel.layers import Layers
     from megatv.parallel.mesh import Mesh, initialize_distributed
     from megatv.types import Batch
+
+    import torch
+    import torch.distributed as dist
 
     config = load_config(args.config, args.overrides)
     initialize_distributed(device)

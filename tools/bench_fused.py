@@ -19,14 +19,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from bench_attention import milliseconds  # the tool beside this one
-from megatv_kernels import rotate, rotate_qk, swiglu
-from torch import Tensor
-
 from megatv.config import load_config
 from megatv.model.rope import rope_table
+
+import torch
+import torch.nn.functional as F
+from megatv_kernels import rotate, rotate_qk, swiglu
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 EPS = 1e-5

@@ -84,9 +84,9 @@ class Turns:
 @contextmanager
 def taking_turns(turns: Turns) -> Iterator[None]:
     """Within: what `megatv.train` does to watch a run is done in its turn only."""
-    import torch.distributed as dist
-
     from megatv import train
+
+    import torch.distributed as dist
 
     reduce, watched_reduce = dist.all_reduce, turns.watch(dist.all_reduce)
     take = train.Feed.next
@@ -119,10 +119,10 @@ def measure(config_file: str, overrides: list[str], steps: int, rounds: int) -> 
     from megatv.parallel.environment import prepare
 
     device = prepare()
-    import torch.distributed as dist
-
     from megatv.parallel.mesh import initialize_distributed
     from megatv.train import train
+
+    import torch.distributed as dist
 
     initialize_distributed(device)
     total = 2 * steps * (rounds + 1)

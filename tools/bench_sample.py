@@ -22,11 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from bench_attention import matmul_tflops, milliseconds  # the tool beside this one
-from megatv_kernels import FP8, quantize_rows
-from megatv_kernels.fp8 import scaled_product
-
 from megatv.checkpoint.trust import Trust
 from megatv.config import FPS, Config, load_config
 from megatv.data.stats import LatentStats
@@ -39,6 +35,10 @@ from megatv.sample import FramesDecoded, Request, Sampler, Stream
 from megatv.sample.cache import KVCache
 from megatv.sample.graphs import Captured
 from megatv.sample.sampler import usable_device
+
+import torch
+from megatv_kernels import FP8, quantize_rows
+from megatv_kernels.fp8 import scaled_product
 
 
 def main() -> None:

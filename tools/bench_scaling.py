@@ -22,10 +22,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatv.config import load_config
 from megatv.log import main_guard, read_metrics
+
+import torch
 
 ROOT = Path(__file__).parents[1]
 QUIET = ["log.val_every=0", "log.preview_every=0", "log.wandb=false"]

@@ -29,12 +29,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from websockets.asyncio.client import connect
-
 from megatv.log import main_guard
 from megatv.studio import limits
 from megatv.untrusted import parse_json
+
+from PIL import Image
+from websockets.asyncio.client import connect
 
 MIB = 1 << 20
 HANDSHAKE = (

@@ -29,11 +29,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from megatv.data.video import write_video
 from megatv.log import main_guard, say
 from megatv.untrusted import parse_json
+
+import numpy as np
 
 ANSWERS = dict.fromkeys(("alignment", "fidelity", "quality", "overall"), "tie")
 WAIT_SECONDS = 3.0

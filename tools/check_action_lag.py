@@ -13,11 +13,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from megatv.data.csgo import find_episodes
 from megatv.data.csgo_episode import HEIGHT, WIDTH, Episode
 from megatv.log import main_guard, progress
+
+import numpy as np
 
 MAX_LAG = 8
 BAND = slice(HEIGHT // 5, 3 * HEIGHT // 5)

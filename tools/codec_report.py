@@ -15,17 +15,17 @@ import json
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
-import numpy as np
-import torch
-from torch import Tensor
-from train_codec import count, size  # the tool beside this one
-
 from megatv.config import GROUP_FRAMES, CodecConfig
 from megatv.data.toy_world import State, simulate
 from megatv.data.video import decode_video
 from megatv.eval.toy_world import read_states, reader_accuracy
 from megatv.log import main_guard, progress, say
 from megatv.model.codec import Codec, load_codec
+from train_codec import count, size  # the tool beside this one
+
+import numpy as np
+import torch
+from torch import Tensor
 
 HELD_OUT_SEED = 1 << 48
 """Toy-world episodes from here on are nobody's training data."""

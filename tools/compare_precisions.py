@@ -18,11 +18,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from bench_sample import add_model, named_model, sizes  # the tool beside this one
-from torch import Tensor
-
 from megatv.config import Config
 from megatv.data.sequence import fit
 from megatv.log import main_guard
@@ -30,6 +26,10 @@ from megatv.model.precision import PRECISIONS
 from megatv.sample import Sampler
 from megatv.sample.context import Context
 from megatv.sample.inputs import held_out
+
+import numpy as np
+import torch
+from torch import Tensor
 
 TIMES = (0.1, 0.5, 0.9)
 """Of the noisy chunks; at 0 they are noise."""

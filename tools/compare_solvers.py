@@ -14,15 +14,15 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from megatv.checkpoint.trust import Trust
 from megatv.data.sequence import chunk_start_seconds, texts_by_chunk
 from megatv.log import main_guard, progress
 from megatv.sample import Intervention, Request, Sampler
 from megatv.sample.inputs import held_out
 from megatv.sample.solver import SOLVERS
+
+import numpy as np
+import torch
 
 GIVEN = 4
 EVALUATIONS = (3, 5, 9, 17, 33)

@@ -11,10 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-import torch
 from codec_report import quality  # the tool beside this one
-
 from megatv.checkpoint.trust import Trust
 from megatv.config import FPS
 from megatv.data.loader import check_shards
@@ -26,6 +23,9 @@ from megatv.model.codec import clip_encoder
 from megatv.sample.render import Strip, contact_sheet
 from megatv.sample.request import ChunkWords
 from megatv.sample.sampler import Sampler
+
+import numpy as np
+import torch
 
 
 def repeated(frames: np.ndarray, starts: list[int]) -> np.ndarray:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
 from megatv.config import FPS
 from megatv.data.record import Record
 from megatv.data.shards import Shards
 from megatv.model.codec import latents_to_frames
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, INK = "#3f5fa8", "#e0763f", "#33312c"
 

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from megatv.checkpoint.trust import Trust
 from megatv.log import main_guard, say
+
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 MADE = "document.querySelectorAll('.lane.active .cell.made').length"

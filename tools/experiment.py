@@ -25,10 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from experiment_report import write_report  # the tool beside this one
-
 from megatv.checkpoint.meta import config_of, read_meta
 from megatv.checkpoint.store import latest
 from megatv.checkpoint.trust import Trust
@@ -43,6 +40,9 @@ from megatv.eval.toy_starts import CHUNKS, FIRST_EPISODE, codec_pass, start_requ
 from megatv.log import main_guard, read_metrics, say
 from megatv.sample import Intervention, Sampler
 from megatv.sample.render import Strip, contact_sheet
+
+import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("tv2tv", "t2v", "think2v")

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from experiment_plots import draw  # the tool beside this one
-from PIL import Image
-
 from megatv.curate.page import Html, page, table, tag
 from megatv.log import main_guard
 from megatv.untrusted import parse_json
+
+from PIL import Image
 
 NAMES = {"tv2tv": "TV2TV", "t2v": "T2V", "think2v": "Think2V", "data": "true episodes"}
 CLAIMS = (

@@ -28,13 +28,13 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import torch
-from video_damage import DAMAGE, make_input, variants
-
 from megatv.data import video_dali
 from megatv.data.video import decode_frames, iterate_video, probe
 from megatv.data.video_source import read_timeline
 from megatv.log import main_guard, progress
+from video_damage import DAMAGE, make_input, variants
+
+import torch
 
 WIDTH, HEIGHT = 64, 48
 SAMPLE_EVERY = 100

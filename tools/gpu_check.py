@@ -29,11 +29,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from bench_attention import matmul_tflops, measure, milliseconds  # the tools beside this one
 from bench_sample import passes, random_model, random_sampler
-
 from megatv.config import Config, load_config
 from megatv.model import cost
 from megatv.model.codec import load_codec
@@ -43,6 +40,9 @@ from megatv.parallel.layers import Layers
 from megatv.sample import Finished, FramesDecoded, Intervention, Request, Sampler, Stream
 from megatv.types import IGNORE, Batch
 from megatv.untrusted import parse_json
+
+import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 

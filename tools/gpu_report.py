@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from attention_report import tables as attention_tables  # the tool beside this one
-
 from megatv.log import main_guard
 from megatv.untrusted import parse_json
 

@@ -13,14 +13,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
-from megatv_kernels import Document, build_record
-from megatv_kernels.reference import dense_mask
-
 from megatv.config import LATENT_CHANNELS, Config, load_config
 from megatv.data.describe import describe, runs
 from megatv.data.loader import check_shards, window_of
@@ -32,6 +24,14 @@ from megatv.data.toy_world import words as action_line
 from megatv.log import main_guard, say
 from megatv.model.codec import clip_encoder, load_codec
 from megatv.types import Caption, Example, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from megatv_kernels import Document, build_record
+from megatv_kernels.reference import dense_mask
 
 DEMO_CHUNKS = 4
 COLOURS = {"text": "#2f8f83", "clean": "#3f5fa8", "noisy": "#e0763f"}

@@ -15,7 +15,6 @@ from email.message import Message
 from importlib import metadata
 
 from lock import LOCK, ROOT, pins
-
 from megatv.log import main_guard
 
 # What the field `License` and the classifiers say, where it can only mean one licence.

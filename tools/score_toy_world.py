@@ -18,9 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from megatv.checkpoint.trust import Trust
 from megatv.config import SampleConfig
 from megatv.data.sequence import chunk_start_seconds
@@ -36,6 +33,9 @@ from megatv.eval.toy_scores import (
 from megatv.eval.toy_starts import FIRST_EPISODE, codec_pass, intervened, read, start_requests
 from megatv.log import main_guard, progress
 from megatv.sample import Request, Result, Sampler
+
+import numpy as np
+import torch
 
 
 def main() -> None:

@@ -28,8 +28,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatv.curate.address import read_key
 from megatv.curate.recipe import EndpointSettings
 from megatv.eval.fvd import load_i3d
@@ -41,6 +39,8 @@ from megatv.eval.video_pairs import find_videos, match
 from megatv.eval.video_scores import PLAIN, compare, judged, mean_over_videos
 from megatv.log import main_guard, progress, say
 from megatv.regular_file import write_file
+
+import torch
 
 METRICS = ("psnr", "ssim", "lpips", "fvd", "vlm", "vbench")
 COMPARED = ("psnr", "ssim", "lpips", "fvd")

@@ -30,10 +30,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
 from draw_shards import draw_stats
-
 from megatv.checkpoint.meta import read_meta
 from megatv.config import Config, config_to_dict, load_config
 from megatv.data.budget import TextBudget
@@ -52,6 +49,9 @@ from megatv.model.codec import clip_encoder, latents_to_frames, load_codec
 from megatv.sample.render import Strip, contact_sheet
 from megatv.sample.request import ChunkWords
 from megatv.untrusted import printable
+
+import numpy as np
+import torch
 
 MAX_NAMED = 1000
 """Faults that `verify` names one by one."""

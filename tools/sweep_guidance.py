@@ -19,14 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from experiment import machine  # the tools beside this one
-from score_toy_world import score
-
 from megatv.checkpoint.trust import Trust
 from megatv.log import main_guard, say
 from megatv.regular_file import write_file
 from megatv.sample import Sampler
+from score_toy_world import score
+
+import torch
 
 FOLLOWED = ("all", "turn", "move", "jump", "shoot", "reload")
 

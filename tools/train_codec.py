@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from megatv.config import FPS, GROUP_FRAMES, SPATIAL_FACTOR
 from megatv.data.toy_world import simulate
 from megatv.data.video import iterate_video
 from megatv.log import main_guard, progress, say
 from megatv.model.codec.learned import MAX_WIDTH, ChunkAutoencoder, LearnedCodec, video_to_chunks
+
+import numpy as np
+import torch
+from torch import Tensor
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi"}
 CROP = 64
@@ -157,13 +158,14 @@ def main() -> None:
     parser.add_argument("--batch", type=count, default=64, help="chunks of one step (64)")
     parser.add_argument("--lr", type=float, default=3e-3, help="largest learning rate (3e-3)")
     parser.add_argument("--noise", type=float, default=0.1, help="noise on unit latents (0.1)")
-    parser.add_argument("--threads", type=count, default=2, help="CPU threads (2)")
+    parser.add_argument("--threads", type=count, help="CPU threads (OMP_NUM_THREADS, or 2)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
     if options.width > MAX_WIDTH:
         raise ValueError(f"--width {options.width}: a codec has at most {MAX_WIDTH} channels")
-    torch.set_num_threads(options.threads)
+    if options.threads or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(options.threads or 2)
     groups = toy_groups(options.toy) if options.toy else video_groups(options.videos, *options.size)
     chunks, held_out = load_chunks(groups, options.toy, options.seed)
     say(f"codec: {len(chunks)} chunks to learn from, {len(held_out)} held out")

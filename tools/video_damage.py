@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+from megatv.data.video import iterate_video
+
 import av
 import numpy as np
 from av.video.stream import VideoStream
-
-from megatv.data.video import iterate_video
 
 SIZES = {"tiny": [(1, 1), (1, 4096), (7, 7), (0, 0)], "huge": [(7680, 4320), (16384, 16384), (65500, 65500)]}
 TIME_BOXES = (b"mvhd", b"mdhd", b"tkhd", b"elst", b"stts", b"ctts", b"stsz", b"mehd", b"\x44\x89")
