@@ -64,7 +64,7 @@ DOORS = {
     "wandb": ["megatv.log"],
     "av": ["megatv.data.video", "megatv.data.video_source", "megatv.data.video_picture"],
     "nvidia": ["megatv.data.video_dali"],
-    "h5py": ["megatv.data.csgo_episode"],
+    "h5py": ["megatv.data.csgo_episode_child"],
     "streaming": ["megatv.data.shards"],
     "boto3": ["megatv.data.bucket"],
     "botocore": ["megatv.data.bucket"],
