@@ -29,6 +29,7 @@ LAYERS = [
             "megatv.weights",
             "megatv.regular_file",
             "megatv.in_time",
+            "megatv.free_memory",
             "megatv.log",
             "megatv_kernels",
         ],
@@ -91,6 +92,7 @@ DOORS = {
     "pydantic": ["megatv.studio.protocol"],
     "safetensors": [
         "megatv.checkpoint",
+        "megatv.curate.model_weights",
         "megatv.model.llama",
         "megatv.model.codec.learned",
         "megatv.weights",
