@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +92,9 @@ def test_numbers_are_short(number: str) -> None:
         parse(f"b: 1\na: {number}", "x.yaml")
     assert parse("a: [1:30, 0x10, 1e-4, 9" + "0" * 127 + "]", "x.yaml")["a"][:3] == [90, 16, 1e-4]
     assert parse("a: " + "x" * 1000, "x.yaml") == {"a": "x" * 1000}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(ValueError, match=r"config\.yaml: is not a regular file"):
+        read_yaml(tmp_path / "config.yaml")
