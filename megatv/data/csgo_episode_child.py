@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-SHAPES = {"x": (150, 280, 3), "y": (51,)}
-TYPES = {"x": np.dtype(np.uint8), "y": np.dtype("<f8")}
+SHAPES: dict[str, tuple[int, ...]] = {"x": (150, 280, 3), "y": (51,)}
+TYPES: dict[str, np.dtype] = {"x": np.dtype(np.uint8), "y": np.dtype("<f8")}
 MAX_FRAMES = 10_000
 """Ten times those of a recording."""
 MAX_CHUNKS, SLACK_BYTES = 1024, 1024

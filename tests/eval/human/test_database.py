@@ -209,7 +209,7 @@ def test_a_journal_of_any_kind_is_refused(make_study, tmp_path):
 
 
 def open_until(path, statement):
-    """Open a file in a process that ends before this statement (from 0): exit code 9, or 0 where none is left."""
+    """Open a file in a process that ends before this statement, from 0: exit code 9; 0 where none is left."""
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     count = itertools.count()
