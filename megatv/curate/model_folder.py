@@ -67,8 +67,8 @@ def check_transformers_folder(directory: Path) -> list[Path]:
             f"loaded{code}; known: {', '.join(sorted(MODEL_TYPES))}"
         )
     _check_architecture(config if timm else {}, "architecture", directory / "config.json")
-    arguments = config.get("model_args") or {}
-    if timm and (larger := [key for key, _ in _walk({"model_args": arguments}) if key not in SIZELESS][1:]):
+    larger = [key for key, _ in _walk(config.get("model_args")) if key not in SIZELESS]
+    if timm and larger:
         raise ValueError(
             f"{directory / 'config.json'}: '{larger[0]}' of model_args may make the model larger than its "
             "architecture; leave it out"
