@@ -6,7 +6,7 @@ import codecs
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -187,6 +187,23 @@ def inside(folder: Path, name: Any, *, links: bool = False) -> Path:
     if not links and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ValueError(f"{_short(name)} is a link that leads out of {folder}")
     return path
+
+
+def foreign(folder: Path, home: Path, but: Collection[Path] = ()) -> Iterator[tuple[Path, str]]:
+    """What must not lie in a folder below `home`, and what it is: a link out of `home`, a pipe, a device.
+
+    but  folders that are not looked into
+    """
+    root = os.path.realpath(home)
+    for place, folders, files in os.walk(folder):
+        paths = [Path(place, name) for name in (*folders, *files)]
+        folders[:] = [name for name in folders if Path(place, name) not in but]
+        for path in paths:
+            if path.is_symlink():
+                if not Path(os.path.realpath(path)).is_relative_to(root):
+                    yield path, f"is a link that leads out of {home}"
+            elif not (path.is_file() or path.is_dir()):
+                yield path, "is neither a file nor a folder"
 
 
 def printable(text: str, keep: str = "\n\t") -> str:

@@ -7,12 +7,15 @@ are refused.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from megatv.regular_file import open_regular
 
 MAX_CHARACTERS = 1 << 20
 MAX_NUMBER = 128
@@ -53,8 +56,8 @@ def dump(tree: Any) -> str:
 def read_yaml(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     """A YAML file's sections as plain data, with overrides; ValueError names the file."""
     try:
-        with Path(path).open(encoding="utf-8") as file:
-            tree = parse(file.read(MAX_CHARACTERS + 1), str(path))
+        with open_regular(path, links=True) as file, io.TextIOWrapper(file, "utf-8") as text:
+            tree = parse(text.read(MAX_CHARACTERS + 1), str(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give --config a YAML file") from None
     except UnicodeDecodeError:

@@ -73,7 +73,7 @@ DOORS = {
         "megatv.data.video_source",
     ],
     "nvidia": ["megatv.data.video_dali"],
-    "h5py": ["megatv.data.csgo_episode"],
+    "h5py": ["megatv.data.csgo_episode_child"],
     "streaming": ["megatv.data.shards"],
     "boto3": ["megatv.data.bucket"],
     "botocore": ["megatv.data.bucket"],
@@ -100,6 +100,7 @@ DOORS = {
     "pydantic": ["megatv.studio.protocol"],
     "safetensors": [
         "megatv.checkpoint",
+        "megatv.curate.model_weights",
         "megatv.model.llama",
         "megatv.model.codec.learned",
         "megatv.weights",

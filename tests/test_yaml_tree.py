@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -217,3 +218,9 @@ def test_any_override_is_a_value_or_a_sentence(small: Path, text: str) -> None:
     assert not re.search(r"[&*!#]", re.sub(r"'[^']*'|\"[^\"]*\"", "", text)) or re.search(
         r"[^\s,\[\]{}:][&*!#]", text
     )
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(ValueError, match=r"config\.yaml: is not a regular file"):
+        read_yaml(tmp_path / "config.yaml")

@@ -44,7 +44,7 @@ def toy_groups(episodes: int) -> Iterator[np.ndarray]:
 
 def video_groups(folder: Path, width: int, height: int) -> Iterator[np.ndarray]:
     """Groups uint8 [49, height, width, 3] of a folder's videos; frames that fill no group are left out."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
     if not files:
         raise ValueError(f"{folder}: no videos ({', '.join(sorted(VIDEO_SUFFIXES))}) in this folder")
     for file in files:

@@ -33,6 +33,12 @@ Record = dict[str, int | str]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INDEX = "model.safetensors.index.json"
+LIKE = {
+    *("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype"),
+    *("head_dim", "attention_bias", "mlp_bias", "attention_dropout", "initializer_range", "pretraining_tp"),
+    *("use_cache", "transformers_version"),
+}
+"""Fields of another Llama's config.json that are passed on; others may name code to run (`auto_map`)."""
 
 
 def from_llama(llama: Path, config: Config, out: Path) -> None:
@@ -89,7 +95,7 @@ def to_llama(
             "eos_token_id": None,
         }
         if like is not None:
-            fields = LlamaDirectory(like, model).fields
+            fields = {key: value for key, value in LlamaDirectory(like, model).fields.items() if key in LIKE}
         target = dtype or fields.get("torch_dtype") or fields.get("dtype") or "float32"
         fields["dtype" if "dtype" in fields else "torch_dtype"] = target
         fields |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}

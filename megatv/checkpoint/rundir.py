@@ -25,6 +25,7 @@ from megatv.checkpoint.meta import config_of, read_meta
 from megatv.checkpoint.store import CHECKPOINTS, checkpoint_dir, latest, verify
 from megatv.config import Config, config_to_dict, load_config, save_config
 from megatv.model.cost import meta_model
+from megatv.untrusted import foreign
 
 FREE = (
     *("run.dir", "parallel", "checkpoint", "log", "profile", "health", "sample", "attention"),
@@ -97,18 +98,13 @@ def _require_room(run: Path, config: Config) -> None:
 def _refuse_links(run: Path) -> None:
     """Refuse (ValueError) a run that holds a link to elsewhere: what training writes would be written there.
 
-    wandb's folder is left alone: it links its newest run by an absolute path, and has random names else.
+    What lies in wandb's folder is left alone: it links its newest run by an absolute path, and has random
+    names else.
     """
-    home = os.path.realpath(run)
-    for folder, folders, files in os.walk(run):
-        if folder == str(run) and "wandb" in folders:
-            folders.remove("wandb")
-        for path in (Path(folder, name) for name in (*folders, *files)):
-            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
-                raise ValueError(
-                    f"{path}: is a link that leads out of the run, and training would write there; remove "
-                    "it, or let run.dir itself be the link"
-                )
+    for path, fault in foreign(run, run, but=[run / "wandb"]):
+        raise ValueError(
+            f"{path}: {fault}, and training would write there; remove it, or let run.dir itself be the link"
+        )
 
 
 def _take(lock: IO[str], path: Path) -> list[str]:

@@ -4,7 +4,7 @@ A checkpoint carries the config of its training, which names files, folders and 
 tokenizer and shards. Whoever made the checkpoint chose them, so they are opened only when they are
 
     named by this user before    in the config of a training started on this machine, see `remember`
-    inside the run itself        links resolved
+    inside the run itself        links resolved; no file in such a folder may be a link out of the run
     names of what megatv ships   the `dct` codec, the `toy_world` tokenizer
 
 Everything else needs an option: the place itself (--codec, --tokenizer, --data), or --trust-checkpoint.
@@ -26,6 +26,7 @@ from megatv.checkpoint.store import CHECKPOINTS
 from megatv.config import Config, DataConfig
 from megatv.data.tokenizer import TOY_WORLD
 from megatv.log import say
+from megatv.untrusted import foreign
 
 FLAGS = {
     "codec.path": "--codec",
@@ -89,16 +90,20 @@ def admit(config: Config, checkpoint: str | Path, trust: Trust) -> tuple[Config,
     """
     named, run = _named(), _run_of(Path(checkpoint))
 
-    def followed(place: str) -> bool:
-        return trust.checkpoint or _absolute(place) in named or _inside(place, run)
+    def distrust(place: str) -> str | None:
+        """Why a place is not followed, or None."""
+        if trust.checkpoint or _absolute(place) in named:
+            return None
+        if not _inside(place, run):
+            return "a place that you have not named on this machine"
+        return next((f"in which {path} {fault}" for path, fault in foreign(Path(place), Path(run))), None)
 
     def refusal(key: str, place: str | None) -> str | None:
-        if place is None or followed(place):
+        if place is None or not (why := distrust(place)):
             return None
         return (
-            f"{checkpoint}: its config names {key} {place[:200]!r}, a place that you have not named on this "
-            f"machine, so it is not followed: name it with {FLAGS[key]}, or follow all that this "
-            "checkpoint names with --trust-checkpoint"
+            f"{checkpoint}: its config names {key} {place[:200]!r}, {why}, so it is not followed: name it "
+            f"with {FLAGS[key]}, or follow all that this checkpoint names with --trust-checkpoint"
         )
 
     codec, tokenizer, data = config.codec, config.tokenizer, config.data
@@ -116,7 +121,7 @@ def admit(config: Config, checkpoint: str | Path, trust: Trust) -> tuple[Config,
     else:
         places = {"data.train": data.train, "data.val": data.val}
         refused = {key: why for key, place in places.items() if (why := refusal(key, place))}
-    if not followed(data.cache_dir):
+    if distrust(data.cache_dir):
         default = DataConfig(data.train)
         data = dataclasses.replace(data, cache_dir=default.cache_dir, cache_bytes=default.cache_bytes)
     return dataclasses.replace(config, codec=codec, tokenizer=tokenizer, data=data), refused

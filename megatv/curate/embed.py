@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from megatv.curate.model_folder import check_open_clip_folder, check_transformers_folder
+from megatv.curate.model_weights import check_weights
 from megatv.curate.settings import EmbedSettings, Span
 from megatv.data.video import iterate_video
 from megatv.regular_file import read_bytes
@@ -93,8 +94,8 @@ class ModelEmbedder:
             )
         _refuse_timm_without_timm(Path(directory))
         try:
-            check_transformers_folder(Path(directory))
-            self.processor, model, report = _open_with_transformers(directory)
+            files = check_transformers_folder(Path(directory))
+            self.processor, model, report = _open_with_transformers(directory, files)
         except Exception as error:  # wrong settings can make transformers raise anything
             raise ValueError(
                 f"embed.model '{directory}' does not load ({_first_line(error)}): it needs config.json, "
@@ -150,8 +151,8 @@ class OpenClipEmbedder:
         return self.model.encode_image(pixels, normalize=True).float().cpu().numpy()
 
 
-def _open_with_transformers(directory: str) -> tuple[Any, Any, dict[str, Any]]:
-    """Preprocessor, model and what its file lacked, of the folder's settings and safetensors alone."""
+def _open_with_transformers(directory: str, files: list[Path]) -> tuple[Any, Any, dict[str, Any]]:
+    """Preprocessor, model and what its files lacked, of the folder's settings and these safetensors alone."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     own: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -159,10 +160,8 @@ def _open_with_transformers(directory: str) -> tuple[Any, Any, dict[str, Any]]:
     config = AutoConfig.from_pretrained(directory, **own)
     if config.model_type != "timm_wrapper":  # whose architecture has a name, and its size with it
         with torch.device("meta"):
-            size = sum(weight.numel() for weight in AutoModel.from_config(config).parameters())
-        stored = sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
-        if size > stored:
-            raise ValueError(f"config.json describes {size:,} weights, the safetensors are {stored:,} bytes")
+            described = AutoModel.from_config(config)
+        check_weights(files, described, described.base_model_prefix)
     model, report = AutoModel.from_pretrained(
         directory, config=config, use_safetensors=True, output_loading_info=True, **own
     )

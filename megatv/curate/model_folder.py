@@ -7,6 +7,7 @@ default, or ask on the terminal. Here a folder is data: safetensors, and setting
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ MODEL_TYPES = {
 """Models of transformers that are built from numbers alone; others load a backbone that config.json names."""
 REFUSED = {
     *("quantization_config", "transformers_weights", "attn_implementation", "_attn_implementation"),
-    *("hf_model_name", "timm_model_pretrained", "checkpoint_path"),
+    *("hf_model_name", "timm_model_pretrained", "checkpoint_path", "configuration_files"),
 }
 """Settings by which transformers, timm or open_clip load more than this folder's weights."""
 HARMLESS = (None, False, "eager", "sdpa")
@@ -36,6 +37,13 @@ SIDES = {
     *("image_size", "img_size", "input_size"),
 }
 """Settings in pixels."""
+SIZELESS = {
+    *("img_size", "dynamic_img_size", "dynamic_img_pad", "global_pool", "class_token", "no_embed_class"),
+    *("act_layer", "norm_layer", "in_chans", "num_classes", "use_head", "pre_norm", "final_norm", "fc_norm"),
+}
+"""Arguments of an architecture of timm that leave its weights about as large as its name says."""
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Where transformers looks for the settings by which pictures are prepared."""
 MAX_SIDE, MAX_LAYERS, MAX_NUMBER = 2048, 512, 1 << 19
 """Most pixels of a side, most layers, and the most of all other numbers, such as widths and vocabularies."""
 LEAST_CROP = 0.1
@@ -44,8 +52,8 @@ NAME = re.compile(r"[A-Za-z0-9_.]+")
 """Name of an architecture of timm; `hf-hub:...` and `local-dir:...` would load from elsewhere."""
 
 
-def check_transformers_folder(directory: Path) -> dict[str, Any]:
-    """The settings in `config.json`, when it and its neighbours ask for nothing but their own safetensors.
+def check_transformers_folder(directory: Path) -> list[Path]:
+    """The files of weights that are loaded, when `config.json` and its neighbours ask for nothing else.
 
     Raises ValueError with a sentence that names the file and the setting.
     """
@@ -59,14 +67,22 @@ def check_transformers_folder(directory: Path) -> dict[str, Any]:
             f"loaded{code}; known: {', '.join(sorted(MODEL_TYPES))}"
         )
     _check_architecture(config if timm else {}, "architecture", directory / "config.json")
-    if (directory / "preprocessor_config.json").is_file():
-        _check_preprocessor(directory / "preprocessor_config.json")
+    larger = [key for key, _ in _walk(config.get("model_args")) if key not in SIZELESS]
+    if timm and larger:
+        raise ValueError(
+            f"{directory / 'config.json'}: '{larger[0]}' of model_args may make the model larger than its "
+            "architecture; leave it out"
+        )
+    found = [directory / name for name in PROCESSORS if os.path.lexists(directory / name)]
+    if not found and not timm:
+        raise ValueError(f"{directory}: no {PROCESSORS[0]}; copy the folder again")
+    for file in found:
+        _check_preprocessor(file)
     if (directory / "adapter_config.json").exists():
         raise ValueError(
             f"{directory / 'adapter_config.json'}: adapters are not loaded; merge it into a model"
         )
-    _check_safetensors(directory)
-    return config
+    return _weight_files(directory)
 
 
 def check_open_clip_folder(directory: Path) -> None:
@@ -119,6 +135,9 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 def _check_preprocessor(file: Path) -> None:
     settings = read_settings(file)
+    settings = settings.get("image_processor", settings)  # as transformers does
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: image_processor must be a JSON object; copy the folder again")
     kind = settings.get("image_processor_type")
     if kind is not None and not (
         isinstance(kind, str) and kind.removesuffix("Fast").endswith("ImageProcessor")
@@ -132,24 +151,27 @@ def _check_architecture(settings: dict[str, Any], key: str, file: Path) -> None:
         raise ValueError(f"{file}: {key} {_short(name)} is no name of a timm architecture, such as vit_base")
 
 
-def _check_safetensors(directory: Path) -> None:
-    """Weights in one safetensors file, or in those that an index names within the folder."""
-    if (directory / "model.safetensors").is_file():
-        return
+def _weight_files(directory: Path) -> list[Path]:
+    """One safetensors file, or those that an index names within the folder: what transformers would load."""
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return [single]
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
         raise ValueError(
             f"{directory}: no model.safetensors; pickled weights (pytorch_model.bin) are not loaded, since "
             "they can run code: take the model's safetensors, or convert them where you trust them"
         )
-    names: Any = _read_object(index).get("weight_map")
-    for name in names.values() if isinstance(names, dict) else [names]:
+    places: Any = _read_object(index).get("weight_map")
+    files = {}
+    for name in places.values() if isinstance(places, dict) else [places]:
         try:
-            inside(directory, name, links=True)
+            files[name] = inside(directory, name, links=True)
         except ValueError as error:
             raise ValueError(f"{index}: {error}") from None
         if not name.endswith(".safetensors"):
             raise ValueError(f"{index}: {_short(name)} is no safetensors file, and no other is loaded")
+    return list(files.values())
 
 
 def _walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

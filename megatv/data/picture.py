@@ -1,18 +1,13 @@
 """Decodes pictures, which may come from strangers; no other module opens them.
 
-A small file may unpack to gigabytes, keep a decoder busy for hours, or exploit a bug of the decoder. So a
-picture is decoded in a process of its own (`picture_child`), with bounds on its memory and time, and all of
-that memory is freed at its end. Only formats that people use for pictures are read: others, such as EPS,
-would start further programs.
+A picture is decoded in a process of its own (`picture_child`), see `megatv.data.bounded` for why. Only
+formats that people use for pictures are read: others, such as EPS, would start further programs.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import struct
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import features
 
+from megatv.data import bounded
 from megatv.regular_file import open_regular
 
 FORMATS = "PNG, JPEG, WebP or AVIF" if features.check("avif") else "PNG, JPEG or WebP"
@@ -34,8 +30,6 @@ MAX_DECODER_SECONDS = 10
 """CPU time of that process. On a busy machine it may take three times as long by the clock."""
 
 CHILD = Path(__file__).with_name("picture_child.py")
-TOO_LONG = "reading it takes too long"
-
 _decoding = threading.Lock()
 """Held while a picture is decoded: one at a time."""
 
@@ -70,21 +64,17 @@ def _read(path: Path) -> bytes:
 def _decode(data: bytes, width: int, height: int) -> bytes:
     """The child's reply. ValueError with what it says, or with how it ended."""
     bounds = (width, height, MAX_PIXELS, MAX_DECODER_BYTES, MAX_DECODER_SECONDS)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", CHILD, *map(str, bounds)],  # -P: this folder hides no library
-            input=data,
-            capture_output=True,
-            timeout=3 * MAX_DECODER_SECONDS,
-            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
-        )
-    except subprocess.TimeoutExpired:
-        reason = TOO_LONG
-    else:
-        if done.returncode == 0:
-            return done.stdout
-        endings = {1: done.stdout.decode().strip(), -signal.SIGXCPU: TOO_LONG}
-        reason = endings.get(done.returncode) or "the decoder crashed"
+    with bounded.start(CHILD, *bounds) as decoder:
+        try:
+            reply, _ = decoder.communicate(data, timeout=3 * MAX_DECODER_SECONDS)
+        except subprocess.TimeoutExpired:
+            decoder.kill()
+            reason = bounded.TOO_LONG
+        else:
+            if decoder.returncode == 0:
+                return reply
+            said = reply.decode(errors="replace").strip() if decoder.returncode == 1 else ""
+            reason = said or bounded.why_ended(decoder.returncode)
     raise ValueError(
         f"this file cannot be read as a picture ({reason}): give a {FORMATS} of at most "
         f"{MAX_PIXELS // 1_000_000} million pixels"

@@ -95,7 +95,10 @@ def open_video(source: str | Path | bytes) -> Iterator[tuple[InputContainer, Vid
         empty, file = not source, io.BytesIO(source)
     else:
         # absolute, since FFmpeg takes what comes before a colon for a protocol: `file:/etc/x` is no name here
-        empty, file = Path(source).is_file() and not Path(source).stat().st_size, os.path.abspath(source)
+        file = os.path.abspath(source)
+        if os.path.exists(file) and not os.path.isfile(file):
+            raise ValueError(f"{name}: is not a file; name a video")
+        empty = os.path.isfile(file) and not os.path.getsize(file)
     if empty:
         raise ValueError(f"{name}: is empty (0 bytes); copy the file again or leave it out")
     try:

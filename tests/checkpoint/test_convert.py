@@ -98,6 +98,20 @@ def test_there_and_back_is_bit_identical(tmp_path, dtype, tied, shards, part_byt
     assert_same_bits(loaded.state_dict(), theirs.state_dict())
 
 
+def test_fields_that_a_stranger_added_are_not_passed_on(tmp_path, save_checkpoint):
+    """`auto_map` would have those who load the written folder run code."""
+    config = tiny()
+    checkpoint = save_checkpoint(tmp_path / "step_00000007", config)
+    save_llama(tmp_path / "llama", config)
+    fields = json.loads((tmp_path / "llama/config.json").read_text())
+    added = {"auto_map": {"AutoModelForCausalLM": "evil--evil.Evil"}, "_name_or_path": "evil/evil"}
+    (tmp_path / "llama/config.json").write_text(json.dumps({**fields, **added, "pad_token_id": 7}))
+    like = tmp_path / "llama"
+    to_llama(checkpoint, tmp_path / "out", weights="auto", like=like, dtype=None, part_bytes=PART)
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert not written.keys() & added.keys() and written["pad_token_id"] == 7
+
+
 def test_back_and_there_keeps_a_trained_text_tower(tmp_path, save_checkpoint):
     config = tiny()
     checkpoint = save_checkpoint(tmp_path / "step_00000007", config)

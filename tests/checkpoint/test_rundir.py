@@ -73,10 +73,29 @@ def test_nothing_is_written_through_a_link_out_of_the_run(config: Config, tmp_pa
     (run / name).parent.mkdir(parents=True)
     (run / name).symlink_to(theirs)
     with pytest.raises(
-        ValueError, match="is a link that leads out of the run, and training would write there"
+        ValueError, match=r"is a link that leads out of .*run.*, and training would write there"
     ):
         open_run(config, "auto")
     assert theirs.read_text() == "precious" and [p.name for p in run.iterdir()] == [name.split("/")[0]]
+
+
+def test_wandbs_own_folder_is_no_link_out_of_the_run(config: Config, tmp_path: Path) -> None:
+    run = Path(config.run.dir)
+    run.mkdir()
+    (tmp_path / "theirs").mkdir()
+    (run / "wandb").symlink_to(tmp_path / "theirs")
+    with pytest.raises(ValueError, match=r"wandb: is a link that leads out of .*, and training would write"):
+        open_run(config, "auto")
+    assert not any((tmp_path / "theirs").iterdir())
+
+
+@pytest.mark.parametrize("name", [".lock", "config.yaml", "wandb_id", "hang/rank_0.txt"])
+def test_a_pipe_in_a_run_is_not_waited_for(config: Config, name: str) -> None:
+    pipe = Path(config.run.dir) / name
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=f"{name}: is neither a file nor a folder"):
+        open_run(config, "auto")
 
 
 def test_links_within_a_run_and_a_run_that_is_a_link_are_fine(config: Config, tmp_path: Path) -> None:

@@ -108,6 +108,32 @@ def test_a_runs_own_files_are_followed_but_not_links_out_of_it(tmp_path: Path) -
     assert admit(config, run, STRANGER)[1].keys() == {"data.val"}
 
 
+def test_no_file_of_a_runs_own_folders_is_read_through_a_link_out_of_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("codec", "val/deep"):
+        (run / name).mkdir(parents=True)
+    save_config(TOY, run / "config.yaml")
+    config = naming(str(run / "codec"), "toy_world", str(run / "val"), str(run / "val"))
+    step = run / "checkpoints/step_00000001"
+    step.mkdir(parents=True)
+    assert admit(config, step, STRANGER) == (config, {})
+    (run / "codec/here").symlink_to(run / "config.yaml")
+    assert admit(config, step, STRANGER) == (config, {})
+
+    (tmp_path / "private").write_text("private")
+    (run / "val/deep/shard.00000.mds").symlink_to(tmp_path / "private")
+    why = admit(config, step, STRANGER)[1]["data.val"]
+    assert "shard.00000.mds is a link that leads out of" in why and "--trust-checkpoint" in why
+    (run / "codec/model.safetensors").symlink_to(tmp_path / "private")
+    with pytest.raises(ValueError, match=r"codec/model\.safetensors is a link that leads out of .* --codec"):
+        admit(config, step, STRANGER)
+    assert admit(config, step, Trust(checkpoint=True)) == (config, {})
+    (run / "codec/model.safetensors").unlink()
+    os.mkfifo(run / "codec/model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is neither a file nor a folder"):
+        admit(config, step, STRANGER)
+
+
 def test_the_user_names_places_or_vouches_for_the_checkpoint() -> None:
     strange = dataclasses.replace(naming("/a", "/b", "/c", URL), data=DataConfig("/c", URL, cache_dir="/d"))
     assert admit(strange, "run", Trust(checkpoint=True)) == (strange, {})

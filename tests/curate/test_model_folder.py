@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from megatv.curate import model_folder
 from megatv.curate.settings import EmbedSettings
@@ -111,10 +113,11 @@ def test_pickled_weights_are_not_read(folder: Path) -> None:
         (
             "config.json",
             {"hidden_size": 160_000},
-            r"describes [\d,]+ weights, the safetensors are [\d,]+ bytes",
+            r"describes embeddings.cls_token of \[1, 1, 160000\], which the safetensors do not have",
         ),
         ("config.json", {"hidden_size": "16"}, "does not load"),
         ("config.json", {"num_attention_heads": 0}, "does not load"),
+        ("config.json", {"configuration_files": ["config.4.0.0.json"]}, "'configuration_files' loads more"),
         ("adapter_config.json", {"base_model_name_or_path": "a/b"}, "adapters are not loaded"),
         ("preprocessor_config.json", {"size": {"height": 99999, "width": 9}}, "'height' is 99999; .* 2048"),
         ("preprocessor_config.json", {"image_processor_type": "pipeline"}, "names no image processor"),
@@ -127,6 +130,71 @@ def test_settings_that_reach_further_are_refused(
 ) -> None:
     change(folder / file, **settings)
     refused(folder, reason)
+
+
+def test_only_the_weights_that_are_loaded_are_counted(folder: Path) -> None:
+    """Neither a file with a hole beside them nor one that the index does not name makes room for a model."""
+    for name in ("junk.safetensors", "model-00009-of-00009.safetensors"):
+        with (folder / name).open("wb") as junk:
+            junk.truncate(1 << 40)
+    embed.load_embedder(EmbedSettings(model=str(folder)))
+    change(folder / "config.json", hidden_size=2048, num_hidden_layers=500, intermediate_size=8192)
+    refused(folder, r"describes embeddings.cls_token of \[1, 1, 2048\], which the safetensors do not have")
+
+
+def test_more_layers_than_are_stored_are_refused(folder: Path) -> None:
+    change(folder / "config.json", num_hidden_layers=512)
+    refused(folder, r"describes encoder\.layer\.2\..* which the safetensors do not have")
+
+
+def test_weights_that_fit_into_no_memory_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with a hole has tensors of any size."""
+    monkeypatch.setattr("megatv.free_memory.available_bytes", lambda device: 1000)
+    refused(folder, r"its weights take .* memory on cpu, and 0\.0 are free: take a smaller model")
+
+
+def test_tables_that_no_file_holds_are_bounded(folder: Path) -> None:
+    """The classifier has no pooler, which may be larger than all that it has."""
+    file = folder / "model.safetensors"
+    state = {name: t for name, t in load_file(file).items() if "pooler" not in name}
+    save_file(state, file, {"format": "pt"})
+    embed.load_embedder(EmbedSettings(model=str(folder)))
+    change(folder / "config.json", pooler_output_size=200_000)
+    refused(folder, r"describes [\d,]+ numbers, the safetensors have [\d,]+")
+
+
+@pytest.mark.parametrize("name", ["pipe", "damaged", "no header"])
+def test_files_of_weights_are_regular_and_whole(folder: Path, name: str) -> None:
+    part = folder / "model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(part)
+    change(folder / "model.safetensors.index.json", weight_map={"x": part.name}, metadata={"total_size": 1})
+    if name == "pipe":
+        part.unlink()
+        os.mkfifo(part)
+    else:
+        part.write_bytes(b"" if name == "no header" else part.read_bytes()[:-1])
+    refused(folder, "is not a regular file" if name == "pipe" else "is no safetensors file, or damaged")
+
+
+def test_settings_of_the_preprocessor_are_checked_wherever_they_lie(folder: Path) -> None:
+    """transformers takes `image_processor` of either file."""
+    kind = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").unlink()
+    refused(folder, r"no preprocessor_config\.json")
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        for size, reason in [(6000, "'height' is 6000; it must lie"), (32, None)]:
+            settings = {**kind, "size": {"height": size, "width": 32}}
+            (folder / name).write_text(json.dumps({"image_processor": settings}))
+            if reason:
+                refused(folder, reason)
+        embed.load_embedder(EmbedSettings(model=str(folder)))
+        for inner, reason in [
+            ({**kind, "image_processor_type": "pipeline"}, "names no image processor"),
+            ("x", "must be a JSON object"),
+        ]:
+            (folder / name).write_text(json.dumps({"image_processor": inner}))
+            refused(folder, reason)
+        (folder / name).unlink()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "1" * 5_000, '{"model_type": NaN}', "null"])
@@ -147,6 +215,8 @@ def test_timm_builds_by_name_only(folder: Path) -> None:
         ),
         ({"architecture": "local-dir:/tmp/x"}, "is no name of a timm"),
         ({"architecture": 3}, "is no name of a timm"),
+        ({"model_args": {"embed_dim": 500_000}}, "'embed_dim' of model_args may make the model larger"),
+        ({"model_args": {"img_size": {"depth": 500}}}, "'depth' of model_args may make the model larger"),
         ({"model_args": {"checkpoint_path": "/tmp/evil.pth"}}, "'checkpoint_path' loads more"),
         ({"pretrained_cfg": {"input_size": [3, 9999, 64]}}, "'input_size' is 9999"),
         ({"pretrained_cfg": {"crop_pct": 1e-9}}, "'crop_pct' is 1e-09"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatv.data.csgo_episode import Episode
+from megatv.data.csgo_episode_child import Recording
 
 
 def main(whole: Path, copy: Path, count: int) -> None:
@@ -25,13 +25,13 @@ def main(whole: Path, copy: Path, count: int) -> None:
             flipped[place] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)))
         copy.write_bytes(flipped.tobytes())
         try:
-            with Episode(copy) as episode:
-                for frame in range(episode.frames):
-                    episode.picture(frame)
-                    episode.action(frame)
+            recording = Recording(str(copy))
+            for frame in range(recording.frames):
+                recording.array(f"frame_{frame}_x")
+                recording.array(f"frame_{frame}_y")
             seen["read"] += 1
         except ValueError as error:
-            assert str(error).startswith(str(copy)) and "\n" not in str(error), error
+            assert "\n" not in str(error), error
             seen["refused"] += 1
     print(*seen.values())
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatv.data import csgo
+from megatv.data import csgo, csgo_episode
 from megatv.data.csgo_actions import GameAction, encode_action
 from megatv.data.csgo_episode import Episode
+from megatv.data.csgo_episode_child import Recording
 
 h5py = pytest.importorskip("h5py", reason="episodes are HDF5; pip install h5py")
 PICTURE = np.full((150, 280, 3), 7, np.uint8)
@@ -169,14 +170,14 @@ def test_an_array_of_another_kind_is_refused_before_it_is_read(tmp_path, outside
 
 LIMITED = """
 import resource, sys
-from megatv.data.csgo_episode import Episode
-import h5py
+from megatv.data.csgo_episode_child import Recording, load_h5py
+load_h5py()
 before = peak()
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 try:
-    with Episode(sys.argv[1]) as episode:
-        episode.picture(0)
-        episode.action(0)
+    recording = Recording(sys.argv[1])
+    recording.array("frame_0_x")
+    recording.array("frame_0_y")
 except ValueError as error:
     print((peak() - before) >> 10, error)
 """
@@ -242,8 +243,120 @@ def test_frames_are_counted_within_bounds(tmp_path, key, fault):
 def test_no_decoder_is_loaded_from_elsewhere(tmp_path):
     store()(tmp_path / "a.hdf5", None)
     h5py.h5pl.append(os.fsencode(tmp_path))
-    read(tmp_path / "a.hdf5")
+    Recording(str(tmp_path / "a.hdf5")).array("frame_0_x")
     assert h5py.h5pl.size() == 0
+
+
+def growing(file, key, outside):
+    """A virtual dataset without an end: HDF5 asks the other file for its shape."""
+    layout = h5py.VirtualLayout(PICTURE.shape, np.uint8, (None, 280, 3))
+    source = h5py.VirtualSource(str(outside), "secret", PICTURE.shape, maxshape=(None, 280, 3))
+    layout[: h5py.h5s.UNLIMITED] = source[: h5py.h5s.UNLIMITED]
+    file.create_virtual_dataset(key, layout)
+
+
+def test_the_shape_of_an_array_in_another_file_is_not_asked_for(tmp_path):
+    """The other file is a pipe: to open it would be to wait."""
+    os.mkfifo(tmp_path / "pipe")
+    store(growing)(tmp_path / "a.hdf5", tmp_path / "pipe")
+    program = "import sys; from megatv.data.csgo_episode_child import Recording\n"
+    program += "Recording(sys.argv[1]).array('frame_0_x')"
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "a.hdf5"], capture_output=True, text=True, timeout=60
+    )
+    assert "frame_0_x takes its numbers from other files" in done.stderr
+
+
+@pytest.fixture
+def own_child(tmp_path, monkeypatch):
+    """Puts a program in the place of the one that reads."""
+
+    def use(program):
+        monkeypatch.setattr(csgo_episode, "CHILD", tmp_path / "child.py")
+        root = Path(csgo_episode.__file__).parents[2]
+        csgo_episode.CHILD.write_text(f"import os, sys\nsys.path.insert(0, {str(root)!r})\n{program}\n")
+
+    return use
+
+
+@pytest.mark.parametrize("name", ["picture in another file", "virtual picture"])
+def test_no_second_file_can_be_opened(tmp_path, outside, own_child, name):
+    """Even if an array is read that should have been refused."""
+    own_child(
+        "from megatv.data import csgo_episode_child as child\nchild._fault = lambda *_: ''\nchild.main()"
+    )
+    BAD[name][0](tmp_path / "a.hdf5", outside)
+    with h5py.File(tmp_path / "a.hdf5") as file:
+        assert file["frame_0_x"][()].any()  # the other file's numbers
+    with Episode(tmp_path / "a.hdf5") as episode:
+        try:
+            assert not episode.picture(0).any()  # HDF5 takes a virtual one's absent file for zeros
+        except ValueError as error:
+            assert "does not read, frame_0_x" in str(error)
+
+
+def test_a_tree_that_is_its_own_branch_is_one_sentence(tmp_path):
+    """HDF5 walks down its B-trees by recursion until its stack overflows."""
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for frame in range(40):
+            file[f"frame_{frame}_x"] = file[f"frame_{frame}_y"] = 0
+    data = bytearray((tmp_path / "a.hdf5").read_bytes())
+    node, count = 0, 0
+    while (node := data.find(b"TREE", node)) >= 0:
+        if data[node + 4] == 0:  # of a group: its level, and the place of its first branch
+            data[node + 5], count = 1, count + 1
+            struct.pack_into("<Q", data, node + 32, node)
+        node += 4
+    assert count
+    (tmp_path / "a.hdf5").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.hdf5: does not read \(the decoder crashed\); fetch"):
+        Episode(tmp_path / "a.hdf5")
+
+
+def test_a_reader_that_takes_too_much_is_ended(tmp_path, monkeypatch, own_child):
+    store()(tmp_path / "a.hdf5", None)
+    for program, seconds, reason in [
+        ("import time; time.sleep(60)", 1, "reading it takes too long"),
+        ("os.write(1, b'+'); import time; time.sleep(60)", 1, "reading it takes too long"),
+        ("while True: pass", 1, "reading it takes too long"),
+        ("os.abort()", 60, "the decoder crashed"),
+        ("os.write(1, b'+')", 60, "the decoder crashed"),
+        ("os.write(1, b'+' + b'\\xff' * 4)", 60, "says 4294967295 frames"),
+        ("os.write(1, b'-' + b'\\xff\\n' * 256)", 60, "\ufffd"),
+    ]:
+        own_child(program)
+        monkeypatch.setattr(csgo_episode, "MAX_ANSWER_SECONDS", seconds)
+        with pytest.raises(ValueError, match=rf"a\.hdf5: .*{reason}") as caught:
+            Episode(tmp_path / "a.hdf5")
+        assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+
+    for bound, value, program, reason in [
+        ("MAX_READER_BYTES", 256 << 20, "bytearray(1 << 30)", "the decoder crashed"),
+        ("MAX_READER_SECONDS", 1, "[0 for _ in iter(int, 1)]", "reading it takes too long"),
+    ]:
+        monkeypatch.setattr(csgo_episode, bound, value)
+        own_child(
+            "from megatv.data import csgo_episode_child as child\n"
+            f"child.Recording.array = lambda *_: {program}\nchild.main()"
+        )
+        with pytest.raises(ValueError, match=reason), Episode(tmp_path / "a.hdf5") as episode:
+            episode.picture(0)
+        monkeypatch.undo()
+
+
+def test_a_pipe_is_no_episode(tmp_path):
+    os.mkfifo(tmp_path / "a.hdf5")
+    with pytest.raises(ValueError, match=r"a\.hdf5: is not a file"):
+        Episode(tmp_path / "a.hdf5")
+
+
+def test_a_reader_ends_with_its_episode(tmp_path):
+    store()(tmp_path / "a.hdf5", None)
+    with Episode(tmp_path / "a.hdf5") as episode:
+        reader = episode._reader
+        assert reader.poll() is None
+    assert reader.poll() is not None and reader.stdout.closed and reader.stdin.closed
 
 
 def test_links_out_of_a_folder_of_episodes_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """A video reads no other file and no address: neither by what it holds, nor by what it is called."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -86,6 +87,12 @@ def test_an_address_is_no_file(tmp_path, server, monkeypatch):
     for scheme in ("http", "https", "tcp", "udp", "rtmp", "rtsp", "ftp", "srt", "tls", "gopher"):
         with pytest.raises(ValueError, match=f"{scheme}://.*does not decode"):
             probe(f"{scheme}://127.0.0.1:{server}/a.mp4")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match=r"a\.mp4: is not a file"):
+        probe(tmp_path / "a.mp4")
 
 
 def test_pictures_numbered_in_a_folder_are_no_video(tmp_path):

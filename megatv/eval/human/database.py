@@ -2,10 +2,17 @@
 
 A file of another program, or one with triggers, views or other tables, is refused before anything in it is
 changed: its tables must be, word for word, those that this module makes.
+
+Beside a file `answers.db` in WAL mode lie `answers.db-wal` and `answers.db-shm`. The first holds pages that
+count as the file's own and are looked at with it; SQLite makes the second anew. In its other modes SQLite
+writes `answers.db-journal`, and when it opens a file that has one, it first writes the journal's pages into
+the file and deletes the file that the journal's end names, wherever it lies (https://sqlite.org/fileformat2.html,
+section 3). So a file with a journal is not opened, and none is ever written here.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import stat
@@ -55,12 +62,14 @@ def open_database(path: Path, *, create: bool) -> sqlite3.Connection:
     """
     try:
         _claim_file(path, create=create)
+        with closing(connect(path, read_only=True)) as looking:  # closing it leaves its -wal as it was
+            _version(looking, path)
         connection = connect(path)
     except (OSError, sqlite3.Error) as error:
         raise _unusable(path, error) from None
     try:
+        _use_wal(connection)
         _bring_up_to_date(connection, path)
-        connection.execute("PRAGMA journal_mode = WAL")
     except sqlite3.Error as error:
         connection.close()
         raise _unusable(path, error) from None
@@ -70,9 +79,14 @@ def open_database(path: Path, *, create: bool) -> sqlite3.Connection:
     return connection
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """One more connection to a file that `open_database` has opened; threads may share it."""
-    connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    """One more connection to a file that `open_database` has opened; threads may share it.
+
+    Raises ValueError when a journal lies beside it.
+    """
+    _refuse_journal(path)
+    url = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
+    connection = sqlite3.connect(url, BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
     connection.execute("PRAGMA trusted_schema = OFF")
     if sys.version_info >= (3, 12):
@@ -88,11 +102,22 @@ def refuse_link(path: Path) -> None:
         raise ValueError(f"{path}: is a link; let `database` name the place that it leads to, or remove it")
 
 
+def _refuse_journal(path: Path) -> None:
+    """Raises ValueError when anything has the name of the file's journal: a file, a link, a pipe."""
+    journal = path.with_name(f"{path.name}-journal")
+    if os.path.lexists(journal):
+        raise ValueError(
+            f"{journal}: a study's answers never have such a journal, and SQLite would change files that it "
+            "names; name another database, or remove the journal"
+        )
+
+
 def _claim_file(path: Path, *, create: bool) -> None:
     """A regular file that only its owner reads, made if it is not there."""
     files = [path.with_name(path.name + end) for end in ("", "-wal", "-shm")]
     for place in (path.parent, *files):
         refuse_link(place)
+    _refuse_journal(path)
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
@@ -108,22 +133,36 @@ def _claim_file(path: Path, *, create: bool) -> None:
                 file.chmod(0o600)
 
 
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Put a file into WAL mode, by way of a journal in memory: one beside the file would outlive a crash."""
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        connection.execute("PRAGMA journal_mode = MEMORY")
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _version(connection: sqlite3.Connection, path: Path) -> dict[str, str]:
+    """The tables that a file has: TABLES, TABLES_OF_NAMES or none; ValueError for any others."""
+    found = [
+        (kind, name, table, _SPACES.sub(" ", sql) if isinstance(sql, str) else sql)
+        for kind, name, table, sql in connection.execute(
+            "SELECT type, name, tbl_name, sql FROM sqlite_master"
+        )
+    ]
+    for tables in (TABLES, TABLES_OF_NAMES, {}):
+        if _same(found, tables):
+            return tables
+    raise ValueError(f"{path}: is the database of something else; name another one")
+
+
 def _bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
     """Today's tables in a file that is empty or has those of names; ValueError for any other."""
     with connection, closing(connection.cursor()) as cursor:
         cursor.execute("BEGIN IMMEDIATE")
-        found = [
-            (kind, name, table, _SPACES.sub(" ", sql) if isinstance(sql, str) else sql)
-            for kind, name, table, sql in cursor.execute(
-                "SELECT type, name, tbl_name, sql FROM sqlite_master"
-            )
-        ]
-        if _same(found, TABLES):
+        found = _version(connection, path)
+        if found == TABLES:
             return
-        if _same(found, TABLES_OF_NAMES):
+        if found:
             cursor.execute("ALTER TABLE tasks RENAME TO tasks_of_names")
-        elif found:
-            raise ValueError(f"{path}: is the database of something else; name another one")
         for name, sql in TABLES.items():
             if not found or name != "meta":
                 cursor.execute(sql)

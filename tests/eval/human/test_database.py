@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
 
-from megatv.eval.human import cli
+from megatv.eval.human import cli, database
 from megatv.eval.human.answers import Answers
-from megatv.eval.human.database import TABLES
+from megatv.eval.human.database import TABLES, connect
 from megatv.eval.human.raters import UnknownRaterError
 from megatv.eval.human.report import figures
 from megatv.eval.human.tasks import make_checks, make_items
@@ -152,6 +155,105 @@ def test_a_file_of_something_else_is_left_alone(make_study, sql):
     with pytest.raises(ValueError, match="is the database of something else; name another one"):
         opened(study)
     assert Path(study.database).read_bytes() == before
+
+
+def hot_journal(path, sql, names):
+    """A database in the midst of a transaction, as a crash leaves it; its journal names another file."""
+    source = path.with_name("source.sqlite")
+    fill(source, sql)
+    connection = sqlite3.connect(source, isolation_level=None)
+    connection.execute("PRAGMA cache_size = 1")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("CREATE TABLE filler (value TEXT)")
+    connection.executemany("INSERT INTO filler VALUES (?)", [("y" * 500,)] * 500)
+    shutil.copy(source, path)
+    shutil.copy(f"{source}-journal", f"{path}-journal")
+    connection.close()
+    name = os.fsencode(names)
+    page, checksum = 0x40000000 // 4096 + 1, sum(name)
+    with open(f"{path}-journal", "ab") as journal:
+        journal.write(struct.pack(">I", page) + name + struct.pack(">II", len(name), checksum))
+        journal.write(bytes.fromhex("d9d505f920a163d7"))
+
+
+@pytest.mark.parametrize("sql", [TODAY, "CREATE TABLE cookies (value TEXT)"], ids=["ours", "foreign"])
+def test_a_journal_deletes_and_changes_nothing(make_study, tmp_path, sql):
+    study, precious = make_study(), tmp_path / "precious"
+    precious.touch()
+    hot_journal(Path(study.database), sql, precious)
+    before = Path(study.database).read_bytes()
+    for open_it in (lambda: opened(study, create=False), lambda: connect(Path(study.database))):
+        with pytest.raises(ValueError, match=r"answers\.sqlite-journal: .*remove the journal"):
+            open_it()
+    assert precious.exists() and Path(study.database).read_bytes() == before
+
+
+def test_a_journal_of_any_kind_is_refused(make_study, tmp_path):
+    """A pipe would be waited for; what a link leads to would be rolled back or deleted."""
+    study = make_study()
+    opened(study).close()
+    journal, precious = Path(study.database + "-journal"), tmp_path / "precious"
+    precious.write_bytes(b"x" * 1000)
+    for make in (
+        lambda: os.mkfifo(journal),
+        lambda: journal.symlink_to(precious),
+        lambda: journal.symlink_to(tmp_path / "absent"),
+        lambda: journal.touch(),
+    ):
+        make()
+        with pytest.raises(ValueError, match=r"answers\.sqlite-journal: "):
+            opened(study)
+        journal.unlink()
+    assert precious.read_bytes() == b"x" * 1000
+    opened(study).close()
+
+
+def open_until(path, statement):
+    """Open a file in a process that ends before this statement, from 0: exit code 9; 0 where none is left."""
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    count = itertools.count()
+
+    def counting(place, **options):
+        connection = connect(place, **options)
+        connection.set_trace_callback(lambda sql: next(count) == statement and os._exit(9))
+        return connection
+
+    database.connect = counting  # in this process alone
+    try:
+        database.open_database(path, create=True)
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["a new file", "a file of names"])
+def test_a_crash_while_it_is_made_leaves_a_file_that_opens(tmp_path, old):
+    for statement in itertools.count():
+        path = tmp_path / f"{statement}.sqlite"
+        if old:
+            fill(path, OLD.read_text())
+        ended = open_until(path, statement)
+        assert not Path(f"{path}-journal").exists()
+        database.open_database(path, create=True).close()
+        if not ended:
+            break
+    assert statement > 5
+
+
+def test_a_foreign_file_keeps_its_write_ahead_log(make_study):
+    """What another program has yet to write back stays so, though SQLite reads it."""
+    study = make_study()
+    path, source = Path(study.database), Path(study.database + ".source")
+    connection = sqlite3.connect(source)
+    connection.executescript("PRAGMA journal_mode = WAL; CREATE TABLE cookies (value TEXT)")
+    for end in ("", "-wal"):
+        shutil.copy(f"{source}{end}", f"{path}{end}")
+    connection.close()
+    before = {end: Path(f"{path}{end}").read_bytes() for end in ("", "-wal")}
+    assert all(before.values())
+    with pytest.raises(ValueError, match="is the database of something else"):
+        opened(study)
+    assert {end: Path(f"{path}{end}").read_bytes() for end in ("", "-wal")} == before
 
 
 @pytest.mark.parametrize(
