@@ -53,7 +53,7 @@ LAYERS = [
             "megatv.plan",
         ],
     ),
-    ("judge", ["megatv.eval", "megatv.guard", "megatv.connections"]),
+    ("judge", ["megatv.eval", "megatv.guard", "megatv.connections", "megatv.network"]),
     ("show", ["megatv.studio"]),
 ]
 OUTSIDE = ["launch", "tools"]

@@ -53,8 +53,8 @@ MAX_VIDEOS_WAITING = 8
 PIECE_BYTES = 64 << 10
 """A file is sent in such pieces, as fast as it is read."""
 
-MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE = 512, 400
-"""Connections in all and from one address; the one longest waited for makes room for a new one."""
+MAX_CONNECTIONS = 512
+"""Connections in all; `megatv.connections` says which makes room for a new one."""
 REQUEST_SECONDS = 10.0
 """How long a connection may take for the head of its next request, and for its end after the last."""
 BODY_SECONDS = 30.0
