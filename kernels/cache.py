@@ -1,8 +1,9 @@
 """Compiled code kept between runs, in a folder that nobody else can write: whatever lies there is run.
 
 The folder is MEGATV_KERNELS_CACHE or ~/.cache/megatv_kernels, made with mode 0700. It is refused when it is a
-link, another user's, or open to others: then somebody else may have chosen the code. A file begins with the
-SHA-256 of the rest, so that one cut short or damaged is made again. No link is followed inside the folder.
+link, another user's, open to others, or lies where others could put another in its place: then somebody else
+may have chosen the code. A file begins with the SHA-256 of the rest, so that one cut short or damaged is made
+again. No link is followed inside the folder.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from .parents import fault_above
+
 DIGEST_BYTES = 32
 LARGEST_BYTES = 256 << 20
 """Larger files are not read; compiled kernels are far smaller."""
@@ -29,41 +32,57 @@ def kept(name: str, make: Callable[[], bytes]) -> bytes:
     Processes that want the same name at the same time make it once. Raises ValueError when the folder cannot
     be used, in one sentence that says why.
     """
-    try:
-        with _opened(private_folder()) as folder, _locked(folder, name):
-            content = _read(folder, name)
-            if content is None:
-                content = make()
-                _write(folder, name, content)
-            return content
-    except OSError as error:
-        raise ValueError(
-            f"compiled kernels cannot be kept in {_path()}: {error.strerror} ({error.filename or name}); "
-            "make room, remove it, or name another folder in MEGATV_KERNELS_CACHE"
-        ) from None
+    with _private_folder() as (path, folder):
+        try:
+            with _locked(folder, name):
+                content = _read(folder, name)
+                if content is None:
+                    content = make()
+                    _write(folder, name, content)
+                return content
+        except OSError as error:
+            raise ValueError(
+                f"compiled kernels cannot be kept in {path}: {error.strerror} ({error.filename or name}); "
+                "make room, remove it, or name another folder in MEGATV_KERNELS_CACHE"
+            ) from None
 
 
-def private_folder() -> Path:
-    """The folder, made if need be. Raises ValueError when it is a link, or others own it or may write it."""
-    path = _path()
+@contextlib.contextmanager
+def _private_folder() -> Iterator[tuple[Path, int]]:
+    """The folder, made if need be, and a descriptor by which its files are opened.
+
+    Raises ValueError when it is a link, or others own it, may write it or may put another in its place.
+    """
+    path = _path().absolute()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path.parent)
+        path = path.parent.resolve() / path.name
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
-        with _opened(path) as folder:
-            found = os.fstat(folder)
-            if found.st_uid != os.geteuid():
-                raise _refusal(path, f"it belongs to user {found.st_uid}, not to you ({os.geteuid()})")
-            if found.st_mode & 0o022:
-                raise _refusal(path, f"others may write it (mode {stat.S_IMODE(found.st_mode):o})")
-            os.fchmod(folder, 0o700)  # others could read it: an older version made it
-        for parent in path.absolute().parents:
-            mode = stat.S_IMODE(parent.stat().st_mode)
-            if mode & 0o002 and not mode & stat.S_ISVTX:
-                raise _refusal(path, f"anybody may put another in its place ({parent} has mode {mode:o})")
+        if fault := fault_above(path):
+            raise _refusal(path, fault)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except NotADirectoryError:
+        raise _refusal(path, "it is a link or a file") from None
     except OSError as error:
         raise _refusal(path, f"{error.strerror} ({error.filename})") from None
-    return path
+    try:
+        found = os.fstat(folder)
+        if found.st_uid != os.geteuid():
+            raise _refusal(path, f"it belongs to user {found.st_uid}, not to you ({os.geteuid()})")
+        if found.st_mode & 0o022:
+            raise _refusal(path, f"others may write it (mode {stat.S_IMODE(found.st_mode):o})")
+        os.fchmod(folder, 0o700)  # others could read it: an older version made it
+        yield path, folder
+    finally:
+        os.close(folder)
+
+
+def _make(folder: Path) -> None:
+    """A folder and those above it, for their owner alone whatever the umask."""
+    if not folder.exists():
+        _make(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 @functools.cache
@@ -76,7 +95,8 @@ def isolate_compilers() -> None:
     for name, variable in (("inductor", "TORCHINDUCTOR_CACHE_DIR"), ("triton", "TRITON_CACHE_DIR")):
         chosen = os.environ.get(variable, "")
         if not chosen or chosen.startswith(f"{tempfile.gettempdir()}/torchinductor_"):
-            os.environ[variable] = str(private_folder() / name)
+            with _private_folder() as (path, _):
+                os.environ[variable] = str(path / name)
 
 
 def _path() -> Path:
@@ -87,21 +107,9 @@ def _path() -> Path:
 def _refusal(path: Path, why: str) -> ValueError:
     return ValueError(
         f"compiled kernels are not kept in {path}: {why}; remove it or name another folder in "
-        "MEGATV_KERNELS_CACHE"
+        "MEGATV_KERNELS_CACHE, below folders that only you may write, such as /tmp/kernels-"
+        f"{os.geteuid()}"
     )
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """A descriptor of the folder, by which its files are opened even if its path is replaced meanwhile."""
-    try:
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except NotADirectoryError:
-        raise _refusal(path, "it is a link or a file") from None
-    try:
-        yield folder
-    finally:
-        os.close(folder)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,10 @@ is cut off when it
     sends a body in very many small pieces
     asks for a WebSocket with a body, or in another way that none is made of
 
-When all places are taken, a newcomer takes that of whoever has kept the server waiting longest; where
-everybody is being served, it is refused with a sentence.
+When all places are taken, a newcomer takes one from the network (`megatv.network`) that has most of them, or
+from one that has as many as its own: that of the connection which has kept the server waiting longest. Where
+the server waits for none of them, a network that has more places than the newcomer's gives one nevertheless;
+otherwise the newcomer is refused with a sentence.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +31,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import ProtocolError
 from websockets.frames import Frame
+from websockets.http11 import Response
 from websockets.server import ServerProtocol
+
+from megatv.guard import HEADERS
+from megatv.network import network_of
 
 REFUSAL = "all connections of this server are in use: close a tab, or try again in a moment"
 MAX_REFUSED = 16
 """Connections that are still to be told so."""
-
+UNREADABLE = "this is no HTTP request that the server can read"
 
 MAX_HEAD_BYTES = 16 << 10
 """The head of one request, where the server's settings say nothing else."""
@@ -46,7 +53,7 @@ NO_WEBSOCKET = "no WebSocket is made of this request: send a plain upgrade witho
 
 @dataclass(frozen=True)
 class Bounds:
-    """total, of_one    connections in all, and from one address
+    """total               connections in all
     request_seconds     for the head of a request, counted from the connection's start or the last answer
     body_seconds        for the body of a request
     stalled_seconds     for which a reader may leave more unread than the system's buffers hold
@@ -55,7 +62,6 @@ class Bounds:
     """
 
     total: int
-    of_one: int
     request_seconds: float
     body_seconds: float
     stalled_seconds: float
@@ -119,6 +125,13 @@ class _Frames(ServerProtocol):
     """Reads frames, so many in a tick. `Server.on_tick` sets the count back."""
 
     count = 0
+
+    def reject(self, status: Any, text: str) -> Response:
+        """An answer instead of a WebSocket, guarded like every other."""
+        answer = super().reject(status, text)
+        for name, value in HEADERS.items():
+            answer.headers[name.decode()] = value.decode()
+        return answer
 
     def recv_frame(self, frame: Frame) -> None:
         """One frame has come."""
@@ -215,14 +228,11 @@ class Http(_Watched, H11Protocol):
         """Let it in, in another's place if need be."""
         super().connection_made(transport)
         self.look()
-        for most, whose in ((self.bounds.of_one, _host(self)), (self.bounds.total, None)):
-            others = [c for c in self._others() if not c.refused and whose in (None, _host(c))]
-            if len(others) >= most and not _end_longest_awaited(others):
-                self.refused = True
-                break
+        admitted = [connection for connection in self._others() if not connection.refused]
+        self.refused = len(admitted) >= self.bounds.total and not _make_room(self, admitted)
         refused = [c for c in self._others() if c.refused]
         if len(refused) >= MAX_REFUSED:
-            _end_longest_awaited(refused)
+            _end_longest(refused)
 
     def data_received(self, data: bytes) -> None:
         """Part of a request; a refusal waits for it, or the end of the connection would overtake it."""
@@ -246,9 +256,8 @@ class Http(_Watched, H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            super().send_400_response(msg)
-        else:
-            self.transport.close()
+            self.transport.write(_plain("400 Bad Request", UNREADABLE))
+        self.transport.close()
 
     def _awaits(self) -> tuple[object, ...] | None:
         if found := super()._awaits():
@@ -265,13 +274,17 @@ class Server(uvicorn.Server):
     """Uvicorn's, which looks after its connections at every tick, ten times a second.
 
     settings   of `uvicorn.Config`; `http` and `ws` are its own
+
+    It logs faults of ours, not those of requests, of which anybody could send any number. A proxy's word on
+    who asks counts only where `proxy_headers` says so.
     """
 
     def __init__(self, app: Any, bounds: Bounds, **settings: Any) -> None:
         self.bounds = bounds
         http: Any = functools.partial(Http, bounds)
         ws: Any = WebSocket if bounds.max_parts else "none"
-        super().__init__(uvicorn.Config(app, http=http, ws=ws, **settings))
+        usual = {"log_level": "error", "access_log": False, "proxy_headers": False, "server_header": False}
+        super().__init__(uvicorn.Config(app, http=http, ws=ws, **{**usual, **settings}))
 
     async def on_tick(self, counter: int) -> bool:
         """Cut off who keeps us waiting."""
@@ -283,27 +296,38 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def _end_longest_awaited(connections: list[Any]) -> bool:
-    """End it now, not when the loop comes to it. False when the server waits for none of them."""
-    for connection in connections:
-        connection.look()
-    waiting = [connection for connection in connections if connection.awaited]
-    if waiting:
-        longest = min(waiting, key=lambda connection: connection.since)
-        longest.connections.discard(longest)
-        longest.transport.abort()
-    return bool(waiting)
+def _make_room(newcomer: Http, others: list[Any]) -> bool:
+    """End one of the others, if fairness allows it."""
+    held = Counter(map(_network, (newcomer, *others)))
+    own, most = held[_network(newcomer)], max(held[_network(other)] for other in others)
+    for other in others:
+        other.look()
+    crowd = [other for other in others if held[_network(other)] >= max(own, most)]
+    waiting = [other for other in crowd if other.awaited]
+    return _end_longest(waiting or (crowd if most > own else []))
+
+
+def _end_longest(connections: list[Any]) -> bool:
+    """End the one whose state has lasted longest; now, not when the loop comes to it. False without any."""
+    for connection in sorted(connections, key=lambda connection: connection.since)[:1]:
+        connection.connections.discard(connection)
+        connection.transport.abort()
+    return bool(connections)
 
 
 def _plain(status: str, sentence: str) -> bytes:
     """An answer after which the connection ends."""
     body = sentence.encode()
-    head = (
-        f"HTTP/1.1 {status}\r\ncontent-type: text/plain; charset=utf-8\r\n"
-        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-    )
-    return head.encode() + body
+    lines = {
+        b"content-type": b"text/plain; charset=utf-8",
+        b"content-length": str(len(body)).encode(),
+        b"connection": b"close",
+        b"cache-control": b"no-store",
+        **HEADERS,
+    }
+    head = b"".join(name + b": " + value + b"\r\n" for name, value in lines.items())
+    return f"HTTP/1.1 {status}\r\n".encode() + head + b"\r\n" + body
 
 
-def _host(connection: Any) -> str | None:
-    return connection.client[0] if connection.client else None
+def _network(connection: Any) -> str:
+    return network_of(connection.client[0] if connection.client else None)

@@ -8,6 +8,7 @@ point here (DNS rebinding); then `Host` is that name.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -23,6 +24,7 @@ HEADERS = {
     b"referrer-policy": b"no-referrer",
 }
 """A page loads nothing from other sites, no other site may embed it, and no Referer tells its address."""
+FAULT = "this is a fault of the server: it has printed what went wrong"
 
 
 def refusal(headers: dict[bytes, bytes], names: frozenset[str]) -> str | None:
@@ -54,9 +56,15 @@ def _is_ours(host: str, names: frozenset[str]) -> bool:
         return name in names
 
 
-def own_names(host: str) -> frozenset[str]:
-    """The names under which a server that listens on `host` may be opened."""
-    return frozenset({"localhost", socket.gethostname().lower(), host.lower()}) - {""}
+def own_names(host: str, public_name: str | None = None) -> frozenset[str]:
+    """The names under which a server that listens on `host` may be opened.
+
+    public_name   under which a proxy serves it (`--public-name`). Raises ValueError for what is no name
+    """
+    if public_name and not re.fullmatch(r"[a-zA-Z0-9.-]+", public_name):
+        raise ValueError(f"--public-name {public_name}: give the name alone, such as videos.example.org")
+    names = ("localhost", socket.gethostname(), host, public_name or "")
+    return frozenset(name.lower() for name in names if name)
 
 
 class Guard:
@@ -75,18 +83,29 @@ class Guard:
             await self.app(scope, receive, send)
             return
         reason = refusal(dict(scope["headers"]), self.names)
+        started = False
 
         async def send_guarded(message: Scope) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 message["headers"] = [*message.get("headers", []), *self.headers]
             await send(message)
 
+        async def say(status: int, sentence: str) -> None:
+            headers = [(b"content-type", b"text/plain; charset=utf-8")]
+            await send_guarded({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": sentence.encode()})
+
         if reason is None:
-            await self.app(scope, receive, send_guarded)
+            try:
+                await self.app(scope, receive, send_guarded)
+            except Exception:
+                if scope["type"] == "http" and not started:
+                    await say(500, FAULT)
+                raise  # the server logs it
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": reason})  # before accept: HTTP 403
         else:
-            headers = [(b"content-type", b"text/plain; charset=utf-8")]
-            await send_guarded({"type": "http.response.start", "status": 403, "headers": headers})
-            await send({"type": "http.response.body", "body": reason.encode()})
+            await say(403, reason)

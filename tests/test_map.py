@@ -56,7 +56,7 @@ LAYERS = [
             "megatv.plan",
         ],
     ),
-    ("judge", ["megatv.eval", "megatv.guard", "megatv.connections"]),
+    ("judge", ["megatv.eval", "megatv.guard", "megatv.connections", "megatv.network"]),
     ("show", ["megatv.studio"]),
 ]
 OUTSIDE = ["launch", "tools"]

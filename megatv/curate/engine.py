@@ -7,13 +7,16 @@ recorded with its reason and ends nothing, a crash of the worker's whole process
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -35,6 +38,9 @@ CRASHES = 2
 """Times that a task may lose its worker and start anew: the node may have gone."""
 OBJECT_STORE_BYTES = 256 << 20
 """Of a local Ray: items are small, frames never leave the worker that decoded them."""
+LONGEST_PLACE = 17
+"""Bytes of the folder for temporary files (TMPDIR) below which Ray's files are kept. With a longer one, paths
+of its sockets, 86 bytes more, could pass the 103 that macOS and Linux both allow: /tmp is taken instead."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +140,43 @@ def start_ray(address: str | None) -> None:
         ray.init(address=address, **quiet)
     else:
         # Ray listens on all interfaces and runs code for whoever knows its token. Without this variable
-        # it would write a token to a file that other users of this machine may read.
+        # it would write the token to a file.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # "local": not a cluster that this machine happens to belong to
         own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        ray.init(address="local", **own, **quiet)
+        # "local": not a cluster that this machine happens to belong to
+        ray.init(address="local", _temp_dir=str(_private_folder() / "ray"), **own, **quiet)
+
+
+def _private_folder() -> Path:
+    """A new folder for Ray's files, for this user alone, which is removed when the process ends.
+
+    Ray lets everybody write its own folder, whatever the umask, and its processes learn from files there whom
+    to send the token. Raises ValueError where others could put another folder in the place of this one.
+    """
+    from megatv_kernels.parents import fault_above
+
+    place = os.path.realpath(tempfile.gettempdir())
+    if len(os.fsencode(place)) > LONGEST_PLACE:
+        place = os.path.realpath("/tmp")
+    folder = Path(tempfile.mkdtemp(prefix="megatv-", dir=place))
+    atexit.register(_end_ray, folder)
+    if fault := fault_above(folder):
+        raise ValueError(
+            f"Ray's files cannot be kept in {folder}: {fault}; set TMPDIR to a folder of your own"
+        )
+    return folder
+
+
+def _end_ray(folder: Path) -> None:
+    """End Ray and remove its files; its processes may write for a moment longer."""
+    import ray
+
+    ray.shutdown()
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
+        time.sleep(0.1)
 
 
 def _knock(address: str) -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import functools
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,9 @@ TIMEOUT_SECONDS = 60.0
 HEAD_TRIES = 3
 """How often the SDK asks within one download; all of that takes at most so many times TIMEOUT_SECONDS."""
 MIN_BYTES_PER_SECOND = 16 << 10
-"""An object may take TIMEOUT_SECONDS and, for its size, as long as at this rate."""
-MAX_ERROR_BYTES = 64 << 10
-"""Of the body of an error, which the SDK reads whole."""
+"""A body may take TIMEOUT_SECONDS and, for what came of it, as long as at this rate."""
+MAX_ANSWER_BYTES = 64 << 10
+"""Of what the SDK reads whole: all answers but an object."""
 REFUSED = {"401", "403", "404", "NoSuchKey", "NoSuchBucket", "AccessDenied"}
 """Answers that asking again does not change."""
 MAX_REASON = 500
@@ -61,14 +63,12 @@ def download(location: str, name: str, local: Path, most: int) -> tuple[str, boo
         client = _client(os.environ.get("S3_ENDPOINT_URL"))
         key = f"{prefix}/{name}".lstrip("/")
         answer = in_time(HEAD_TRIES * TIMEOUT_SECONDS, lambda: client.get_object(Bucket=bucket, Key=key))
-        began, size = time.monotonic(), 0
-        with create_file(local) as file:
-            for block in answer["Body"].iter_chunks(1 << 20):
+        with closing(answer["Body"]) as body, create_file(local) as file:
+            size = 0
+            for block in body.iter_chunks(1 << 20):
                 size += len(block)
                 if size > most:
                     return "it has more bytes than it should", True
-                if time.monotonic() - began > TIMEOUT_SECONDS + size / MIN_BYTES_PER_SECOND:
-                    return "it comes too slowly", False
                 file.write(block)
     except ImportError as error:
         raise ValueError(
@@ -84,25 +84,54 @@ def download(location: str, name: str, local: Path, most: int) -> tuple[str, boo
 
 
 class _Reply:
-    """The body of an answer in place of urllib3's: read as it comes, and of an error only the beginning."""
+    """The body of an answer in place of urllib3's: read as it comes, in time, and only an object to its end.
+
+    A thread ends the connection when the time is over: whoever reads may be waiting for the end of a line.
+    """
 
     def __init__(self, raw: Any) -> None:
-        self._raw = raw
+        self._raw, self._size, self._began = raw, 0, time.monotonic()
+        self._read = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _seconds_left(self) -> float:
+        return self._began + TIMEOUT_SECONDS + self._size / MIN_BYTES_PER_SECOND - time.monotonic()
+
+    def _watch(self) -> None:
+        while (left := self._seconds_left()) > 0:
+            if self._read.wait(left):
+                return
+        with suppress(OSError, RuntimeError, ValueError):  # it has ended meanwhile
+            self._raw.shutdown()
 
     def read(self, size: int | None = None) -> bytes:
-        """At most `size` bytes, not waiting until there are so many; b"" at the end."""
-        return self._raw.read1(size)
+        """At most `size` bytes, not waiting until there are so many; b"" at the end. Raises TimeoutError."""
+        try:
+            block: bytes = self._raw.read1(size)
+        except Exception:
+            self._in_time()
+            raise
+        self._in_time()
+        self._size += len(block)
+        if not block:
+            self._read.set()
+        return block
+
+    def _in_time(self) -> None:
+        if self._seconds_left() <= 0:
+            raise TimeoutError("it comes too slowly")
 
     def stream(self) -> Iterator[bytes]:
-        """What the SDK takes for the whole body of an error."""
-        began, left = time.monotonic(), MAX_ERROR_BYTES
-        while left and time.monotonic() - began < TIMEOUT_SECONDS and (block := self.read(left)):
-            left -= len(block)
-            yield block
-        self.close()
+        """What the SDK takes for the whole body of an answer other than an object."""
+        left = MAX_ANSWER_BYTES
+        with closing(self), suppress(TimeoutError):
+            while left and (block := self.read(left)):
+                left -= len(block)
+                yield block
 
     def close(self) -> None:
         """End the connection; no other request shall find the rest of the body there."""
+        self._read.set()
         self._raw.close()
 
 
@@ -117,9 +146,11 @@ def _client(endpoint: str | None) -> Any:
     client = Session().client("s3", config=config, endpoint_url=endpoint)
 
     def send(request: Any, **_: Any) -> Any:
+        request.stream_output = True  # else the body is read before it is replaced
         answer = client._endpoint.http_session.send(request)
         answer.raw = _Reply(answer.raw)
         return answer
 
-    client.meta.events.register("before-send.s3.GetObject", send)  # else error bodies have no bound
+    # of all operations: before GetObject the SDK may ask for a session, or where the bucket is
+    client.meta.events.register("before-send.s3", send)
     return client

@@ -17,6 +17,14 @@ from megatv.sample.speech import Speech
 from megatv.sample.timeline import MAX_SECONDS, Window, chunk_starts, chunks_within, plan_windows
 
 
+class TooLongError(ValueError):
+    """Words that no window has room for. excess: tokens that are too many."""
+
+    def __init__(self, reason: str, excess: int) -> None:
+        super().__init__(reason)
+        self.excess = excess
+
+
 class Script:
     """chunks: length of the video; given: chunks that the request brings.
 
@@ -111,9 +119,10 @@ class Script:
             first = window.first - window.kept
             need = self._rows([self._forced_ids(first + i) for i in range(self.size)], window)
             if need > self.budget:
-                raise ValueError(
+                raise TooLongError(
                     f"your words from {window.start_seconds:g} s on take {need - self.budget} tokens "
-                    "more than the model's sequences have room for: shorten them or use fewer"
+                    "more than the model's sequences have room for: shorten them or use fewer",
+                    need - self.budget,
                 )
 
     def _rows(self, words: list[Ids], window: Window) -> int:

@@ -8,9 +8,11 @@ from collections.abc import Generator, Iterator
 import torch
 
 from megatv.config import SampleConfig
+from megatv.data.sequence import text_ids
 from megatv.sample.events import Event, Finished
 from megatv.sample.request import Intervention, Request
 from megatv.sample.sampler import Sampler
+from megatv.sample.script import TooLongError
 from megatv.sample.timeline import chunk_starts, plan_windows
 
 
@@ -75,7 +77,17 @@ class Stream(Iterator[Event]):
             given = (*given[:chunk], None, *given[chunk + 1 :])
         seed = self.request.seed if seed is None else seed
         request = dataclasses.replace(self.request, given_words=given, interventions=spoken, seed=seed)
-        twin = Stream(self.sampler, request, self.settings, overlap=self.overlap)
+        try:
+            twin = Stream(self.sampler, request, self.settings, overlap=self.overlap)
+        except TooLongError as error:
+            if text is None:
+                raise
+            tokens = len(text_ids(script.tokenizer, [text])) + 1
+            left = max(0, tokens - error.excess)
+            raise ValueError(
+                f"words for chunk {chunk}: they take {tokens} tokens, and {left} are left for yours; "
+                "shorten them"
+            ) from None
         for at in words.keys() - made.keys():  # an intervention of a request never falls on a given chunk
             twin.intervene(at, words[at])
         if script.mode != "think2v":

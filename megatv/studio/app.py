@@ -18,6 +18,7 @@ from fastapi.staticfiles import StaticFiles
 from megatv.config import FPS, GROUP_FRAMES
 from megatv.data.toy_world import META_PROMPT
 from megatv.guard import Guard
+from megatv.network import network_of
 from megatv.studio import limits
 from megatv.studio.downloads import Downloads
 from megatv.studio.protocol import parse
@@ -67,9 +68,9 @@ def make_app(model: Model, names: frozenset[str]) -> FastAPI:
         return FileResponse(STATIC / "index.html")
 
     @app.post("/api/sessions")
-    async def new_session() -> dict[str, str]:
+    async def new_session(request: Request) -> dict[str, str]:
         try:
-            return {"session": worker.new_session().name}
+            return {"session": worker.new_session(_network(request)).name}
         except ValueError as error:
             raise HTTPException(503, str(error)) from None
 
@@ -82,14 +83,14 @@ def make_app(model: Model, names: frozenset[str]) -> FastAPI:
         return {"note": "{}x{}".format(*size) + resized.format(video.width, video.height)}
 
     @app.get("/api/sessions/{name}/takes/{number}/video.mp4")
-    async def video(name: str, number: int) -> Response:
-        return await downloads.send_video(find_take(name, number))
+    async def video(name: str, number: int, request: Request) -> Response:
+        return await downloads.send_video(find_take(name, number), _network(request))
 
     @app.get("/api/sessions/{name}/takes/{number}/transcript.json")
-    async def transcript(name: str, number: int) -> Response:
+    async def transcript(name: str, number: int, request: Request) -> Response:
         tree = {**model.record, **find_take(name, number).record()}
         data = json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
-        return downloads.send(data.encode(), "application/json", f"take-{number}.json")
+        return downloads.send(data.encode(), "application/json", f"take-{number}.json", _network(request))
 
     @app.websocket("/ws/{name}")
     async def watch(socket: WebSocket, name: str) -> None:
@@ -139,6 +140,10 @@ def describe(model: Model) -> dict[str, Any]:
         "game": toy,
         "examples": model.examples,
     }
+
+
+def _network(request: Request) -> str:
+    return network_of(request.client.host if request.client else None)
 
 
 async def _send(socket: WebSocket, viewer: Viewer) -> None:

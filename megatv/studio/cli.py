@@ -28,6 +28,7 @@ from megatv.studio.session import Model
 def main(argv: Sequence[str] | None = None) -> None:
     """Load, listen, serve until Ctrl-C. Raises ValueError with one sentence for any bad input."""
     args = _parser().parse_args(argv)
+    names = own_names(args.host, args.public_name)
     listening = _listen(args.host, args.port)
     sampler = Sampler.from_checkpoint(
         args.checkpoint, args.device, args.weights, args.precision, trust=Trust.given(args)
@@ -41,19 +42,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     read = partial(read_example, sampler)
     # no overlap: a player sees every chunk before the keys of the next one count
     model = Model(sampler.config, partial(Stream, sampler, overlap=False), record, _examples(sampler), read)
-    app = make_app(model, own_names(args.host))
+    app = make_app(model, names)
     host, port = listening.getsockname()[:2]
     say(f"studio: open http://{f'[{host}]' if ':' in host else host}:{port}/ (Ctrl-C ends it)")
     if not ipaddress.ip_address(host).is_loopback:
         say("studio: everyone who reaches this address may use it; there is no password and no encryption")
-    server_of(app).run(sockets=[listening])
+    server_of(app, behind_proxy=bool(args.public_name)).run(sockets=[listening])
 
 
-def server_of(app: FastAPI) -> Server:
-    """The studio's server, with all its bounds."""
+def server_of(app: FastAPI, *, behind_proxy: bool = False) -> Server:
+    """The studio's server, with all its bounds.
+
+    behind_proxy   a proxy on this machine says whose request it passes on (X-Forwarded-For)
+    """
     bounds = Bounds(
         total=limits.MAX_CONNECTIONS,
-        of_one=limits.MAX_CONNECTIONS_OF_ONE,
         request_seconds=limits.REQUEST_SECONDS,
         body_seconds=limits.BODY_SECONDS,
         stalled_seconds=limits.STALLED_SECONDS,
@@ -64,8 +67,8 @@ def server_of(app: FastAPI) -> Server:
         app,
         bounds,
         loop="asyncio",
-        log_level="warning",
         backlog=128,
+        proxy_headers=behind_proxy,
         h11_max_incomplete_event_size=limits.MAX_HEAD_BYTES,
         ws_max_size=limits.MAX_MESSAGE_BYTES,
         ws_ping_interval=limits.PING_SECONDS,
@@ -86,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", required=True, help="a checkpoint directory, or a run (its newest checkpoint)")
     add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     add("--port", type=int, default=8000, help="0: any free one")
+    add("--public-name", metavar="NAME", help="name under which a proxy on this machine serves the page")
     add("--weights", choices=["auto", "ema", "model"], default="auto", help="auto: averaged ones if saved")
     add("--precision", choices=CHOICES, default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")

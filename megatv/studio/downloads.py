@@ -16,13 +16,17 @@ from megatv.studio import limits
 from megatv.studio.take import Take
 
 BUSY = "the studio is busy with other downloads: try again in a moment"
+BUSY_OF_ONE = "downloads to your address take all the room that they may: let one of them end"
 
 
 class File:
-    """Some bytes. chunks: of which a video was made; a take of as many chunks is still the same."""
+    """Some bytes that were made for `network`.
 
-    def __init__(self, data: bytes, chunks: int = 0) -> None:
-        self.data, self.chunks = data, chunks
+    chunks   of which a video was made; a take of as many chunks is still the same
+    """
+
+    def __init__(self, data: bytes, network: str, chunks: int = 0) -> None:
+        self.data, self.network, self.chunks = data, network, chunks
 
 
 class FileResponse(Response):
@@ -54,12 +58,12 @@ class Downloads:
         self._encoding = asyncio.Lock()
         self._waiting = 0
 
-    def send(self, data: bytes, kind: str, name: str) -> Response:
+    def send(self, data: bytes, kind: str, name: str, network: str = "") -> Response:
         """An answer that sends `data`. Raises HTTPException 503 when there is no room for it."""
-        self._make_room(len(data))
-        return FileResponse(self._hold(File(data)), kind, name)
+        self._make_room(len(data), network)
+        return FileResponse(self._hold(File(data, network)), kind, name)
 
-    async def send_video(self, take: Take) -> Response:
+    async def send_video(self, take: Take, network: str = "") -> Response:
         """An answer that sends a take as mp4. Raises HTTPException with one sentence."""
         if not take.frames:
             raise HTTPException(409, "this take has no frames yet")
@@ -69,14 +73,14 @@ class Downloads:
         try:
             async with self._encoding:
                 if take.video is None or take.video.chunks != len(take.frames):
-                    take.video = await self._encode(take)
+                    take.video = await self._encode(take, network)
                 return FileResponse(take.video, "video/mp4", f"take-{take.number}.mp4")
         finally:
             self._waiting -= 1
 
-    async def _encode(self, take: Take) -> File:
+    async def _encode(self, take: Take, network: str) -> File:
         take.video = None
-        self._make_room(limits.MAX_VIDEO_BYTES)
+        self._make_room(limits.MAX_VIDEO_BYTES, network)
         clips = list(take.frames)
         try:
             data = await run_in_threadpool(
@@ -84,19 +88,24 @@ class Downloads:
             )
         except ValueError as error:
             raise HTTPException(409, str(error)) from None
-        return self._hold(File(data, len(clips)))
+        return self._hold(File(data, network, len(clips)))
 
     def _hold(self, file: File) -> File:
         self._files.add(file)
         return file
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int, network: str) -> None:
         """Room for so many bytes; kept videos make some. Raises HTTPException 503."""
-        if self._held() + size > limits.MAX_DOWNLOAD_BYTES:
+        if self._lacks(size, network):
             for take in self._takes():
                 take.video = None
-        if self._held() + size > limits.MAX_DOWNLOAD_BYTES:
-            raise HTTPException(503, BUSY)
+        if reason := self._lacks(size, network):
+            raise HTTPException(503, reason)
 
-    def _held(self) -> int:
-        return sum(len(file.data) for file in self._files)
+    def _lacks(self, size: int, network: str) -> str:
+        """Why there is no room for so many bytes more; "" when there is."""
+        files = list(self._files)
+        if sum(len(file.data) for file in files) + size > limits.MAX_DOWNLOAD_BYTES:
+            return BUSY
+        own = sum(len(file.data) for file in files if file.network == network)
+        return BUSY_OF_ONE if own + size > limits.MAX_DOWNLOAD_BYTES_OF_ONE else ""

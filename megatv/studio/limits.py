@@ -11,10 +11,11 @@ MAX_TEXT = 4000
 """Characters of a prompt, or of the words of one chunk."""
 MAX_TAKES = 8
 """Videos of one session, branches included."""
-MAX_OPEN, MAX_OPEN_IN_ALL = 4, 8
-"""Videos that are being made or paused, in one session and in all: each holds a KV cache."""
-MAX_SESSIONS = 8
-"""Sessions at once; one that nobody watches makes room for a new one."""
+MAX_OPEN, MAX_OPEN_OF_ONE, MAX_OPEN_IN_ALL = 4, 6, 8
+"""Videos that are being made or paused, in one session, in those of one network (`megatv.network`) and in
+all: each holds a KV cache."""
+MAX_SESSIONS, MAX_SESSIONS_OF_ONE = 8, 6
+"""Sessions at once, in all and started from one network; one that nobody watches makes room for a new one."""
 MAX_VIEWERS = 200
 """Tabs that watch one session."""
 MAX_HELD_BYTES = 2 << 30
@@ -38,7 +39,7 @@ MAX_PICTURE_BYTES = 10 << 20
 MAX_UPLOAD_BYTES = 64 << 20
 """Pictures on their way or waiting to be decoded, over all connections."""
 MAX_UPLOAD_BYTES_OF_ONE = 24 << 20
-"""The part of it that one address may take, so that pictures which stall there hold up nobody elsewhere."""
+"""The part of it that one network may take, so that pictures which stall there hold up nobody elsewhere."""
 UPLOAD_SECONDS = 20.0
 """How long one picture may be on its way."""
 MAX_PICTURES_WAITING = 16
@@ -46,15 +47,15 @@ MAX_PICTURES_WAITING = 16
 
 MAX_VIDEO_BYTES = 64 << 20
 """One take as an mp4 file."""
-MAX_DOWNLOAD_BYTES = 256 << 20
-"""Files that are being sent, and finished takes that are kept as files, in all."""
+MAX_DOWNLOAD_BYTES, MAX_DOWNLOAD_BYTES_OF_ONE = 256 << 20, 192 << 20
+"""Files that are being sent, and finished takes that are kept as files, in all and made for one network."""
 MAX_VIDEOS_WAITING = 8
 """Takes that wait to be encoded, one at a time."""
 PIECE_BYTES = 64 << 10
 """A file is sent in such pieces, as fast as it is read."""
 
-MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE = 512, 400
-"""Connections in all and from one address; the one longest waited for makes room for a new one."""
+MAX_CONNECTIONS = 512
+"""Connections in all; `megatv.connections` says which makes room for a new one."""
 REQUEST_SECONDS = 10.0
 """How long a connection may take for the head of its next request, and for its end after the last."""
 BODY_SECONDS = 30.0

@@ -88,14 +88,16 @@ class Viewer:
 class Session:
     """`takes` and `obey` belong to the worker's thread, `viewers` to the web's.
 
-    admit     raises ValueError when the studio has no room for a video of so many bytes of frames
+    admit     raises ValueError when the studio has no room for a video of so many bytes of frames, or none
+              for one more of this network's sessions
+    network   from which it was asked for (`megatv.network`)
     picture   the first picture of the next video, uint8 [H, W, 3]
     left      when the last viewer left, or it was made (time.monotonic); None while somebody watches
     watched   whether anybody ever has
     """
 
-    def __init__(self, name: str, model: Model, admit: Callable[[int], None]) -> None:
-        self.name, self._model, self._admit = name, model, admit
+    def __init__(self, name: str, model: Model, admit: Callable[[int, str], None], network: str = "") -> None:
+        self.name, self._model, self._admit, self.network = name, model, admit, network
         self.takes: dict[int, Take] = {}
         self.log = Log()
         self.viewers: set[Viewer] = set()
@@ -267,7 +269,7 @@ class Session:
         own = frames_of(chunks, video.groups) - others
         # its own as pixels and as messages; its stream has those of the shared chunks, too
         will_hold = (2 * own + others) * video.width * video.height * 3
-        self._admit(will_hold)
+        self._admit(will_hold, self.network)
         return will_hold
 
     def _say(self, message: dict[str, Any], packed: bytes | None = None) -> None:

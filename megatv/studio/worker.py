@@ -6,7 +6,7 @@ import queue
 import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from megatv.log import say
@@ -45,19 +45,32 @@ class Worker:
         self.wake()
         self._thread.join()
 
-    def new_session(self) -> Session:
-        """Raises ValueError when all places are taken by sessions that somebody watches."""
-        if len(self.sessions) >= limits.MAX_SESSIONS:
-            left = [session for session in self.sessions.values() if session.left is not None]
-            if not left:
-                raise ValueError(
-                    f"{limits.MAX_SESSIONS} sessions are being watched, more the studio does not hold: "
-                    "join one of them, or close its tabs"
-                )
-            self._forget(min(left, key=lambda session: (session.watched, session.left)))
-        session = Session(secrets.token_urlsafe(9), self._model, self._admit)
+    def new_session(self, network: str = "") -> Session:
+        """One that was asked for from `network`. ValueError when its places, or all, are being watched."""
+        own = [session for session in self.sessions.values() if session.network == network]
+        if len(own) >= limits.MAX_SESSIONS_OF_ONE:
+            self._forget_one(
+                own,
+                f"{limits.MAX_SESSIONS_OF_ONE} sessions started from your address are being watched: "
+                "close the tabs of one",
+            )
+        elif len(self.sessions) >= limits.MAX_SESSIONS:
+            self._forget_one(
+                [*self.sessions.values()],
+                f"{limits.MAX_SESSIONS} sessions are being watched, more the studio does not hold: "
+                "join one of them, or close its tabs",
+            )
+        session = Session(secrets.token_urlsafe(9), self._model, self._admit, network)
         self.sessions[session.name] = session
         return session
+
+    def _forget_one(self, sessions: list[Session], refusal: str) -> None:
+        """Make room by a session that nobody watches, first of the network that has most."""
+        left = [session for session in sessions if session.left is not None]
+        if not left:
+            raise ValueError(refusal)
+        held = Counter(session.network for session in self.sessions.values())
+        self._forget(min(left, key=lambda one: (-held[one.network], one.watched, one.left)))
 
     def takes(self) -> list[Take]:
         """All there are, those of sessions that are about to end included; from any thread."""
@@ -130,12 +143,26 @@ class Worker:
         if self.sessions.pop(session.name, None) is not None:
             self._ended.append(session)
 
-    def _admit(self, size: int) -> None:
-        """Raise ValueError when there is no room for a take that will hold so many bytes of frames."""
+    def _admit(self, size: int, network: str) -> None:
+        """Raise ValueError when there is no room for a take of a session of `network`.
+
+        size   bytes of frames that the take will hold
+        """
         takes = self.takes()
         if sum(take.is_open for take in takes) >= limits.MAX_OPEN_IN_ALL:
             raise ValueError(
                 f"{limits.MAX_OPEN_IN_ALL} takes are being made or paused in this studio: wait for one"
+            )
+        own = [
+            take
+            for session in tuple(self.sessions.values())
+            if session.network == network
+            for take in tuple(session.takes.values())
+        ]
+        if sum(take.is_open for take in own) >= limits.MAX_OPEN_OF_ONE:
+            raise ValueError(
+                f"{limits.MAX_OPEN_OF_ONE} takes of sessions started from your address are being made "
+                "or paused: stop one, or wait for it"
             )
         free = limits.MAX_HELD_BYTES - sum(take.held_bytes for take in takes)
         if size > free:

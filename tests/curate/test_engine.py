@@ -1,14 +1,17 @@
 """The engine under Ray: what is done stays done, what fails is named, kill -9 costs what was in flight."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from megatv.curate import engine
 from megatv.curate.engine import Outcome, Stage, run_stage, start_ray
 from megatv.curate.manifest import Manifest
 
@@ -122,11 +125,60 @@ def test_an_address_without_a_cluster_is_refused(address, fault):
         start_ray(address)
 
 
-def test_the_token_of_the_local_ray_is_in_no_file(tmp_path):
-    code = "from megatv.curate.engine import start_ray; start_ray(None)"
+STARTED = """
+import os, signal, sys
+from pathlib import Path
+from megatv.curate.engine import start_ray
+start_ray(None)
+import ray
+print(ray._private.worker._global_node.get_session_dir_path(), flush=True)
+os.kill(os.getpid(), int(sys.argv[1])) if int(sys.argv[1]) else None
+"""
+
+
+@pytest.mark.parametrize("end", [0, signal.SIGTERM])
+def test_the_token_of_the_local_ray_is_in_no_file(tmp_path, end):
+    """And its other files are removed, also those that lie in /tmp because TMPDIR is long."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    subprocess.run([sys.executable, "-c", code], env=mine | {"HOME": str(tmp_path)}, check=True, timeout=200)
+    mine |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", STARTED, str(int(end))]
+    done = subprocess.run(command, env=mine, stdout=subprocess.PIPE, text=True, timeout=200)
     assert not (tmp_path / ".ray").exists()
+    session = Path(done.stdout.strip())
+    assert session.name.startswith("session_") and len(session.parents) == 4
+    assert session.parents[1].name.startswith("megatv-") and not session.parents[1].exists()
+
+
+def test_others_cannot_enter_the_files_of_the_local_ray(local_ray):
+    """Ray's own folders are open to everybody, and its processes read there whom to send the token."""
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    private = session.parents[1].stat()
+    assert private.st_uid == os.geteuid() and private.st_mode & 0o077 == 0
+    if os.geteuid() == 0:
+        look = [
+            sys.executable,
+            "-c",
+            "import os, sys; os.setgid(20002); os.setuid(20002); os.listdir(sys.argv[1])",
+        ]
+        for folder in (session, *session.parents[:2]):
+            done = subprocess.run([*look, str(folder)], capture_output=True, text=True)
+            assert "PermissionError" in done.stderr, folder
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_place_that_another_user_could_replace_is_refused(monkeypatch):
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    os.chown(place, 20002, 20002)
+    place.chmod(0o1777)
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setattr(engine.atexit, "register", lambda end, folder: None)
+    try:
+        with pytest.raises(
+            ValueError, match=f"user 20002 may put another in its place .{place} .*set TMPDIR"
+        ):
+            engine._private_folder()
+    finally:
+        shutil.rmtree(place)
 
 
 @pytest.mark.slow
@@ -150,6 +202,7 @@ ray.get(ray.remote(lambda: open({str(marker)!r}, "w").close()).remote())
 SLOW_STAGE = """
 import sys, time
 from pathlib import Path
+from megatv.curate import engine
 from megatv.curate.engine import Outcome, Stage, run_stage, start_ray
 folder = Path(sys.argv[1])
 def work(item):
@@ -204,6 +257,7 @@ TWO_NODES = """
 import sys, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
+from megatv.curate import engine
 from megatv.curate.engine import Outcome, Stage, run_stage, start_ray
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})

@@ -99,6 +99,9 @@ def test_an_object_larger_than_it_should_be_is_not_fetched_whole(tmp_path, monke
                 taken.append(size)
                 yield b"x" * size
 
+        def close(self):
+            taken.append("closed")
+
     class Client:
         def get_object(self, Bucket, Key):
             assert (Bucket, Key) == ("clips", "set/shard.00000.mds")
@@ -108,13 +111,20 @@ def test_an_object_larger_than_it_should_be_is_not_fetched_whole(tmp_path, monke
     local = tmp_path / "a"
     reason, final = bucket.download("s3://clips/set", "shard.00000.mds", local, 3 << 20)
     assert (reason, final) == ("it has more bytes than it should", True)
-    assert len(taken) == 4 and local.stat().st_size <= 3 << 20
+    assert taken == [1 << 20] * 4 + ["closed"] and local.stat().st_size <= 3 << 20
 
 
 def test_a_download_writes_through_no_link(tmp_path, monkeypatch):
+    class Body:
+        def iter_chunks(self, size):
+            return [b"new"]
+
+        def close(self):
+            pass
+
     class Client:
         def get_object(self, Bucket, Key):
-            return {"Body": type("Body", (), {"iter_chunks": lambda self, size: [b"new"]})()}
+            return {"Body": Body()}
 
     monkeypatch.setattr(bucket, "_client", lambda endpoint: Client())
     (tmp_path / "target").write_text("kept")

@@ -112,14 +112,17 @@ def test_the_body_of_an_error_is_bounded_in_memory(tmp_path, store):
     tracemalloc.stop()
 
 
-def drip(head, piece):
+def drip(head, piece, pause=0.1):
     def answer(connection):
         connection.sendall(head)
         while True:
             connection.sendall(piece)
-            time.sleep(0.1)
+            time.sleep(pause)
 
     return answer
+
+
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n"
 
 
 @pytest.mark.parametrize(
@@ -130,15 +133,67 @@ def drip(head, piece):
         drip(b"HTTP/1.1 404 N\r\nContent-Length: 1000\r\n\r\n", b"x"),
         drip(OK, b"a"),
         drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        drip(CHUNKED, b"0"),
+        drip(CHUNKED + b"1;", b"x"),
+        drip(CHUNKED + b"0\r\n", b"a: b\r\n"),
+        drip(CHUNKED + b"0\r\n", b"a: b\r\n" * 10_000, pause=0),
+        drip(CHUNKED.replace(b"200 OK", b"404 N") + b"0\r\n", b"a: b\r\n"),
     ],
-    ids=["body", "chunks", "error", "head", "continue"],
+    ids=[
+        "body",
+        "chunks",
+        "error",
+        "head",
+        "continue",
+        "chunk line",
+        "chunk extension",
+        "trailers",
+        "trailer flood",
+        "trailers of an error",
+    ],
 )
 def test_an_answer_that_drips_is_left_in_time(tmp_path, monkeypatch, store, answer):
     monkeypatch.setattr(bucket, "TIMEOUT_SECONDS", 0.5)
     store["answer"] = answer
+    tracemalloc.start()
     began = time.monotonic()
     reason, _ = bucket.download("s3://clips/set", "index.json", tmp_path / "a", 1000)
     assert reason and time.monotonic() - began < 20
+    assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    tracemalloc.stop()
+
+
+def test_a_line_that_does_not_end_takes_little_memory(tmp_path, store):
+    store["answer"] = drip(CHUNKED, b"0" * 1_000_000, pause=0)
+    tracemalloc.start()
+    reason, _ = bucket.download("s3://clips/set", "index.json", tmp_path / "a", 1000)
+    assert reason and tracemalloc.get_traced_memory()[1] < 100 << 20
+    tracemalloc.stop()
+
+
+def test_an_answer_that_came_in_time_leaves_nobody_waiting(tmp_path, store):
+    store["answer"] = lambda connection: connection.sendall(OK + b"Content-Length: 3\r\n\r\nabc")
+    before = threading.active_count()
+    for name in ("a", "b", "c", "d"):
+        assert bucket.download("s3://clips/set", name, tmp_path / name, 1000) == ("", False)
+    while threading.active_count() > before + 1:  # the last connection's own
+        time.sleep(0.01)
+
+
+def test_no_answer_to_another_request_is_read_whole(tmp_path, store):
+    """For a bucket of this name the SDK first asks for a session, and reads what it is answered."""
+
+    def flood(connection):
+        connection.sendall(OK + b"Content-Type: application/xml\r\n\r\n")
+        for _ in range(700):
+            connection.sendall(b" " * 1_000_000)
+
+    store["answer"] = flood
+    tracemalloc.start()
+    name = "clips--use1-az4--x-s3"
+    reason, _ = bucket.download(f"s3://{name}/set", "index.json", tmp_path / "a", 1000)
+    assert reason and tracemalloc.get_traced_memory()[1] < 200 << 20
+    tracemalloc.stop()
 
 
 def test_an_object_is_fetched_whole(tmp_path, store):

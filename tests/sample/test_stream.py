@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -223,3 +224,15 @@ def test_words_put_in_share_one_budget_to_the_last_token(make_sampler):
     stream.intervene(3, "j" * 39)
     with pytest.raises(ValueError, match="take 2 tokens, and 0 are left"):
         stream.intervene(4, "j")
+
+
+@pytest.mark.parametrize("seconds", [3.0, 9.0])
+def test_words_of_a_branch_that_are_too_long_are_told_how_long_they_may_be(make_sampler, seconds):
+    stream = Stream(make_sampler(groups=2 if seconds > 6 else 1), Request("abc", seconds=seconds))
+    next(e for e in stream if isinstance(e, ChunkStarted) and e.chunk == 6)
+    with pytest.raises(ValueError, match="words for chunk 5: they take 201 tokens") as error:
+        stream.branch(5, "j" * 200)
+    left = int(re.search(r"and (\d+) are left for yours; shorten them", str(error.value))[1])
+    with pytest.raises(ValueError, match=f"they take {left + 1} tokens, and {left} are left"):
+        stream.branch(5, "j" * left)
+    stream.branch(5, "j" * (left - 1))

@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from megatv.data.toy_world import ACTIONS, words
 from megatv.sample import FramesDecoded, Request, Stream
 from megatv.studio.app import describe
-from megatv.studio.cli import main
+from megatv.studio.cli import main, server_of
 from megatv.studio.session import Model
 
 JUMP = "(space). 0, 0, 0, 0."
@@ -84,6 +84,16 @@ def test_a_newcomer_makes_steers_branches_and_plays(address, browser, tmp_path):
     page.wait_for(f"{count('.lane')} == 2")
     page.wait_for("document.querySelector('.pill.finished')", 120)
     assert page.evaluate(count(".cell.shared")) == 5
+
+    # words that are too long are refused with how long they may be, and stay in the editor
+    page.click("#lines li:nth-child(6) .line")
+    page.evaluate("document.querySelector('.editor textarea').value = 'j'.repeat(3000)")
+    page.click(".editor .primary")
+    toasts = "document.querySelector('#toasts').textContent"
+    page.wait_for(rf"/they take \d+ tokens, and \d+ are left/.test({toasts})")
+    page.wait_for("!document.querySelector('.editor .primary').disabled")
+    assert page.evaluate("document.querySelector('.editor textarea').value.length") == 3000
+    page.press("Escape")
 
     links = "[...document.querySelectorAll('#video, #transcript')].map(a => a.href)"
     sizes = page.evaluate(f"Promise.all({links}.map(u => fetch(u).then(r => r.blob()).then(b => b.size)))")
@@ -190,11 +200,18 @@ def test_only_the_toy_world_is_a_game(make_sampler):
     assert (about["game"], about["prompt"]) == (False, "")
 
 
+def test_only_a_proxy_that_is_named_says_who_asks(studio):
+    assert not server_of(studio.app).config.proxy_headers
+    assert server_of(studio.app, behind_proxy=True).config.proxy_headers
+
+
 def test_bad_input_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="--port 70000"):
         main(["--checkpoint", "nowhere", "--port", "70000"])
     with pytest.raises(ValueError, match="nowhere"):
         main(["--checkpoint", str(tmp_path / "nowhere"), "--port", "0"])
+    with pytest.raises(ValueError, match="give the name alone"):
+        main(["--checkpoint", "nowhere", "--public-name", "https://videos.example.org/"])
     with pytest.raises(ValueError, match="--host"):
         main(["--checkpoint", "nowhere", "--host", "203.0.113.7", "--port", "0"])
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import socket
 import sqlite3
 from collections.abc import Sequence
@@ -54,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def serve(study: Study, host: str, port: int, public_name: str | None = None) -> None:
     """Look at every video, then serve the page until Ctrl-C."""
-    if public_name and not re.fullmatch(r"[a-zA-Z0-9.-]+", public_name):
-        raise ValueError(f"--public-name {public_name}: give the name alone, such as study.example.org")
+    names = own_names(host, public_name)
     desk = open_desk(study)
     door = _listen(host, port)
     name = f"[{host}]" if ":" in host else host
@@ -66,7 +64,6 @@ def serve(study: Study, host: str, port: int, public_name: str | None = None) ->
     if study.joins == "invited" and not desk.answers.raters():
         say("nobody is invited yet: `python -m megatv.eval.human invite` makes links, also while this runs")
     say(f"open http://{name}:{door.getsockname()[1]}/ in a browser; Ctrl-C ends, and answers are kept")
-    names = own_names(host) | ({public_name.lower()} if public_name else set())
     try:
         server_of(desk, names, behind_proxy=bool(public_name)).run([door])
     finally:
@@ -77,7 +74,6 @@ def server_of(desk: Desk, names: frozenset[str], *, behind_proxy: bool = False) 
     """The page's server. behind_proxy: a proxy on this machine says whose request it passes on."""
     bounds = Bounds(
         total=MAX_CONNECTIONS,
-        of_one=MAX_CONNECTIONS,  # raters may share an address, behind a proxy all of them do
         request_seconds=WAIT_SECONDS,
         body_seconds=WAIT_SECONDS,
         stalled_seconds=WAIT_SECONDS,
@@ -89,9 +85,6 @@ def server_of(desk: Desk, names: frozenset[str], *, behind_proxy: bool = False) 
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         timeout_keep_alive=5,
         proxy_headers=behind_proxy,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
         timeout_graceful_shutdown=2,  # a browser that has paused a video holds its connection
     )
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
 import time
 from collections import defaultdict, deque
 from dataclasses import dataclass
+
+from megatv.network import network_of
 
 MAX_NAME = 40
 SECRET_BYTES = 24
@@ -68,7 +69,7 @@ def read_name(name: str) -> str:
 
 
 class Arrivals:
-    """How many joined from each address within the last hour, by the monotonic clock."""
+    """How many joined from each network within the last hour, by the monotonic clock."""
 
     def __init__(self, per_hour: int) -> None:
         self._per_hour = per_hour
@@ -76,20 +77,11 @@ class Arrivals:
 
     def full(self, address: str) -> bool:
         """Whether nobody else may join from an address now."""
-        times = self._times.get(_network(address), deque())
+        times = self._times.get(network_of(address), deque())
         while times and times[0] < time.monotonic() - HOUR_SECONDS:
             times.popleft()
         return len(times) >= self._per_hour
 
     def note(self, address: str) -> None:
         """Somebody joined."""
-        self._times[_network(address)].append(time.monotonic())
-
-
-def _network(address: str) -> str:
-    """An IPv4 address, or the 64 bits of an IPv6 address that one household shares."""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
+        self._times[network_of(address)].append(time.monotonic())

@@ -1,5 +1,6 @@
 // The plan: the words before every chunk of the active take. Click a line to change it: what is still to come is
-// said as you write it, what is made already becomes a branch.
+// said as you write it, what is made already becomes a branch. The editor stays open until the studio has taken the
+// words: a branch that begins shows another take, and what is said of a moment to come is heard of its chunk.
 
 import { activeTake, isOpen, lineOfPlan, on, state } from "/static/store.js";
 import { button, element } from "/static/dom.js";
@@ -12,7 +13,7 @@ const hint = document.getElementById("plan-hint");
 const first = document.getElementById("plan-first");
 const guide = document.getElementById("guide");
 let lines = []; // {root, words, tag, look} by chunk
-let editing = null; // {chunk, save, area}
+let editing = null; // {chunk, box, refresh, asked}; asked: the words that the studio has not answered to yet, or null
 let shown = null;
 
 const TAGS = { own: "model", forced: "you", given: "given" };
@@ -82,8 +83,8 @@ function edit(index) {
   const note = element("p", { className: "note" });
   const save = button("", null, { className: "primary small" }, () => {
     const late = !["coming", "writing"].includes(take.chunks[index].stage) || !isOpen(take);
-    send(late ? "branch" : "edit", { take: take.number, chunk: index, text: area.value });
-    stop();
+    if (send(late ? "branch" : "edit", { take: take.number, chunk: index, text: area.value })) editing.asked = area.value;
+    refresh();
   });
   const dice = button("Roll again", "dice", { className: "small", title: "A branch with the model's own words, by another seed" }, () => {
     send("branch", { take: take.number, chunk: index, seed: Math.floor(Math.random() * 2 ** 31) });
@@ -91,10 +92,12 @@ function edit(index) {
   });
   const cancel = button("Cancel", null, { className: "small quiet" }, stop);
   const refresh = () => {
-    const { stage } = take.chunks[index];
+    const { stage, source, planned, text } = take.chunks[index];
+    const drawn = stage === "drawing" && source === "forced"; // it may be before we hear that it is planned
+    if (editing.asked !== null && (planned === editing.asked || (drawn && text.startsWith(editing.asked)))) return stop();
     const made = stage === "made";
     save.textContent = made ? "Branch with these words" : "Say this";
-    save.disabled = take.mode === "t2v" || ["drawing", "never"].includes(stage);
+    save.disabled = editing.asked !== null || take.mode === "t2v" || ["drawing", "never"].includes(stage);
     dice.hidden = !made;
     note.textContent = take.mode === "t2v" ? "This mode has no words to change."
       : made ? `A new take: the same until ${take.starts[index].toFixed(2)} s, then yours.`
@@ -115,7 +118,7 @@ function edit(index) {
   const box = element("div", { className: "editor" }, parts);
   lines[index].root.append(box);
   lines[index].root.classList.add("editing");
-  editing = { chunk: index, box, refresh };
+  editing = { chunk: index, box, refresh, asked: null };
   refresh();
   box.scrollIntoView({ block: "nearest" });
   area.focus({ preventScroll: true });
@@ -129,6 +132,11 @@ function stop() {
   editing = null;
 }
 
+on("error", () => {
+  if (!editing) return;
+  editing.asked = null;
+  editing.refresh();
+});
 on("shown", () => {
   if (shown !== activeTake()) build();
 });

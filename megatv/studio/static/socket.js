@@ -28,9 +28,11 @@ export function connect(session) {
   };
 }
 
-/** Ask the studio for something. */
+/** Ask the studio for something; false while there is no line to it. */
 export function send(type, fields = {}) {
-  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify({ type, ...fields }));
+  const open = socket?.readyState === WebSocket.OPEN;
+  if (open) socket.send(JSON.stringify({ type, ...fields }));
+  return open;
 }
 
 async function receive(data) {

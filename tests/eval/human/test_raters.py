@@ -160,6 +160,15 @@ def test_a_household_is_one_address():
     assert not arrivals.full("192.0.2.1") and not arrivals.full("no address")
 
 
+def test_people_with_ipv4_addresses_are_many_where_the_server_listens_on_all(desk):
+    """`--host ::`: their addresses come inside of IPv6 ones that share their first 64 bits."""
+    one = desk(joins_per_hour=2)
+    near, far = client_of(one, "::ffff:192.0.2.7"), client_of(one, "::ffff:192.0.2.8")
+    assert [join(near).status_code for _ in range(3)] == [200, 200, 429]
+    assert [join(far).status_code for _ in range(3)] == [200, 200, 429]
+    assert join(client_of(one, "192.0.2.7")).status_code == 429
+
+
 def test_a_limit_holds_across_a_restart(desk):
     one = desk(max_raters=2)
     assert [join(client_of(one)).status_code for _ in range(3)] == [200, 200, 429]
