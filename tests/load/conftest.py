@@ -97,6 +97,8 @@ IMPATIENT = {
     "MAX_CONNECTIONS": 60,
     "MESSAGES_PER_SECOND": 1e6,
     "BURST": 1e6,
+    "MAX_WAITING": 100,  # on a busy machine all that one take is told may wait at once
+    "MAX_WAITING_OF_ONE": 100,
 }
 
 
