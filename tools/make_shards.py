@@ -237,7 +237,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the toy world (0)")
     parser.add_argument("--split", choices=SPLITS, default="train", help="of CS:GO or the toy world (train)")
     parser.add_argument(
-        "--held-out", type=Path, metavar="FILE", help="names of CS:GO's val episodes (by hash, one in 11)"
+        "--held-out",
+        type=Path,
+        metavar="PATH",
+        help="a folder of CS:GO's val episodes, or a list of their names (by hash, one in 11)",
     )
     parser.add_argument(
         "--action-lag", type=int, default=0, metavar="N", help="CS:GO's frame f shows action f - N (0)"

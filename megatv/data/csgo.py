@@ -67,13 +67,16 @@ def find_episodes(paths: Iterable[Path]) -> list[Path]:
 
 
 def split_episodes(episodes: list[Path], split: str, held_out: Path | None = None) -> list[Path]:
-    """The episodes of `train` or `val`: by the hash of their names, or `val` is what `held_out` lists.
+    """The episodes of `train` or `val`: by the hash of their names, or `val` is what `held_out` has.
 
-    An episode keeps its side whatever else lies in the folder. The list has one file name a line, as
-    diamond's `test_split.txt`; it may name episodes that are not here. Raises ValueError when the list cannot
-    be read, a line is no such name, or nothing is left.
+    An episode keeps its side whatever else lies in the folder. `held_out` is a folder of episodes, such as
+    `dataset_dm_expert_dust2` (the expert play that TV2TV is evaluated on), or a list with one file name a
+    line, as diamond's `test_split.txt`; either may have episodes that are not here. Raises ValueError when
+    the list cannot be read, a line is no such name, or nothing is left.
     """
-    if held_out:
+    if held_out and held_out.is_dir():
+        names = {episode.name for episode in find_episodes([held_out])}
+    elif held_out:
         names = _names(held_out)
     else:
         names = {e.name for e in episodes if xxhash.xxh64_intdigest(e.stem) % HELD_OUT_ONE_IN == 0}

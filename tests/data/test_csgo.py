@@ -190,6 +190,18 @@ def test_the_split_depends_on_an_episodes_own_name_alone(published):
     ]
 
 
+def test_a_folder_has_the_held_out_episodes(tmp_path):
+    """Expert play, as the paper's: no episode of the folder is trained on, wherever its copy lies."""
+    expert, scraped = tmp_path / "dataset_dm_expert_dust2", tmp_path / "scraped"
+    for folder, names in ((expert, "ab"), (scraped, "bcd")):
+        folder.mkdir()
+        for name in names:
+            (folder / f"{name}.hdf5").touch()
+    episodes = sorted(scraped.iterdir())
+    assert [path.stem for path in csgo.split_episodes(episodes, "train", expert)] == ["c", "d"]
+    assert [path.stem for path in csgo.split_episodes(sorted(expert.iterdir()), "val", expert)] == ["a", "b"]
+
+
 def test_a_list_names_the_held_out_episodes(published, tmp_path):
     names = tmp_path / "test_split.txt"
     names.write_text("hdf5_dm_july2021_3.hdf5\nhdf5_dm_july2021_5.hdf5\n\nelsewhere.hdf5\n")
