@@ -263,7 +263,7 @@ BATCH = '{"name": "a", "prompt": "b"}'
         ('{"name": "a", "prompt": 3}', "prompt is 3: write str"),
         ('{"name": "a", "seed": true}', "seed is True: write int"),
         ('{"name": "a", "seed": 1' + "0" * 400 + "}", "seed is 1000"),
-        ('{"name": "a", "seconds": NaN}', "seconds is nan: it must be below"),
+        ('{"name": "a", "seconds": NaN}', "line 1: has NaN or an infinite number"),
         ('{"name": "a", "prompt": ' + "[" * 30 + "]" * 30 + "}", "prompt is [[[...]]]: write str"),
         ('{"name": "a", "prompt": ' + "[" * 900 + "]" * 900 + "}", "line 1: is nested too deeply"),
         ("[" * 100_000, "line 1: is not valid JSON (nested too deeply"),
