@@ -14,6 +14,8 @@ from megatv.regular_file import open_regular
 
 MAX_LINE_BYTES, MAX_LINES_BYTES = 1 << 20, 1 << 30
 """Most bytes of one line of a JSONL file, and of the file when nothing less is asked for."""
+MAX_FAULTS = 100
+"""Lines that may be wrong in a file whose other lines are used."""
 MAX_LEVELS = 32
 """Lists and objects within each other in a record: later walks over it stay far below Python's limit."""
 MAX_NAME_BYTES, MAX_PART_BYTES = 1024, 255
@@ -96,7 +98,8 @@ def json_lines(
     Lines end with \n or \r\n and nowhere else; a mark of byte order at the file's beginning is skipped.
 
     most    bytes of the whole file (MAX_LINES_BYTES): as objects of Python, lines take several times as much
-    faults  where sentences of lines that are not valid go, so that these do not cost the others anything
+    faults  where sentences of lines that are not valid go, so that these do not cost the others anything;
+            with MAX_FAULTS of them the file is no such file, and the next one is raised
     Raises ValueError that begins with the file, or with file and line.
     """
     number = size = 0
@@ -118,7 +121,7 @@ def json_lines(
                 try:
                     tree = _json_line(line, where)
                 except ValueError as error:
-                    if faults is None:
+                    if faults is None or len(faults) >= MAX_FAULTS:
                         raise
                     faults.append(str(error))
                 else:

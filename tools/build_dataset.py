@@ -164,7 +164,7 @@ def make_shards(out: Path, captions: Path, items: list[Item], settings: ShardSet
     config = Path(settings.config)
     kind = f"{settings.store} {settings.crops}".encode()
     made_from = hashlib.sha256(captions.read_bytes() + config.read_bytes() + kind).hexdigest()
-    if shards.is_dir() and stamp.is_file() and stamp.read_text() == made_from:
+    if shards.is_dir() and stamp.is_file() and stamp.stat().st_size == 64 and stamp.read_text() == made_from:
         note = f"shards: {shards} (made before from the same clips and words)"
         return note, _shards_summary(shards, items, 0, began)
     stamp.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from megatv.untrusted import parse_json, plain_name
+from megatv.untrusted import MAX_LINE_BYTES, MAX_LINES_BYTES, parse_json, plain_name
 
 MAX_NUMBER = 1e15
 """Most of any quantity: seconds, pixels, tokens."""
@@ -98,11 +98,16 @@ class Manifest:
         self._file.seek(0)
         records: dict[str, Record] = {}
         size = 0
-        for number, line in enumerate(self._file, 1):
+        lines = iter(lambda: self._file.readline(MAX_LINE_BYTES + 1), b"")
+        for number, line in enumerate(lines, 1):
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(f"{self.path} line {number}: is longer than {MAX_LINE_BYTES >> 20} MiB")
             if not line.endswith(b"\n"):
                 self._file.truncate(size)
                 break
             size += len(line)
+            if size > MAX_LINES_BYTES:
+                raise ValueError(f"{self.path}: is longer than {MAX_LINES_BYTES >> 30} GiB")
             record = _parse(line, f"{self.path} line {number}", self._makes)
             records[record.key] = record
         return records

@@ -10,11 +10,11 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from megatv.free_memory import require_memory
-from megatv.regular_file import open_regular
+from megatv.weights import open_safetensors
 
 SLACK = 1 << 20
 """Numbers that a model may have beyond twice those of its files: a pooler and tables that are not stored."""
@@ -51,9 +51,8 @@ def _name(name: str, prefix: str) -> str:
 
 def _read_header(file: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the floating-point tensors of a file."""
-    open_regular(file, links=True).close()  # a pipe would be waited for
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with open_safetensors(file) as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
             return {n: tuple(s.get_shape()) for n, s in slices.items() if "F" in s.get_dtype()}
     except SafetensorError as error:

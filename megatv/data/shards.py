@@ -342,7 +342,10 @@ def _compare(path: Path, index: Index, *, hashes: bool) -> None:
 def _read_lengths(path: Path, n: int) -> np.ndarray | None:
     if not path.exists():
         return None
-    open_file(path, 8 * n + MAX_HEADER_BYTES).close()
+    with open_file(path, 8 * n + MAX_HEADER_BYTES) as file:
+        start = file.read(12)  # magic, version and the header's length, which NumPy would read whole
+    if int.from_bytes(start[8 : 10 if start[6:7] == b"\1" else 12], "little") > MAX_HEADER_BYTES:
+        raise ValueError(f"{path}: is damaged (its header is too long); {REMEDY}")
     try:
         with np.errstate(over="ignore"):  # of a shape that the file has no room for
             lengths = np.lib.format.open_memmap(path, mode="r")

@@ -35,6 +35,9 @@ MAX_CHARACTERS = 1 << 19
 """Of one text, more than a sequence takes. Where a million blanks follow each other, tiktoken panics, with an
 error that is no Exception."""
 
+MAX_TOKEN_BYTES = 512
+"""Of one token, several times Llama-3's longest (128 blanks): the text of a few tokens stays small."""
+
 TYPICAL = "The player in white shoots, and the ball drops through the net.", "(w, shift). -30, 0, 0, 1."
 """The two kinds of text that are trained on: captions and actions."""
 
@@ -117,6 +120,11 @@ def read_ranks(path: Path) -> dict[bytes, int]:
                 f"{path}, line {number}: expected `base64(token) rank`, got {line[:60]!r}; the file is "
                 "damaged or not a tiktoken file: fetch it again"
             ) from None
+        if len(token) > MAX_TOKEN_BYTES:
+            raise ValueError(
+                f"{path}, line {number}: a token has {len(token):,} bytes, and {MAX_TOKEN_BYTES} are the "
+                "most; give another tokenizer"
+            )
         if token in ranks or rank in taken:
             what, first = (
                 (f"rank {rank}", taken[rank]) if rank in taken else ("this token", taken[ranks[token]])

@@ -62,7 +62,7 @@ def make_all(
                 continue
             if ranks.speaks:
                 for sentence in foreign_words(result):
-                    print(f"{name}: {printable(sentence)}", flush=True)
+                    print(printable(f"{name}: {sentence}", keep=""), flush=True)
                 record = describe(asked[name], settings)
                 try:
                     write_results(out / name, request, {name: result}, record, overwrite)

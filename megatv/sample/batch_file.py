@@ -10,7 +10,7 @@ from typing import Any, get_args
 from megatv.sample.inputs import Asked
 from megatv.sample.request import Intervention, Mode, Speaker
 from megatv.schema import short
-from megatv.untrusted import json_lines, plain_name
+from megatv.untrusted import MAX_FAULTS, json_lines, plain_name
 
 MAX_NAME_BYTES = 200
 """Of a video's name, to which `outputs` adds some for a moment."""
@@ -25,7 +25,8 @@ def read_batch(path: str) -> tuple[dict[str, Asked], list[str]]:
 
     "interventions" and "video_words" are lists of [seconds, text]. A line that cannot be used costs the
     others nothing: beside the videos a sentence is returned for each, with file and line. A line without a
-    seed has `seed_of` its name. Raises ValueError for a file that cannot be read or asks for nothing.
+    seed has `seed_of` its name. Raises ValueError for a file that cannot be read or asks for nothing, and
+    when more than MAX_FAULTS lines cannot be used.
     """
     found: dict[str, Asked] = {}
     faults: list[str] = []
@@ -37,6 +38,8 @@ def read_batch(path: str) -> tuple[dict[str, Asked], list[str]]:
             found[name] = asked
         except ValueError as error:
             faults.append(f"{where}: {error}")
+        if len(faults) > MAX_FAULTS:
+            raise ValueError(f"{faults[0]}; and {MAX_FAULTS} more lines cannot be used")
     if not found:
         raise ValueError(faults[0] if faults else f"{path}: asks for no video")
     return found, faults

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatv.curate import manifest
 from megatv.curate.manifest import Manifest, Record, key_of
 
 RECORDS = [
@@ -137,3 +138,18 @@ def test_a_link_is_neither_cut_off_nor_written(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     with pytest.raises(ValueError, match=r"pipe\.jsonl: is a link or no file"):
         Manifest(tmp_path / "pipe.jsonl")
+
+
+def test_lines_and_files_are_read_within_their_bounds(tmp_path, monkeypatch):
+    """A hole is one line without an end; nothing is cut off then."""
+    path = tmp_path / "m.jsonl"
+    write(path, RECORDS)
+    size = path.stat().st_size
+    os.truncate(path, size + (1 << 34))
+    with pytest.raises(ValueError, match=r"m\.jsonl line 4: is longer than 1 MiB"):
+        Manifest(path)
+    assert path.stat().st_size == size + (1 << 34)
+    os.truncate(path, size)
+    monkeypatch.setattr(manifest, "MAX_LINES_BYTES", size - 1)
+    with pytest.raises(ValueError, match=r"m\.jsonl: is longer than"):
+        Manifest(path)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatv.curate import model_folder
+from megatv.curate import model_folder, model_weights
 from megatv.curate.settings import EmbedSettings
+from megatv.weights import MAX_HEADER_BYTES
 
 pytest.importorskip("cv2", reason="OpenCV is not installed")
 transformers = pytest.importorskip("transformers")
@@ -266,3 +267,10 @@ def test_the_kinds_that_are_loaded_load_no_other_model() -> None:
         for file in (root / model_type_to_module_name(kind)).glob("modeling_*.py"):
             source = file.read_text(encoding="utf-8")
             assert "load_backbone" not in source and ".from_pretrained(config" not in source, file
+
+
+def test_headers_of_weights_are_bounded(tmp_path):
+    size = MAX_HEADER_BYTES + 8
+    (tmp_path / "model.safetensors").write_bytes(size.to_bytes(8, "little") + b"{}".ljust(100))
+    with pytest.raises(ValueError, match="its header is longer than 32 MiB"):
+        model_weights._read_header(tmp_path / "model.safetensors")

@@ -17,7 +17,7 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatv.data.shards import LENGTHS, DatasetInfo, MDSWriter, Shards, ShardWriter, verify
+from megatv.data.shards import LENGTHS, MAX_HEADER_BYTES, DatasetInfo, MDSWriter, Shards, ShardWriter, verify
 from megatv.data.stats import LatentStats
 from megatv.types import Caption
 
@@ -264,3 +264,17 @@ def test_any_damage_of_any_file_is_a_sentence(directory, data):
         assert str(copy) in str(error) and len(str(error)) < 1000
     else:
         assert [record.id for record in records] == ["clip-0", "clip-1", "clip-2"]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_header_of_lengths_is_small(directory, version):
+    """NumPy would read as many bytes as the header says it has."""
+    for size, is_read in ((MAX_HEADER_BYTES + 1, False), (118, True)):
+        if version == 1:
+            start = b"\x93NUMPY\1\0" + struct.pack("<H", size)
+        else:
+            start = b"\x93NUMPY\2\0" + struct.pack("<I", size)
+        (directory / LENGTHS).write_bytes(start + bytes(200))
+        with pytest.raises(ValueError, match="is damaged") as caught:
+            Shards(directory)
+        assert ("its header is too long" in str(caught.value)) != is_read

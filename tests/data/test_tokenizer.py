@@ -172,3 +172,16 @@ def test_a_model_must_have_a_row_for_every_token():
         ValueError, match=r"model\.vocab is 325, and tokenizer\.path toy_world has 326 tokens"
     ):
         load_tokenizer("toy_world", 325)
+
+
+def test_a_token_that_is_a_book_is_refused(tmp_path):
+    """A few of them would make a text of gigabytes."""
+    lines = TOY_WORLD_FILE.read_bytes().splitlines()
+    for size in (512, 513):
+        token = base64.b64encode(b"a" * size)
+        (tmp_path / "a.tiktoken").write_bytes(b"\n".join([*lines, token + b" %d" % len(lines)]))
+        if size == 512:
+            assert len(read_ranks(tmp_path / "a.tiktoken")) == len(lines) + 1
+        else:
+            with pytest.raises(ValueError, match=r"a token has 513 bytes, and 512 are the"):
+                read_ranks(tmp_path / "a.tiktoken")

@@ -502,3 +502,17 @@ def test_words_that_are_no_action_line_are_named_to_a_model_that_says_nothing_el
     assert told((LINE, "own"), (LINE, "forced")) == []
     assert told(("A boy runs.", "own"), ("jump", "forced")) == []
     assert told(("jump", "forced")) == []
+
+
+def test_a_file_of_nothing_but_bad_lines_is_no_batch(tmp_path):
+    """A sentence for each of millions of lines would take far more memory than they do."""
+    good = json.dumps({"name": "ok", "prompt": "p"}) + "\n"
+    for bad, count in (("x", 100), ("x", 101), ("{}", 100), ("{}", 101)):
+        (tmp_path / "b.jsonl").write_text(good + (bad + "\n") * count)
+        if count == 100:
+            asked, faults = read_batch(str(tmp_path / "b.jsonl"))
+            assert list(asked) == ["ok"] and len(faults) == 100
+        else:
+            with pytest.raises(ValueError, match=r"b\.jsonl line \d+: ") as caught:
+                read_batch(str(tmp_path / "b.jsonl"))
+            assert len(str(caught.value)) < 500
