@@ -346,6 +346,12 @@ def browser() -> Iterator[Any]:
         yield page
 
 
+@pytest.fixture(scope="session")
+def audit() -> Any:
+    """What a page gets wrong for eyes and fingers (tests/audit.py)."""
+    return _beside("audit")
+
+
 def _beside(name: str) -> Any:
     """The module of that name in this folder, which is not on sys.path."""
     spec = importlib.util.spec_from_file_location(name, ROOT / f"tests/{name}.py")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import re
 import signal
 import subprocess
@@ -66,7 +65,7 @@ def draw(address: str, args: argparse.Namespace) -> None:
         page.click(f".cell:nth-child({args.chunk + 1}) .look")
         page.click(f".still .cell.now:nth-child({args.chunk + 1}) .branch")
         page.wait_for("document.querySelector('.editor textarea')")
-        page.evaluate(f"document.querySelector('.editor textarea').value = {json.dumps(args.words)}")
+        page.type(args.words)  # in place of the model's, which are selected
         page.click(".editor .primary")
         page.wait_for("document.querySelectorAll('.lane').length == 2")
         page.wait_for(f"{MADE} >= {args.chunk + 3}", 600)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from megatv.guard import own_names
 from megatv.sample import ChunkStarted, ChunkWords, Finished, FramesDecoded, Request, Result, TextToken
 from megatv.sample.timeline import chunk_starts, chunks_within, plan_windows
 from megatv.studio.app import make_app
+from megatv.studio.cli import server_of
 from megatv.studio.protocol import HEADER
 from megatv.studio.session import Model
 
@@ -211,6 +214,19 @@ def open_studio() -> Iterator[Callable[..., Studio]]:
     yield run
     for studio in opened:
         studio.web.__exit__(None, None, None)
+
+
+@pytest.fixture
+def served() -> Iterator[str]:
+    """The address at which a thread serves a studio with the fake stream, for browsers."""
+    door = socket.create_server(("127.0.0.1", 0))
+    server = server_of(Studio(0.002).app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{door.getsockname()[1]}/"
+    server.should_exit = True
+    thread.join(20)
+    door.close()
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ def to_markdown(told: dict[str, Any]) -> str:
     lines += _pairwise(told) if told["kind"] == "pairwise" else _pointwise(told)
     lines += [
         "",
-        "Intervals are 95 %, by bootstrap over items. Agreement is Krippendorff's alpha for ordered answers: "
-        "1 is perfect, 0 is chance.",
+        "Intervals are 95 %, by bootstrap over items. Answers about one item, such as a single answer, give "
+        "no interval. Agreement is Krippendorff's alpha for ordered answers: 1 is perfect, 0 is chance.",
         "",
         "## People",
         "",
@@ -114,12 +114,17 @@ def _share(found: dict[str, Any], *, signed: bool = False) -> str:
     if found["mean"] is None:
         return "-"
     sign = "+" if signed else ""
-    low, high = (f"{100 * found[key]:{sign}.0f}" for key in ("low", "high"))
-    return f"{100 * found['mean']:{sign}.0f} % ({low} to {high})"
+    return f"{100 * found['mean']:{sign}.0f} % ({_interval(found, f'{sign}.0f', 100)})"
 
 
 def _score(found: dict[str, Any]) -> str:
-    return f"{found['mean']:.2f} ({found['low']:.2f} to {found['high']:.2f}), n {found['n']}"
+    return f"{found['mean']:.2f} ({_interval(found, '.2f')}), n {found['n']}"
+
+
+def _interval(found: dict[str, Any], shape: str, unit: float = 1) -> str:
+    if found["low"] is None:
+        return "no interval"
+    return f"{unit * found['low']:{shape}} to {unit * found['high']:{shape}}"
 
 
 def _number(value: float | None, shape: str) -> str:

@@ -39,12 +39,15 @@ def mean_interval(values: np.ndarray, items: np.ndarray, seed: int) -> dict[str,
 
     items: int [n], what each value is about. Whole items are drawn anew, with all their answers, because the
     answers about one item depend on each other (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
-    chapter 8 on what to resample). So the interval is about other videos, judged by the same people.
+    chapter 8 on what to resample). So the interval is about other videos, judged by the same people. Answers
+    about a single item, one answer among them, say nothing of other items: low and high are NaN, and without
+    any answer mean is NaN too.
     """
-    if not len(values):
-        return {"mean": math.nan, "low": math.nan, "high": math.nan, "n": 0}
     _, group = np.unique(items, return_inverse=True)
     sums, counts = np.bincount(group, values), np.bincount(group)
+    if len(sums) < 2:
+        mean = float(values.mean()) if len(values) else math.nan
+        return {"mean": mean, "low": math.nan, "high": math.nan, "n": len(values)}
     rng = np.random.Generator(np.random.Philox(seed))
     chances = np.full(len(sums), 1 / len(sums))
     means = np.empty(RESAMPLES)

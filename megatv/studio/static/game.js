@@ -35,40 +35,60 @@ export function lineOf({ move, turn, jump, shoot, reload }) {
   return `(${keys.join(", ") || "."}). ${2 * turn}, 0, ${shoot}, 0.`;
 }
 
-/** What a line of the toy world's grammar means, for people; other words stay as they are. */
+/** The action that a text says, or null unless it is exactly one line of the toy world (its parse_words). */
+export function actionOf(text) {
+  const found = /^\(([^)]*)\)\. (-?\d), 0, ([01]), 0\.$/.exec(text);
+  if (!found) return null;
+  const has = (key) => Number(found[1].split(", ").includes(key));
+  const action = { move: has("w") - has("s"), turn: Number(found[2]) / 2, jump: has("space"), shoot: Number(found[3]), reload: has("r") };
+  return Math.abs(action.turn) <= 1 && lineOf(action) === text ? action : null;
+}
+
+/** What an action line means, for people; other words, and those of other worlds, stay as they are. */
 export function gloss(text) {
-  const parsed = state.info?.game && /^\(([^)]*)\)\. (-?\d+), 0, ([01]), 0\.$/.exec(text);
-  if (!parsed) return text;
-  const keys = parsed[1].split(", ");
-  const turn = Math.sign(Number(parsed[2]));
+  const action = state.info?.game ? actionOf(text) : null;
+  if (!action) return text;
+  const { move, turn, jump, shoot, reload } = action;
   const said = [
-    keys.includes("w") && "forward", keys.includes("s") && "back", turn < 0 && "turn left", turn > 0 && "turn right",
-    keys.includes("space") && "jump", parsed[3] === "1" && "shoot", keys.includes("r") && "reload",
+    move > 0 && "forward", move < 0 && "back", turn < 0 && "turn left", turn > 0 && "turn right",
+    jump && "jump", shoot && "shoot", reload && "reload",
   ].filter(Boolean);
   return said.join(", ") || "stand still";
 }
 
-/** Caps that write the line into a text area: so nobody has to know the grammar. */
+/** What the words in a text area mean, or that they are no action line. They may be said all the same. */
+export function meaningOf(area) {
+  const made = element("output", { className: "says" });
+  const refresh = () => {
+    const foreign = Boolean(area.value) && !actionOf(area.value);
+    const example = element("code", { textContent: lineOf(fields(new Set(["w"]))) });
+    made.replaceChildren(...(foreign ? ["This is not an action line; try ", example] : [gloss(area.value)]));
+    made.classList.toggle("warning", foreign);
+  };
+  area.addEventListener("input", refresh);
+  refresh();
+  return made;
+}
+
+/** Caps that show the action line in a text area and write it: so nobody has to know the grammar. */
 export function composer(area) {
-  const pressed = new Set();
-  const parsed = /^\(([^)]*)\)\. (-?\d+), 0, ([01]), 0\.$/.exec(area.value);
-  if (parsed) {
-    for (const key of parsed[1].split(", ")) pressed.add(key);
-    if (Number(parsed[2])) pressed.add(Number(parsed[2]) < 0 ? "left" : "right");
-    if (parsed[3] === "1") pressed.add("click");
-  }
-  const row = element("div", { className: "composer" });
-  for (const { id, cap, name, field } of KEYS) {
-    const key = button(cap, null, { className: `cap${pressed.has(id) ? " down" : ""}`, title: name }, () => {
-      const other = KEYS.find((one) => one.field === field && one.id !== id);
-      if (!pressed.delete(id)) pressed.add(id);
-      if (other) pressed.delete(other.id);
-      area.value = lineOf(fields(pressed));
-      [...row.children].forEach((child, at) => child.classList.toggle("down", pressed.has(KEYS[at].id)));
+  const row = element("div", { className: "composer" }, KEYS.map(({ cap, name, field, value }) =>
+    button(cap, null, { className: "cap", title: name }, () => {
+      const action = actionOf(area.value) ?? fields(new Set());
+      area.value = lineOf({ ...action, [field]: action[field] === value ? 0 : value });
+      area.dispatchEvent(new Event("input"));
       area.focus();
+    })));
+  const refresh = () => {
+    const action = actionOf(area.value);
+    [...row.children].forEach((cap, at) => {
+      const down = action?.[KEYS[at].field] === KEYS[at].value;
+      cap.classList.toggle("down", down);
+      cap.setAttribute("aria-pressed", down);
     });
-    row.append(key);
-  }
+  };
+  area.addEventListener("input", refresh);
+  refresh();
   return row;
 }
 
@@ -81,8 +101,13 @@ function change(id, down) {
   capOf.get(id).classList.toggle("down", down);
   if (playing()) {
     send("keys", { take: state.active, ...fields(held) });
-    sending.textContent = lineOf(fields(held));
+    tell();
   }
+}
+
+function tell() {
+  const line = lineOf(fields(held));
+  sending.replaceChildren(element("b", { textContent: gloss(line) }), element("small", { textContent: line }));
 }
 
 function release() {
@@ -97,8 +122,11 @@ function refresh() {
   document.body.classList.toggle("playing", on);
   toggle.lastElementChild.textContent = on ? "Let go" : "Play the game";
   toggle.title = on ? "Give the controls back to the model" : isOpen(take) ? "Take the controls of this take" : "Start a new game";
-  sending.textContent = on ? lineOf(fields(held)) : "Take the controls: your keys become the model's words.";
-  if (!on) release();
+  if (on) tell();
+  else {
+    sending.textContent = "Take the controls: your keys become the model's words.";
+    release();
+  }
 }
 
 for (const { id, cap, name } of KEYS) {

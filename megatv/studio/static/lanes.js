@@ -80,6 +80,12 @@ function mark(chunk) {
   }
 }
 
+/** Scroll the timeline, never the page: on a phone the keys and the plan stay where they are. */
+function bringIntoView(row) {
+  const top = row.offsetTop - root.offsetTop;
+  root.scrollTop = Math.min(top, Math.max(root.scrollTop, top + row.offsetHeight - root.clientHeight));
+}
+
 on("take", ({ take, parent }) => addLane(take, parent));
 on("chunk", ({ take, chunk }) => {
   update(take, chunk);
@@ -103,7 +109,7 @@ on("shown", () => {
   for (const [number, { row, compare }] of lanes) {
     row.classList.toggle("active", number === state.active);
     row.classList.toggle("shown", state.shown.includes(number));
-    if (number === state.active) row.scrollIntoView({ block: "nearest" });
+    if (number === state.active) bringIntoView(row);
     compare.classList.toggle("on", state.shown.includes(number) && state.shown.length > 1);
     compare.hidden = state.takes.size < 2;
   }

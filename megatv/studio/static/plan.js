@@ -4,7 +4,7 @@
 
 import { activeTake, isOpen, lineOfPlan, on, state } from "/static/store.js";
 import { button, element } from "/static/dom.js";
-import { composer, gloss } from "/static/game.js";
+import { composer, gloss, meaningOf } from "/static/game.js";
 import { seek } from "/static/player.js";
 import { send } from "/static/socket.js";
 
@@ -12,6 +12,7 @@ const list = document.getElementById("lines");
 const hint = document.getElementById("plan-hint");
 const first = document.getElementById("plan-first");
 const guide = document.getElementById("guide");
+const lineHint = document.getElementById("line-hint");
 let lines = []; // {root, words, tag, look} by chunk
 let editing = null; // {chunk, box, refresh, asked}; asked: the words that the studio has not answered to yet, or null
 let shown = null;
@@ -27,6 +28,7 @@ function build() {
   first.hidden = true;
   guide.hidden = Boolean(take);
   hint.hidden = !take;
+  lineHint.hidden = !take || !state.info.game || take.mode === "t2v";
   if (!take) return;
   hint.textContent = take.mode === "t2v"
     ? "This mode draws without words."
@@ -36,7 +38,7 @@ function build() {
     const words = element("span", { className: "words" });
     const tag = element("span", { className: "tag" });
     const meaning = element("small", { className: "gloss" });
-    const open = element("button", { type: "button", className: "line" }, [time, words, tag, meaning]);
+    const open = element("button", { type: "button", className: "line" }, [time, meaning, words, tag]);
     open.addEventListener("click", () => edit(chunk));
     const root = element("li", {}, [open]);
     root.dataset.chunk = chunk;
@@ -52,7 +54,7 @@ function update(take, index) {
   if (!line) return;
   const { root, words, tag, meaning } = line;
   const now = root.classList.contains("now");
-  root.className = `${chunk.stage} ${chunk.source} ${chunk.planned !== null ? "planned" : ""} ${now ? "now" : ""}`;
+  root.className = `${chunk.stage} ${chunk.source} ${chunk.planned !== null ? "planned" : ""} ${now ? "now" : ""}${editing?.chunk === index ? " editing" : ""}`;
   const ahead = take.mode === "think2v";
   const coming = chunk.planned ?? (ahead ? lineOfPlan(take, index) : "");
   const text = chunk.stage === "coming" || (chunk.stage === "writing" && ahead) ? coming : chunk.stage === "writing" ? chunk.live : chunk.text;
@@ -60,6 +62,7 @@ function update(take, index) {
   words.classList.toggle("faint", !text);
   words.classList.toggle("skeleton", !text && chunk.stage === "coming" && take.mode !== "t2v");
   meaning.textContent = gloss(text) === text ? "" : gloss(text);
+  root.classList.toggle("glossed", gloss(text) !== text);
   tag.textContent = { writing: "writing", drawing: "drawing", coming: chunk.planned !== null ? "you" : "" }[chunk.stage] ?? TAGS[chunk.source] ?? "";
   if (editing?.chunk === index) editing.refresh();
   if (["writing", "drawing"].includes(chunk.stage) && isOpen(take) && state.live) reveal(root);
@@ -114,7 +117,7 @@ function edit(index) {
     if (event.key === "Escape") stop();
     event.stopPropagation();
   });
-  const parts = [area, ...(state.info.game ? [composer(area)] : []), note, element("div", { className: "row" }, [save, dice, cancel])];
+  const parts = [...(state.info.game ? [meaningOf(area), area, composer(area)] : [area]), note, element("div", { className: "row" }, [save, dice, cancel])];
   const box = element("div", { className: "editor" }, parts);
   lines[index].root.append(box);
   lines[index].root.classList.add("editing");

@@ -83,8 +83,8 @@ function draw(takes, edge) {
     if (label !== screen.text) {
       screen.words.replaceChildren(
         element("b", { textContent: letter(screen.take) }),
-        element("span", { textContent: text, className: chunk.source === "forced" ? "yours" : "" }),
-        element("small", { textContent: gloss(text) === text ? "" : gloss(text) }));
+        element("span", { textContent: gloss(text), className: chunk.source === "forced" ? "yours" : "" }),
+        element("small", { textContent: gloss(text) === text ? "" : text }));
       screen.text = label;
     }
     const waits = isOpen(screen.take) && shown >= madeFrames(screen.take) - 1;

@@ -141,6 +141,35 @@ def test_a_pointwise_study_marks_start_and_stop(browser, desk: Callable[..., Des
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pairwise", "pointwise"])
+def test_eyes_and_fingers(browser, audit, desk: Callable[..., Desk], tmp_path, kind):
+    """Nothing is too faint, and on a phone nothing is too small or too wide."""
+    folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
+    with served(desk(kind, checks=0)) as address:
+        for phone in (False, True):
+            if phone:
+                audit.as_phone(browser)
+            browser.evaluate("try { localStorage.clear() } catch {}")
+            browser.goto(address)
+            browser.wait_for(WELCOME)
+            found = audit.faults(browser)
+            browser.click("input")
+            browser.type("Ada")
+            small = audit.small_targets(browser)
+            browser.click(".primary")
+            browser.wait_for(PLAYING)
+            found += audit.faults(browser)
+            browser.evaluate("document.querySelector('.question button').click()")
+            found += audit.faults(browser)
+            small += audit.small_targets(browser)
+            browser.screenshot(folder / f"{'phone_' * phone}study_{kind}.png")
+            assert found == [] and (small == [] or not phone)
+    assert browser.evaluate("document.documentElement.scrollWidth") == 360
+    assert browser.evaluate("document.querySelector('.line').getBoundingClientRect().height") >= 44
+    assert not browser.errors
+
+
+@pytest.mark.slow
 def test_somebody_else_at_the_same_browser(browser, desk: Callable[..., Desk], tmp_path):
     one = desk(checks=0, title="<img src=x onerror=alert(1)>")
     with served(one) as address:

@@ -56,6 +56,15 @@ def test_answers_about_one_item_do_not_count_as_many_items():
     assert mean_interval(np.array([]), np.array([]), 0)["n"] == 0
 
 
+@pytest.mark.parametrize("answers", [[1.0], [1.0, 0.0, 0.0, 1.0]])
+def test_one_item_gives_no_interval(answers):
+    found = mean_interval(np.array(answers), np.zeros(len(answers), int), seed=0)
+    assert found["mean"] == np.mean(answers) and found["n"] == len(answers)
+    assert math.isnan(found["low"]) and math.isnan(found["high"])
+    two = mean_interval(np.array([*answers, 0.25]), np.array([*[0] * len(answers), 1]), seed=0)
+    assert two["low"] < two["mean"] < two["high"]
+
+
 def test_resamples_in_blocks_are_those_drawn_at_once(monkeypatch):
     random = np.random.default_rng(1)
     values, items = random.integers(-2, 3, 90).astype(float), np.arange(90) % 31

@@ -99,6 +99,29 @@ def test_figures_of_known_answers(desk):
         assert set(row["shown"].split(" | ")) == set(row["systems"].split(" | "))
 
 
+def test_no_interval_from_one_answer(desk):
+    one = desk(raters_per_item=2, checks=0)
+    say(one, "Ada", "duel-0", "left_much")
+    told = figures(one.study, one.items, one.answers.tasks(), one.answers.raters())
+    for result in told["questions"].values():
+        for found in (*result["wins"].values(), result["difference"]):
+            assert (found["low"], found["high"], found["n"]) == (None, None, 1)
+    text = to_markdown(told)
+    assert (
+        "| 100 % (no interval) | 0 % (no interval) | 0 % (no interval) | +100 % (no interval) | 1 |" in text
+    )
+    assert (
+        "such as a single answer, give no interval" in text and " to " not in text.split("Intervals are")[0]
+    )
+    alone = desk("pointwise", checks=0, database=one.study.database + ".2")
+    ada, _ = alone.answers.invite("Ada")
+    item = next(item for item in alone.items.values() if item.name == "duel-0")
+    alone.answers.give(ada, lambda _: item.id)
+    alone.answers.save(Task(ada.id, item.id, 0, {"correctness": "yes", "quality": "moderate"}))
+    told = figures(alone.study, alone.items, alone.answers.tasks(), alone.answers.raters())
+    assert "| 1.00 (no interval), n 1 |" in to_markdown(told)
+
+
 def test_controls_count_the_other_way_round(desk):
     one = desk("pointwise", checks=0)
     ada, _ = one.answers.invite("Ada")
@@ -196,7 +219,7 @@ def test_export_and_report_from_the_command_line(desk, study_file, tmp_path, cap
     say(one, "A|<b>", "duel-0", "left_much")
     cli.main(["report", str(study_file)])
     shown = capsys.readouterr().out
-    assert "| **quality** | 100 % (100 to 100) | 0 % (0 to 0) |" in shown and "rater\\-1" in shown
+    assert "| **quality** | 100 % (no interval) | 0 % (no interval) |" in shown and "rater\\-1" in shown
     out = tmp_path / "deep/report.json"
     cli.main(["report", str(study_file), "--out", str(out)])
     assert json.loads(out.read_text())["questions"]["overall"]["alpha"] is None
