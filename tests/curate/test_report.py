@@ -108,7 +108,7 @@ def test_all_that_was_decided_is_told(report):
         "quality 7.5",
         "2 in → |1 out|, 3.0 s · |1 dropped",
         "filters|4|4.0|1.00|2.00",  # items, seconds, items/s and s/s over both runs
-        "captions|3|0|0|0|4,000|0|0.25",
+        "captions|3|0|0|0|0|4,000|0|0.25",
         "2|examples",
     ):
         assert said in words, said

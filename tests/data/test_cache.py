@@ -3,6 +3,7 @@
 import os
 import stat
 import time
+from types import SimpleNamespace
 
 import pytest
 import xxhash
@@ -23,7 +24,7 @@ def fetched(monkeypatch):
     class Client:
         def get_object(self, Bucket, Key):
             names.append(Key.removeprefix("set/"))
-            return {"Body": type("Body", (), {"iter_chunks": lambda self, size: [DATA]})()}
+            return {"Body": SimpleNamespace(iter_chunks=lambda size: [DATA], close=lambda: None)}
 
     monkeypatch.setattr(bucket, "_client", lambda endpoint: Client())
     return names
