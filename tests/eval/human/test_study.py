@@ -154,8 +154,10 @@ def test_people_must_not_tell_systems_by_their_size(make_study, videos, tmp_path
 
 def test_answers_belong_to_one_study(desk, make_study, videos, tmp_path):
     desk(seed=0)
-    with pytest.raises(ValueError, match="another kind, seed, criteria, checks or names"):
+    with pytest.raises(ValueError, match="another kind, seed, criteria, hints, checks or names"):
         open_desk(make_study(seed=1))
+    with pytest.raises(ValueError, match="hints"):
+        open_desk(make_study(hints="none"))
     swapped = (System("ours", str(videos / "theirs")), System("theirs", str(videos / "ours")))
     with pytest.raises(ValueError, match="a study with other videos"):
         open_desk(make_study(systems=swapped))
