@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from megatv.config import FPS, TEMPORAL_FACTOR
+from megatv.config import FPS, TEMPORAL_FACTOR, load_config
 from megatv.data.sequence import chunk_start_seconds
+from megatv.data.tokenizer import load_tokenizer
 from megatv.eval.eval_set import (
     ACTIONS,
     ARMS,
@@ -23,8 +24,12 @@ from megatv.eval.eval_set import (
 )
 from megatv.eval.human.questions import questions_of
 from megatv.eval.human.study import read_study
+from megatv.sample.request import Intervention, Request
+from megatv.sample.script import Script
+from megatv.sample.timeline import frames_of
 
-STUDIES = Path(__file__).parents[2] / "configs/study"
+ROOT = Path(__file__).parents[2]
+STUDIES = ROOT / "configs/study"
 PROMPT = (
     "A brief gameplay clip from the iconic Dust 2 map, showcasing classic Counter-Strike tactical combat in "
     "the legendary desert setting."
@@ -105,6 +110,24 @@ def test_an_arm_differs_in_its_mode_alone():
         lines = {arm: batch_line(item, arm, PICTURES) for arm in ARMS}
         assert {arm: line.pop("mode") for arm, line in lines.items()} == {arm: arm for arm in ARMS}
         assert lines["tv2tv"] == lines["t2v"] == lines["think2v"]
+
+
+@pytest.mark.parametrize("mode", ["tv2tv", "think2v"])
+def test_the_shipped_configs_can_make_them(mode):
+    """Words fall on the chunk of their own time and fit; six seconds are 98 frames, 64 seconds are 1025."""
+    config = load_config(ROOT / "configs/3b_csgo.yaml", ["tokenizer.path=toy_world", f"sequence.mode={mode}"])
+    tokenizer = load_tokenizer("toy_world")
+    frames = {}
+    for name, items in csgo_items(0).items():
+        for item in items:
+            line = batch_line(item, mode, PICTURES)
+            said = tuple(Intervention(*pair) for pair in line.get("interventions", ()))
+            request = Request(item.prompt, interventions=said, seconds=item.seconds, mode=mode)
+            script = Script(request, 1, config, tokenizer, config.sample)
+            frames[name] = frames_of(script.chunks, config.video.groups)
+            chunk = {0.8125: 4, 2.8125: 12}.get(item.time)
+            assert script.forced == ({chunk: said[0].text} if said else {})
+    assert frames == {"short": 98, "long": 1025, "steered": 98}
 
 
 def test_t2v_has_no_words_to_change():
