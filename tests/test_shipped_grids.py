@@ -43,8 +43,6 @@ def test_a_baseline_is_its_run_in_all_but_the_mode_and_its_folder(file):
     assert (config.sequence.mode, config.run.dir) == (mode, f"runs/{base}_{mode}")
     back = replace(config, run=replace(config.run, dir=ours.run.dir))
     assert replace(back, sequence=replace(back.sequence, mode="tv2tv")) == ours
-    lines = [(CONFIGS / name).read_text().splitlines()[1:] for name in (file, f"{base}.yaml")]
-    assert sum(one != other for one, other in zip(*lines, strict=True)) == 2
 
 
 @pytest.mark.parametrize(
