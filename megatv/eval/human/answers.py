@@ -257,7 +257,8 @@ class Answers:
         except sqlite3.Error as error:
             raise ValueError(f"{self._path}: cannot be written ({error}); name another database") from None
         if not isinstance(there, str) or (fixed and there != value):
-            changed = "other videos" if key == "videos" else "another kind, seed, criteria, checks or names"
+            settings = "another kind, seed, criteria, hints, checks or names"
+            changed = "other videos" if key == "videos" else settings
             raise ValueError(
                 f"{self._path}: its answers belong to a study with {changed}; undo the change, or name "
                 "another database to begin anew"
@@ -273,6 +274,8 @@ def _fingerprint(study: Study, items: list[Item]) -> str:
     """What answers depend on: questions, seed and the items' names."""
     names = [(item.id, item.name, item.systems, [v.control for v in item.videos]) for item in items]
     told = {key: asdict(study)[key] for key in ("kind", "seed", "criteria")}
+    if study.hints != "game":  # the only kind there was, so that files of that time are still read
+        told["hints"] = study.hints
     return hashlib.sha256(json.dumps([told, names]).encode()).hexdigest()
 
 

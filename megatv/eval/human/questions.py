@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatv.eval.human.study import Study
 
@@ -43,7 +43,11 @@ PREFERENCES = (
 )
 """Five answers, scored for the video on the left."""
 
-FLAWS = "Poor are clouds and flicker, walking through walls, hardly moving, and sudden jumps elsewhere."
+FLAWS = (
+    "Poor are clouds and flicker, walking through walls, hardly moving, and sudden jumps elsewhere. "
+    "Characters that one can see through are no flaw."
+)
+"""Of a game's videos (appendix A.2)."""
 
 PAIRWISE = {
     "alignment": Question("alignment", "Which video does what the text says?", "", PREFERENCES),
@@ -80,8 +84,12 @@ QUALITY = Question(
 def questions_of(study: Study) -> dict[str, Question]:
     """The study's questions by name, in the order in which they are asked."""
     if study.kind == "pointwise":
-        return {question.name: question for question in (CORRECTNESS, QUALITY)}
-    return {name: PAIRWISE[name] for name in study.criteria}
+        asked = {question.name: question for question in (CORRECTNESS, QUALITY)}
+    else:
+        asked = {name: PAIRWISE[name] for name in study.criteria}
+    if study.hints == "none" and "quality" in asked:
+        asked["quality"] = replace(asked["quality"], hint="")
+    return asked
 
 
 def judging(study: Study) -> str:

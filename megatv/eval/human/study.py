@@ -62,6 +62,8 @@ class Study:
     joins              `invited`: only those with a link of `invite`; `open`: whoever reaches the page, too
     max_raters         so many people may an open study have, the invited among them
     joins_per_hour     so many may join it from one address within an hour
+    hints              `game`: the question of quality names flaws of a game's videos (TV2TV appendix A.2);
+                       `none`: it names none (appendix B.4, sports)
     """
 
     kind: Kind
@@ -78,6 +80,7 @@ class Study:
     joins: Literal["invited", "open"] = "invited"
     max_raters: int = 200
     joins_per_hour: int = 20
+    hints: Literal["game", "none"] = "game"
 
     def __post_init__(self) -> None:
         names = [system.name for system in self.systems]

@@ -1,0 +1,276 @@
+"""Make the paper's evaluation sets (TV2TV sections 3.3 and 4.2.2): what to sample, and the studies over it.
+
+    python tools/make_eval_set.py csgo --csgo DIR.. --out OUT [--run ARM=RUN].. [--seed S]
+    python tools/make_eval_set.py sports --videos DIR --captions FILE.jsonl --out OUT [--run ARM=RUN]..
+    python tools/make_eval_set.py normalise STUDY.yaml --out OUT [--width 320] [--height 192]
+
+`csgo` takes frames of recordings that no model was trained on (the paper: "a held-out expert gameplay set";
+Pearce and Zhu's folder `dataset_dm_expert_dust2`), a frame of its own for each start: of 100 short videos, of
+40 of 64 seconds, and of 15 times 10 steered videos. `sports` takes the first frame and the meta-caption of 30
+held-out videos, for five videos each; the captions file is that of `tools/make_shards.py`. Both write
+
+    OUT/frames/START.png          the pictures that videos start from
+    OUT/starts.jsonl              where each picture comes from
+    OUT/ARM/SET.jsonl             a batch of `python -m megatv.sample` for each of tv2tv, t2v and think2v
+    OUT/ARM/steered_videos.jsonl  csgo: a study's manifest, with captions, times and controls
+    OUT/study/NAME.yaml           the paper's studies, for `python -m megatv.eval.human`
+
+and print the commands that sample. An item has the same name, picture, prompt and seed in every arm.
+
+`normalise` brings the systems of a study, such as models of others, to one size and 16 frames a second, and
+the videos of one name to the length of the shortest (section 4.2.2 says size and rate). The whole picture is
+scaled, without bars or cutting, as training frames are; where that changes its shape, a line says so. Our
+own videos are written anew as well, so that all went through the same encoder. OUT/study.yaml is the study
+over the copies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from megatv.data.captions import read_captions
+from megatv.data.video import decode_video, probe, write_video
+from megatv.eval.eval_set import (
+    ARMS,
+    PROMPTS,
+    SETS_OF,
+    Item,
+    batch_line,
+    csgo_items,
+    csgo_studies,
+    manifest_line,
+    manifest_of,
+    sports_items,
+    sports_studies,
+    start_names,
+)
+from megatv.eval.eval_starts import HEIGHT, WIDTH, different_frames, first_frame, save_picture
+from megatv.eval.human.study import Study, System, read_study
+from megatv.eval.human.tasks import draw
+from megatv.eval.human.videos import Video, find_videos
+from megatv.log import main_guard, progress, say
+from megatv.sample.request import Mode
+from megatv.schema import plain
+from megatv.untrusted import inside, printable
+from megatv.yaml_tree import dump
+
+RUNS = {"csgo": "runs/3b_csgo", "sports": "runs/8b_sports"}
+"""Runs of the shipped configs; those of the baselines end in _t2v and _think2v."""
+SAME_SHAPE = 0.02
+"""Two shapes, width over height, count as one within this share."""
+
+
+def main() -> int:
+    """Do what the verb says; the exit code."""
+    args = _arguments()
+    if args.verb == "normalise":
+        return normalise(args.study, args.out, args.width, args.height)
+    runs = _runs(args.run, RUNS[args.verb])
+    with _new_folder(args.out) as made:
+        (made / "frames").mkdir()
+        if args.verb == "csgo":
+            make_csgo(args.csgo, made, args.out, args.seed)
+        else:
+            make_sports(args.videos, args.captions, made, args.out, args.seed)
+    say(f"{args.out} written; sample with (or start python by srun instead of torchrun):")
+    for batch in sorted(args.out.glob("*/*.jsonl")):
+        arm, name = batch.parent.name, batch.stem
+        if batch != manifest_of(cast(Mode, arm), args.out):
+            words = ["--checkpoint", runs[arm], "--batch", batch, "--out", batch.with_name(name)]
+            say(f"torchrun --nproc_per_node 8 -m megatv.sample {shlex.join(map(str, words))}")
+    return 0
+
+
+def make_csgo(recordings: list[Path], made: Path, out: Path, seed: int) -> None:
+    """The CS:GO set into the folder `made`, which will be called `out`."""
+    sets = csgo_items(seed)
+    starts = list(dict.fromkeys(item.start for items in sets.values() for item in items))
+    found = list(zip(starts, different_frames(recordings, seed), strict=False))
+    if len(found) < len(starts):
+        raise ValueError(
+            f"--csgo: has {len(found)} different frames, and each of {len(starts)} starts needs its own; "
+            "name more recordings"
+        )
+    for start, (_, _, pixels) in found:
+        save_picture(made / "frames" / f"{start}.png", pixels)
+    origins = ({"start": start, "episode": name, "frame": frame} for start, (name, frame, _) in found)
+    _write_lines(made / "starts.jsonl", origins)
+    for arm, names in SETS_OF.items():
+        for name in names:
+            _write_batch(made, out, arm, name, sets[name])
+        if "steered" in names:
+            lines = (manifest_line(item, "steered") for item in sets["steered"])
+            _write_lines(manifest_of(arm, made), lines)
+    _write_studies(made, csgo_studies(out))
+
+
+def make_sports(videos: Path, captions: Path, made: Path, out: Path, seed: int) -> None:
+    """The sports set into the folder `made`, which will be called `out`."""
+    listed = read_captions(captions)
+    listed.sort(key=lambda video: draw(seed, video.video, video.start_seconds))
+    prompts: list[str] = []
+    origins: list[dict[str, Any]] = []
+    for video in listed:
+        if len(prompts) == PROMPTS:
+            break
+        start = start_names(PROMPTS)[len(prompts)]
+        try:
+            path = inside(videos, video.video)
+            pixels = first_frame(path, video.start_seconds)
+        except ValueError as error:
+            say(printable(f"left out: {error}", keep=""))
+            continue
+        save_picture(made / "frames" / f"{start}.png", pixels)
+        prompts.append(video.meta_caption)
+        origins.append({"start": start, "video": video.video, "seconds": video.start_seconds})
+    if len(prompts) < PROMPTS:
+        raise ValueError(
+            f"{captions}: has {len(prompts)} videos that can be used, and the set has {PROMPTS}; add others"
+        )
+    _write_lines(made / "starts.jsonl", origins)
+    for arm in ARMS:
+        _write_batch(made, out, arm, "videos", sports_items(prompts, seed))
+    _write_studies(made, sports_studies(out))
+
+
+def normalise(path: Path, out: Path, width: int, height: int) -> int:
+    """Copies of a study's videos, alike in size, rate and, by name, in length; the exit code.
+
+    A video that cannot be read costs its name alone, in all systems.
+    """
+    if width < 2 or height < 2 or width % 2 or height % 2:
+        raise ValueError(f"--width {width} --height {height}: H.264 needs even numbers of at least 2")
+    study = read_study(path)
+    found = find_videos(study)
+    lines: list[list[dict[str, Any]]] = [[] for _ in found]
+    failed, cut = 0, 0
+    with _new_folder(out) as made:
+        for number, (system, videos) in enumerate(zip(study.systems, found, strict=True), 1):
+            _say_shapes(system.name, videos.values(), width / height)
+            (made / f"system-{number}").mkdir()
+        names = sorted({name for videos in found for name in videos})
+        for place, name in enumerate(progress(names, desc="videos")):
+            having = [number for number, videos in enumerate(found) if name in videos]
+            try:
+                shown = [decode_video(found[n][name].video, width=width, height=height) for n in having]
+            except ValueError as error:
+                say(printable(f"left out: {name}: {error}", keep=""))
+                failed += 1
+                continue
+            length = min(map(len, shown))
+            cut += any(len(frames) > length for frames in shown)
+            for n, frames in zip(having, shown, strict=True):
+                file = f"system-{n + 1}/{place:05}.mp4"  # names may be none of a file
+                write_video(made / file, frames[:length])
+                lines[n].append({**plain(found[n][name]), "video": file})
+        for number, system_lines in enumerate(lines, 1):
+            _write_lines(made / f"system-{number}.jsonl", system_lines)
+        systems = tuple(
+            System(system.name, str(out / f"system-{number}.jsonl"))
+            for number, system in enumerate(study.systems, 1)
+        )
+        copied = replace(study, systems=systems, database=str(out / "answers.sqlite"))
+        (made / "study.yaml").write_text(dump(plain(copied)), encoding="utf-8")
+    say(f"{out}/study.yaml written; of {cut} names one video was cut to the length of the other")
+    if failed:
+        say(f"{failed} names are left out")
+    return 2 if failed else 0
+
+
+def _say_shapes(system: str, videos: Iterable[Video], shape: float) -> None:
+    """Which pictures will look narrower or wider, once for each size."""
+    sizes = set()
+    for video in videos:
+        try:
+            info = probe(video.video)
+        except ValueError:  # said when it is read
+            continue
+        sizes.add((info.width, info.height))
+    for width, height in sorted(sizes):
+        if abs(width / height / shape - 1) > SAME_SHAPE:
+            how = "narrower" if width / height > shape else "wider"
+            say(printable(f"{system}: pictures of {width}x{height} become {how}", keep=""))
+
+
+def _write_batch(made: Path, out: Path, arm: Mode, name: str, items: list[Item]) -> None:
+    _write_lines(made / arm / f"{name}.jsonl", (batch_line(item, arm, out / "frames") for item in items))
+
+
+def _write_lines(path: Path, trees: Iterable[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(tree) + "\n" for tree in trees), encoding="utf-8")
+
+
+def _write_studies(made: Path, studies: dict[str, Study]) -> None:
+    (made / "study").mkdir()
+    (made / "answers").mkdir()
+    for name, study in studies.items():
+        (made / "study" / f"{name}.yaml").write_text(dump(plain(study)), encoding="utf-8")
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when all went well, and is gone otherwise."""
+    if out.exists():
+        raise ValueError(f"--out {out}: exists already; name another one or remove it first")
+    partial = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
+        partial.chmod(0o755)
+        yield partial
+        partial.rename(out)
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be written ({error.strerror}); name another one") from None
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _runs(given: list[str], base: str) -> dict[str, str]:
+    """The run or checkpoint of every arm: that of its config, where `--run ARM=RUN` names no other."""
+    runs: dict[str, str] = {arm: base if arm == "tv2tv" else f"{base}_{arm}" for arm in ARMS}
+    for text in given:
+        arm, equals, run = text.partition("=")
+        if arm not in runs or not equals or not run:
+            raise ValueError(f"--run {text}: write ARM=RUN, where ARM is one of {', '.join(ARMS)}")
+        runs[arm] = run
+    return runs
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, what in (
+        ("csgo", "the set of section 3.3"),
+        ("sports", "the set of section 4.2.2"),
+        ("normalise", "copies of a study's videos, alike in size, rate and length"),
+    ):
+        one = verbs.add_parser(verb, help=what, description=what)
+        one.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
+        if verb == "normalise":
+            one.add_argument("study", type=Path, help="YAML of a study over the videos as they are")
+            one.add_argument("--width", type=int, default=WIDTH)
+            one.add_argument("--height", type=int, default=HEIGHT)
+            continue
+        one.add_argument("--run", action="append", default=[], metavar="ARM=RUN", help="for the commands")
+        one.add_argument("--seed", type=int, default=0, help="of the choice of starts and of the videos")
+        if verb == "csgo":
+            one.add_argument("--csgo", type=Path, nargs="+", required=True, help="held-out recordings")
+        else:
+            one.add_argument("--videos", type=Path, required=True, help="folder of the held-out videos")
+            one.add_argument("--captions", type=Path, required=True, help="their captions, a JSON line each")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main_guard(main)
