@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatv.config import CodecConfig, config_from_dict
-from megatv.data import video_source
+from megatv.data import video_frames
 from megatv.data.crop import (
     crop_words,
     cut_clips,
@@ -301,14 +301,14 @@ class TestStored:
 
     def test_only_frames_near_the_crop_are_decoded(self, tmp_path, monkeypatch):
         shards = open_clips(write_clips(tmp_path / "set", [240]))
-        decoded, decode = [], video_source._decoded
+        decoded, decode = [], video_frames.decoded
 
         def counted(*args):
             for frame in decode(*args):
                 decoded.append(frame.pts)
                 yield frame
 
-        monkeypatch.setattr(video_source, "_decoded", counted)
+        monkeypatch.setattr(video_frames, "decoded", counted)
         shards.frames(shards.record(0), range(180, 229))
         assert len(decoded) <= 49 + 16 + 32 + 3  # the crop, the margin of a second, a key frame's distance
 

@@ -18,7 +18,7 @@ from megatv.data.video import decode_video, probe, write_video
 from megatv.eval.human.cli import open_desk
 from megatv.eval.human.study import Study, System, read_study
 from megatv.eval.human.videos import find_videos
-from megatv.sample.inputs import read_batch
+from megatv.sample.batch_file import read_batch
 
 spec = importlib.util.spec_from_file_location(
     "make_eval_set", Path(__file__).parents[2] / "tools/make_eval_set.py"
@@ -73,7 +73,7 @@ def lines_of(path):
 
 def test_the_sampler_reads_the_papers_counts(made):
     counts = {
-        f"{arm}/{path.stem}": len(read_batch(str(path)))
+        f"{arm}/{path.stem}": len(read_batch(str(path))[0])
         for arm in ARMS
         for path in (made / arm).glob("*.jsonl")
         if path.stem != "steered_videos"
@@ -88,9 +88,9 @@ def test_the_sampler_reads_the_papers_counts(made):
 
 def test_arms_have_the_same_items_but_for_their_mode(made):
     for name in ("short", "long", "steered"):
-        ours = read_batch(str(made / f"tv2tv/{name}.jsonl"))
+        ours = read_batch(str(made / f"tv2tv/{name}.jsonl"))[0]
         for arm in ("t2v", "think2v") if name != "steered" else ("think2v",):
-            theirs = read_batch(str(made / f"{arm}/{name}.jsonl"))
+            theirs = read_batch(str(made / f"{arm}/{name}.jsonl"))[0]
             assert {asked.mode for asked in theirs.values()} == {arm}
             alike = {key: dataclasses.replace(asked, mode="tv2tv") for key, asked in theirs.items()}
             assert alike == ours
@@ -113,7 +113,7 @@ def test_every_start_is_a_frame_of_its_own_as_training_shows_it(made, recordings
 
 def test_videos_start_from_the_pictures(made):
     for path in made.glob("*/short.jsonl"):
-        asked = read_batch(str(path))
+        asked, _ = read_batch(str(path))
         assert len({video.image for video in asked.values()}) == 100
         assert all(Path(video.image).is_file() for video in asked.values())
 
@@ -125,7 +125,7 @@ def test_its_studies_find_what_the_sampler_leaves(made):
     data = (made / "black.mp4").read_bytes()
     for batch in made.glob("*/*.jsonl"):
         if batch.stem != "steered_videos":
-            for name in read_batch(str(batch)):
+            for name in read_batch(str(batch))[0]:
                 folder = batch.with_name(batch.stem) / name
                 folder.mkdir(parents=True)
                 (folder / "video.mp4").write_bytes(data)
@@ -209,7 +209,7 @@ def test_sports_takes_first_frames_and_their_prompts(run, tmp_path, capsys):
     starts = lines_of(out / "starts.jsonl")
     assert len({start["video"] for start in starts}) == len(starts) == 30
     assert "clip_3.mp4" not in {start["video"] for start in starts}
-    batches = [read_batch(str(out / arm / "videos.jsonl")) for arm in ARMS]
+    batches = [read_batch(str(out / arm / "videos.jsonl"))[0] for arm in ARMS]
     assert [len(batch) for batch in batches] == [150] * 3
     assert len({asked.seed for asked in batches[0].values()}) == 150
     prompt_of = {asked.image: asked.prompt for asked in batches[0].values()}
