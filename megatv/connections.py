@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import socket
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from websockets.frames import Frame
 from websockets.http11 import Response
 from websockets.server import ServerProtocol
 
+from megatv.descriptors import allow_all, say_exhaustion_once
 from megatv.guard import HEADERS
 from megatv.network import network_of
 
@@ -46,6 +48,8 @@ MAX_HEAD_BYTES = 16 << 10
 """The head of one request, where the server's settings say nothing else."""
 FREE_PIECES, MIN_PIECE_BYTES = 256, 64
 """In so many pieces a body may come whatever their size; of more, the mean size must be the second."""
+BACKLOG = 128
+"""Newcomers that the system holds; asyncio lets in so many before it is asked whether they have places."""
 MAX_FRAMES = 256
 """WebSocket frames of one connection in a tick. Each takes microseconds from everybody else."""
 NO_WEBSOCKET = "no WebSocket is made of this request: send a plain upgrade without a body"
@@ -273,7 +277,7 @@ class Http(_Watched, H11Protocol):
 class Server(uvicorn.Server):
     """Uvicorn's, which looks after its connections at every tick, ten times a second.
 
-    settings   of `uvicorn.Config`; `http` and `ws` are its own
+    settings   of `uvicorn.Config`; `http`, `ws` and `backlog` are its own
 
     It logs faults of ours, not those of requests, of which anybody could send any number. A proxy's word on
     who asks counts only where `proxy_headers` says so.
@@ -284,7 +288,13 @@ class Server(uvicorn.Server):
         http: Any = functools.partial(Http, bounds)
         ws: Any = WebSocket if bounds.max_parts else "none"
         usual = {"log_level": "error", "access_log": False, "proxy_headers": False, "server_header": False}
-        super().__init__(uvicorn.Config(app, http=http, ws=ws, **{**usual, **settings}))
+        super().__init__(uvicorn.Config(app, http=http, ws=ws, backlog=BACKLOG, **{**usual, **settings}))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, with as many file descriptors as the system grants."""
+        allow_all()
+        say_exhaustion_once(asyncio.get_running_loop())
+        await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Cut off who keeps us waiting."""

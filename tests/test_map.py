@@ -56,7 +56,10 @@ LAYERS = [
             "megatv.plan",
         ],
     ),
-    ("judge", ["megatv.eval", "megatv.guard", "megatv.connections", "megatv.network"]),
+    (
+        "judge",
+        ["megatv.eval", "megatv.guard", "megatv.connections", "megatv.descriptors", "megatv.network"],
+    ),
     ("show", ["megatv.studio"]),
 ]
 OUTSIDE = ["launch", "tools"]

@@ -67,7 +67,6 @@ def server_of(app: FastAPI, *, behind_proxy: bool = False) -> Server:
         app,
         bounds,
         loop="asyncio",
-        backlog=128,
         proxy_headers=behind_proxy,
         h11_max_incomplete_event_size=limits.MAX_HEAD_BYTES,
         ws_max_size=limits.MAX_MESSAGE_BYTES,

@@ -28,6 +28,7 @@ from fastapi.staticfiles import StaticFiles
 
 from megatv.eval.human.answers import FullError, UnknownError
 from megatv.eval.human.desk import Desk
+from megatv.eval.human.in_flight import InFlight
 from megatv.eval.human.limit import BodyLimit
 from megatv.eval.human.raters import Rater, UnknownRaterError
 from megatv.guard import Guard
@@ -56,7 +57,8 @@ class Answering:
 def make_app(desk: Desk, names: frozenset[str]) -> FastAPI:
     """The application of one study. names: under which it may be opened, see `guard.own_names`."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(BodyLimit)  # type: ignore[arg-type]
+    app.add_middleware(InFlight)  # type: ignore[arg-type]
+    app.add_middleware(BodyLimit)  # type: ignore[arg-type]  # around it: a request counts when its body has come
     app.add_middleware(Guard, names=names, cache=b"no-cache")  # a video is played more than once
     _refusals(app)
 
