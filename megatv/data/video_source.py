@@ -320,7 +320,7 @@ def _check_times(seconds: np.ndarray, name: str) -> None:
 
 
 def _check_count(count: int, span: float, name: str) -> None:
-    """ValueError unless so many frames, from the first to the last in `span` seconds, lie within the bounds."""
+    """ValueError unless so many frames, the last `span` seconds after the first, lie within the bounds."""
     if count > min(MAX_FRAMES, MAX_RATE * (span + 10)):
         raise ValueError(f"{name}: has {count:,} frames or more in {span:.4g} s; {ADVICE}")
 

@@ -1,4 +1,4 @@
-"""Packets of a few bytes may come by the million: what each costs is bounded, and too many are refused early."""
+"""Packets of a few bytes may come by the million: each costs little, and too many are refused early."""
 
 import io
 import struct
