@@ -4,7 +4,8 @@ The file is a zip: `data.pkl` tells names, shapes and places, `data/0`, `data/1`
 pickle is a program that may call anything. `torch.load(weights_only=True)` calls little, but
 a few hundred bytes still make it allocate any memory (`bytearray(n)`, dicts copied again and again) or
 overflow the stack. This reader knows only the operations that dicts of tensors need, and entries that are
-stored, so it takes the memory of the file and at most some 100 MB.
+stored. Of an open file it reads the zip's directory first and then entry by entry, so it takes the memory of
+the tensors, which is at most the file's length, and at most some 100 MB.
 
 A few operations can also describe a tree of billions of values, since a tuple may hold another one twice.
 So no operation looks into a value: each checks the types of its operands first, and what is hashed, compared
@@ -19,15 +20,17 @@ import zipfile
 from collections.abc import Callable
 from itertools import islice
 from types import FunctionType
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 MAX_PICKLE_BYTES = 1 << 20
 """Of `data.pkl`: enough for some eight thousand tensors."""
-MAX_ENTRIES = 100_000
-"""Of the zip: Python keeps half a kilobyte of each."""
+MAX_READ_BYTES = 4 << 20
+"""Read of a zip at once, as its directory is: 91,180 entries at most, each half a kilobyte in Python."""
+PIECE_BYTES = 1 << 20
+"""Of a tensor that are read at once."""
 MAX_NAME = 512
 """Characters of a tensor's name, and of a storage's."""
 MAX_INTEGER_KEY = 1 << 20
@@ -50,16 +53,37 @@ DTYPES = {
 """By the name of their storage, as in `torch FloatStorage`."""
 
 
-def read_state_dict(data: bytes) -> Any:
-    """The dicts, lists, numbers, texts and tensors in the bytes of a file of `torch.save`.
+class _BoundedReads(io.BufferedReader):
+    """A zip, whose end may claim a directory of any length. To the end zipfile only reads the last 64 KiB."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_READ_BYTES:
+            raise ValueError(f"a zip whose directory has more than {MAX_READ_BYTES >> 20} MiB")
+        return super().read(size)
+
+
+def open_zip(file: BinaryIO) -> zipfile.ZipFile:
+    """The zip in a file open for reading, of which the end and the directory alone are read.
+
+    Raises ValueError, zipfile.BadZipFile and whatever else damage makes of zipfile.
+    """
+    return zipfile.ZipFile(_BoundedReads(file))  # type: ignore[arg-type]  # a RawIOBase, by its annotation
+
+
+def is_program(archive: zipfile.ZipFile) -> bool:
+    """Whether a zip is TorchScript, by the entries that `torch.jit.save` writes beside the code."""
+    return any(name.endswith(("/constants.pkl", "/model.json")) for name in archive.namelist())
+
+
+def read_state_dict(file: BinaryIO) -> Any:
+    """The dicts, lists, numbers, texts and tensors in a file of `torch.save`, open for reading.
 
     Raises ValueError with the reason for everything that such a file does not hold.
     """
-    if data.count(b"PK\1\2") > MAX_ENTRIES:  # the signature of an entry in the zip's directory
-        raise ValueError(f"a zip of more than {MAX_ENTRIES:,} entries")
+    size = file.seek(0, io.SEEK_END)
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return _read(archive, len(data))
+        with open_zip(file) as archive:
+            return _read(archive, size)
     except zipfile.BadZipFile as error:
         raise ValueError(f"a damaged zip ({str(error)[:200]})") from None
     except ValueError as error:
@@ -71,7 +95,7 @@ def read_state_dict(data: bytes) -> Any:
 def _read(archive: zipfile.ZipFile, size: int) -> Any:
     entries = archive.infolist()
     names = {entry.filename for entry in entries}
-    if any(name.endswith(("/constants.pkl", "/model.json")) for name in names):
+    if is_program(archive):
         raise ValueError("TorchScript, which is a program")
     if sum(entry.file_size for entry in entries) > size:
         raise ValueError("its entries claim more bytes than the file has")
@@ -81,7 +105,7 @@ def _read(archive: zipfile.ZipFile, size: int) -> Any:
     if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
         raise ValueError(f"a zip without a data.pkl of at most {MAX_PICKLE_BYTES >> 20} MiB")
     root = pickles[0].filename.removesuffix("data.pkl")
-    if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+    if f"{root}byteorder" in names and _content(archive, f"{root}byteorder") != b"little":
         raise ValueError("its numbers are not little-endian")
     buffers: dict[str, Tensor] = {}
 
@@ -93,13 +117,26 @@ def _read(archive: zipfile.ZipFile, size: int) -> Any:
         if type(dtype) is not torch.dtype or type(key) is not str or len(key) > MAX_NAME:
             raise ValueError("a storage in it is not named as torch.save does")
         if key not in buffers:
-            content = bytearray(archive.read(f"{root}data/{key}"))
+            content = _content(archive, f"{root}data/{key}")
             buffers[key] = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0).byte()
         return buffers[key].view(dtype)
 
     value = _build(archive.read(pickles[0]), storage)
     _check_size(value)
     return value
+
+
+def _content(archive: zipfile.ZipFile, name: str) -> bytearray:
+    """An entry's bytes, in memory once; BadZipFile for a wrong checksum or fewer bytes than it claims."""
+    content = bytearray(archive.getinfo(name).file_size)
+    place = 0
+    with archive.open(name) as stream:
+        while piece := stream.read(PIECE_BYTES):
+            content[place : place + len(piece)] = piece
+            place += len(piece)
+    if place != len(content):
+        raise zipfile.BadZipFile(f"{name} ends early")
+    return content
 
 
 def _build(program: bytes, storage: Callable[[Any], Tensor]) -> Any:

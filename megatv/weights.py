@@ -20,8 +20,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megatv.free_memory import require_memory
 from megatv.regular_file import open_regular, read_bytes
-from megatv.state_dict import read_state_dict
+from megatv.state_dict import is_program, open_zip, read_state_dict
 
 MAX_BYTES = 8 << 30
 """Of one file: a network's weights and a training state beside them."""
@@ -67,15 +68,16 @@ def is_finite(weight: Tensor) -> bool:
 def read_tensors(file: Path, most: int = MAX_BYTES) -> Any:
     """What a file of safetensors or of `torch.save` holds, tensors on the CPU.
 
-    most  bytes of the file; one of `torch.save` is read whole
-    Raises ValueError when the file is missing, too large or something else, such as TorchScript.
+    most  bytes of the file
+    The tensors take as much memory as the file is long. Raises ValueError when the file is missing, too large
+    for that or something else, such as TorchScript.
     """
     zipped = _starts_as_zip(file)
-    data = _read(file, most) if zipped else b""
+    _check_memory(file, most, copies=1)
     try:
         if zipped:
-            return read_state_dict(data)
-        check_size(file, most)
+            with open_regular(file, most, links=True) as stream:
+                return read_state_dict(stream)
         with open_safetensors(file) as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
@@ -119,14 +121,27 @@ def check_size(file: Path, most: int) -> None:
         raise ValueError(f"{file}: has {size:,} bytes and may have {most:,}; give the weights of one network")
 
 
+def _check_memory(file: Path, most: int, copies: int) -> None:
+    """Refuse (ValueError) a file of more than `most` bytes, or of which `copies` do not fit into memory."""
+    check_size(file, most)
+    need = copies * file.stat().st_size
+    require_memory(need, torch.device("cpu"), f"{file}: its weights", "free some, or take a larger machine")
+
+
 def _fits_float32(value: Tensor) -> bool:
     """Whether all numbers are finite as float32, piece by piece: a whole copy may not fit into memory."""
     return all(bool(piece.float().isfinite().all()) for piece in value.flatten().split(1 << 22))
 
 
 def is_torchscript(file: Path) -> bool:
-    """Whether a file is a zip with the entry `constants.pkl`, as `torch.jit.save` writes beside the code."""
-    return _starts_as_zip(file) and b"/constants.pkl" in _read(file)
+    """Whether a file is a zip with the entries that `torch.jit.save` writes; only its directory is read."""
+    with _refusing(file):
+        stream = open_regular(file, MAX_BYTES, links=True)
+    try:
+        with stream, open_zip(stream) as archive:
+            return is_program(archive)
+    except Exception:  # whatever damage makes of zipfile
+        return False
 
 
 def load_torchscript(
@@ -135,10 +150,15 @@ def load_torchscript(
     """The TorchScript module in a file whose bytes have the published SHA-256, or that the user trusts.
 
     option  of the command line by which the user says so, for the message
-    The hash is that of the very bytes that are loaded. Raises ValueError when they are refused, or are no
-    TorchScript.
+    The hash is that of the very bytes that are loaded. They are in memory four times meanwhile: as read, in
+    two copies of PyTorch's and as tensors. Raises ValueError when they are refused, are no TorchScript, or do
+    not fit into memory so.
     """
-    data = _read(file)
+    if not is_torchscript(file):
+        raise ValueError(f"{file}: not a TorchScript file; give what torch.jit.save wrote")
+    _check_memory(file, MAX_BYTES, copies=4)
+    with _refusing(file):
+        data = read_bytes(file, MAX_BYTES, links=True)
     if not trust and hashlib.sha256(data).hexdigest() != published.sha256:
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if published.sha256:
@@ -162,11 +182,6 @@ def load_torchscript(
 def _starts_as_zip(file: Path) -> bool:
     with _refusing(file), open_regular(file, links=True) as stream:
         return stream.read(4) == b"PK\3\4"
-
-
-def _read(file: Path, most: int = MAX_BYTES) -> bytes:
-    with _refusing(file):
-        return read_bytes(file, most, links=True)
 
 
 @contextmanager

@@ -134,11 +134,49 @@ def test_noise_is_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
-    with (tmp_path / "sparse.pt").open("wb") as file:
-        file.write(b"PK\3\4")
-        file.truncate(9 << 30)
-    with pytest.raises(ValueError, match=f"at most {8 << 30} are read; give a file of weights"):
-        read_tensors(tmp_path / "sparse.pt")
+    with pytest.raises(ValueError, match=f"and may have {8 << 30:,}; give the weights of one network"):
+        read_tensors(sparse(tmp_path / "sparse.pt", 9 << 30))
+
+
+def sparse(file: Path, size: int) -> Path:
+    """A hole of `size` bytes that begins as a zip does, and takes 4 KB of the disk."""
+    with file.open("wb") as stream:
+        stream.write(b"PK\3\4")
+        stream.truncate(size)
+    return file
+
+
+def test_a_hole_that_begins_as_a_zip_is_refused_unread(tmp_path: Path, peak_source: str) -> None:
+    file = sparse(tmp_path / "sparse.pt", 1 << 30)
+    program = peak_source + (
+        "from pathlib import Path\nfrom megatv.weights import *\n"
+        f"file, before = Path({str(file)!r}), peak()\n"
+        "def run(file):\n    load_torchscript(file, 'cpu', Published(), trust=True, option='')\n"
+        "for read in (read_tensors, run):\n"
+        "    try:\n        read(file)\n    except ValueError as error:\n        print(error)\n"
+        "print(is_torchscript(file), peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    tensors, torchscript, last = done.stdout.splitlines()
+    assert "a damaged zip (File is not a zip file)" in tensors and "not a TorchScript file" in torchscript
+    assert last.startswith("False ") and int(last.split()[1]) < 50 << 10  # KiB
+
+
+def test_weights_are_not_read_without_memory_for_them(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors take the file's length, TorchScript four times as much."""
+    torch.save({"a": torch.ones(100)}, tmp_path / "a.pt")
+    save_file({"a": torch.ones(100)}, tmp_path / "a.safetensors")
+    trusted = {"published": Published(), "trust": True, "option": "", "device": "cpu"}
+    for file, need in ((tmp_path / "a.pt", 1), (tmp_path / "a.safetensors", 1), (program, 4)):
+        read = (lambda f: load_torchscript(f, **trusted)) if need == 4 else read_tensors
+        size = need * file.stat().st_size
+        monkeypatch.setattr("megatv.free_memory.available_bytes", lambda device, size=size: size)
+        read(file)
+        monkeypatch.setattr("megatv.free_memory.available_bytes", lambda device, size=size: size - 1)
+        with pytest.raises(ValueError, match=rf"{file.name}: its weights take .* are free: free some"):
+            read(file)
 
 
 def test_taken_tensors_have_the_names_shapes_and_numbers(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ player: what comes after a step is moved to where the packet before it ends.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -23,6 +24,8 @@ MAX_BACK_SECONDS = 0.1
 JOIN_PACKETS = 2
 """Where two recordings meet, their counters of packets do not fit each other, and FFmpeg calls one of so many
 packets before the key frame damaged that the second begins with. The decoder still checks its picture."""
+MAX_HEARD = 1 << 16
+"""Packets of sound ahead of the pictures that are remembered: ten minutes of a hundred a second."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,15 @@ def read_clock(packets: Iterable[Packet], stream: VideoStream) -> Clock:
     assert stream.time_base is not None
     number, shift, step = -1, 0, 0
     last: int | None = None  # time of decoding of the packet before, as it was read
-    heard: list[int] = []  # when there is sound later than that
+    heard: list[int] = []  # when there is sound later than that, ascending
     shifts: list[tuple[int, int]] = [(0, 0)]
     keys: list[tuple[int, int]] = []
     marked: list[int] = []
     begins: set[int] = set()
     for packet in packets:
         if packet.stream.type == "audio" and packet.dts is not None and packet.time_base is not None:
-            heard.append(int(packet.dts * packet.time_base / stream.time_base))
+            insort(heard, int(packet.dts * packet.time_base / stream.time_base))
+            del heard[MAX_HEARD:]
         if packet.stream is not stream:
             continue
         number += 1
@@ -86,7 +90,8 @@ def read_clock(packets: Iterable[Packet], stream: VideoStream) -> Clock:
             elif 0 < dts - last <= MAX_STEP_SECONDS / stream.time_base:
                 step = dts - last
         if dts is not None:
-            last, heard = dts, [time for time in heard if time > dts]
+            last = dts
+            del heard[: bisect_right(heard, dts)]
             step = packet.duration or step
         if packet.is_keyframe:
             begins.add(number)
@@ -99,9 +104,13 @@ def read_clock(packets: Iterable[Packet], stream: VideoStream) -> Clock:
 
 
 def _is_jump(last: int, dts: int, heard: list[int], tick: float) -> bool:
-    """Whether the clock jumps between two packets. It does not in a hole in which sound is heard."""
+    """Whether the clock jumps between two packets. It does not in a hole in which sound is heard.
+
+    heard  times of sound, ascending
+    """
     seconds, third = (dts - last) * tick, (dts - last) / 3
-    goes_on = any(last + third <= time <= dts - third for time in heard)
+    place = bisect_left(heard, last + third)
+    goes_on = place < len(heard) and heard[place] <= dts - third
     return seconds < -MAX_BACK_SECONDS or (seconds > MAX_STEP_SECONDS and not goes_on)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import io
 import os
+from array import array
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -43,7 +44,9 @@ MAX_LAST_SECONDS = 10.0
 RATE_TOLERANCE = 0.01
 """How far a header's rate may be from the one that is counted, as a share of it, and still be believed."""
 MAX_RATE = 1000
-"""Frames a second, on average over a video; the first ten seconds' worth is free."""
+"""Frames a second, on average from the first packet to any other; the first ten seconds' worth is free."""
+MAX_FRAMES = 10_000_000
+"""Of one video: 24 hours at 115 frames a second, whose times take 80 MB."""
 MAX_ALLOCATION = 1 << 27
 """Bytes that FFmpeg may allocate at once: the largest pictures in 16 bits with alpha, or 24 hours' index."""
 COUNTED = ("avi", "asf")
@@ -159,28 +162,32 @@ def read_timeline(source: str | Path | bytes) -> Timeline:
     clock = clock_of(source) if jumps else None
     with open_video(source) as (container, stream):
         counted = container.format.name in COUNTED
-        found: list[tuple[float, float]] = []  # when a packet is shown, and how long its frame stays
+        found = array("d")  # when packets are shown
+        earliest = np.inf
+        last = (-np.inf, 0.0)  # when the latest is, and how long its frame stays
         packets = hidden = 0
         for packet in stream_packets(container, stream, clock):
             packets += packet.size > 0
             ticks = packet.dts if counted or packet.pts is None else packet.pts
             if packet.size and ticks is not None and packet.time_base and not packet.is_discard:
                 hidden += packet.pts is None
-                found.append((float(ticks * packet.time_base), hold_seconds(packet, stream)))
+                time = float(ticks * packet.time_base)
+                found.append(time)
+                earliest, last = min(earliest, time), max(last, (time, hold_seconds(packet, stream)))
+                _check_count(len(found), last[0] - earliest, name)
         several = "one of several video streams" if len(container.streams.video) > 1 else ""
         header_rate = float(stream.average_rate or 0)
-    found.sort()
     if counted and found:  # the decoder gives the first frame later than it gets the first packet
-        origin = found[0][0]
-    times = [(time - origin, hold) for time, hold in found if time - origin >= -TIME_TOLERANCE]
-    if not times:
+        origin = earliest
+    seconds = np.sort(found) - origin
+    seconds = seconds[seconds >= -TIME_TOLERANCE]
+    if not len(seconds):
         raise ValueError(f"{name}: has frames without times; write it anew with `ffmpeg -i IN OUT.mp4`")
-    seconds = np.array([time for time, _ in times])
     _check_times(seconds, name)
     care = needs_care(first) or several
-    if hidden or counted or len(times) < packets or abs(seconds[0]) > TIME_TOLERANCE:
+    if hidden or counted or len(seconds) < packets or abs(seconds[0]) > TIME_TOLERANCE:
         care = care or "packets without times or pictures"
-    end = float(seconds[-1] + times[-1][1])
+    end = float(seconds[-1] + last[1])
     rate = len(seconds) / end
     if abs(header_rate - rate) <= RATE_TOLERANCE * rate:  # times may be rounded; a rate borne out is not
         rate = header_rate
@@ -287,7 +294,8 @@ def _check_header(container: InputContainer, stream: VideoStream, name: str) -> 
 
 ADVICE = (
     f"at most {MAX_SECONDS / 3600:.0f} hours are read, with gaps of at most {MAX_GAP_SECONDS:.0f} s and "
-    f"fewer than {MAX_RATE} frames a second: write it anew with `ffmpeg -i IN OUT.mp4`, or cut it"
+    f"fewer than {MAX_RATE} frames a second, {MAX_FRAMES:,} in all: write it anew with "
+    "`ffmpeg -i IN OUT.mp4`, or cut it"
 )
 
 
@@ -308,8 +316,13 @@ def _check_times(seconds: np.ndarray, name: str) -> None:
     """ValueError unless these times of frames, ascending from 0, lie within the bounds."""
     if np.diff(seconds).max(initial=0.0) > MAX_GAP_SECONDS or seconds[-1] > MAX_SECONDS:
         raise ValueError(f"{name}: has frames up to {seconds[-1]:.4g} s with long gaps; {ADVICE}")
-    if len(seconds) > MAX_RATE * (seconds[-1] + 10):
-        raise ValueError(f"{name}: has {len(seconds)} frames in {seconds[-1]:.4g} s; {ADVICE}")
+    _check_count(len(seconds), seconds[-1], name)
+
+
+def _check_count(count: int, span: float, name: str) -> None:
+    """ValueError unless so many frames, the last `span` seconds after the first, lie within the bounds."""
+    if count > min(MAX_FRAMES, MAX_RATE * (span + 10)):
+        raise ValueError(f"{name}: has {count:,} frames or more in {span:.4g} s; {ADVICE}")
 
 
 def hold_seconds(last: VideoFrame | Packet, stream: VideoStream) -> float:

@@ -25,7 +25,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Files of weights, or of `NAME.index.json` that names their parts; the first kind that is there is read."""
 BIN = ".bin"
 MAX_BIN_BYTES = 16 << 30
-"""Of one file of torch.save, all of which is in memory; parts are 10 GB by transformers' old default."""
+"""Of one file of torch.save, all in memory as tensors; parts are 10 GB by transformers' old default."""
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 # Tensors that some directories hold and that carry no weights of their own: rotary tables, a tied head.
 _REDUNDANT = ("rotary_emb.inv_freq", "lm_head.weight")
