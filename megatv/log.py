@@ -29,6 +29,7 @@ T = TypeVar("T")
 TIMES = {"run_started", "seconds", "data_wait"}
 """What goodput needs of a record of a step: Unix seconds, seconds, and the share of them."""
 LOSSES = [f"{stage}{name}_loss" for stage in ("", "val_", "val_ema_") for name in ("text", "video")]
+LOSSES += [f"val_ema_video_loss_t{level}" for level in range(8)]
 KEPT = ("step", *sorted(TIMES), "first_step_seconds", "loss", *LOSSES)
 """Of a record that is read: what goodput, loss curves and reports need."""
 MAX_METRICS_BYTES, MAX_METRICS_LINES = 512 << 20, 1_000_000

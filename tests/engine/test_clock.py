@@ -16,8 +16,9 @@ from megatv_kernels import Document, build_record
 from megatv import clock as module
 from megatv.clock import Clock, peak_flops
 from megatv.config import load_config
-from megatv.log import Goodput, RunLog, plot_losses, read_metrics, step_line
+from megatv.log import KEPT, Goodput, RunLog, plot_losses, read_metrics, step_line
 from megatv.model.cost import dense_training_flops, training_flops
+from megatv.objective.validation import ValidationSums
 
 TOY = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml", ["run.steps=10"])
 
@@ -174,6 +175,10 @@ def test_a_resumed_record_keeps_every_key_and_reading_it_only_those_of_use(tmp_p
     assert read_metrics(path) == [record(step, 8, text_loss=1.0) for step in (1, 2, 3)]
     RunLog(tmp_path, resume_step=2, total_steps=9).close()
     assert [json.loads(line) for line in path.read_text().splitlines()] == told[:2]
+
+
+def test_every_loss_of_the_average_is_kept() -> None:
+    assert {f"val_ema_{name}" for name in ValidationSums(torch.device("cpu")).means()} <= set(KEPT)
 
 
 @pytest.mark.parametrize("most", ["MAX_METRICS_BYTES", "MAX_METRICS_LINES"])
