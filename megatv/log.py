@@ -28,6 +28,12 @@ T = TypeVar("T")
 
 TIMES = {"run_started", "seconds", "data_wait"}
 """What goodput needs of a record of a step: Unix seconds, seconds, and the share of them."""
+LOSSES = [f"{stage}{name}_loss" for stage in ("", "val_", "val_ema_") for name in ("text", "video")]
+LOSSES += [f"val_ema_video_loss_t{level}" for level in range(8)]
+KEPT = ("step", *sorted(TIMES), "first_step_seconds", "loss", *LOSSES)
+"""Of a record that is read: what goodput, loss curves and reports need."""
+MAX_METRICS_BYTES, MAX_METRICS_LINES = 512 << 20, 1_000_000
+"""Of a metrics.jsonl that is read: one line of about 500 bytes a step."""
 SECONDS_TO_SPEAK = 10.0
 """How long a rank with bad input waits for rank 0 to say what is wrong, before it ends."""
 SECONDS_BETWEEN_LINES = 30.0
@@ -223,23 +229,31 @@ def step_line(record: Mapping[str, Any], total_steps: int, seconds_left: float) 
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics.jsonl, none where there is no file. Lines that no run writes are left out.
+    """KEPT keys of the records of a metrics.jsonl, none where there is no file. Raises as `_records` does."""
+    return [{key: record[key] for key in KEPT if key in record} for _, record in _records(path)]
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(line, record) of a metrics.jsonl, one after the other. Lines that no run writes are left out.
 
     So is all from a line on that is no JSON, such as a last one cut short by a crash. Raises ValueError when
-    the file cannot be read.
+    the file cannot be read, or has more than MAX_METRICS_BYTES or MAX_METRICS_LINES.
     """
-    records: list[dict[str, Any]] = []
+    number = size = 0
     try:
         with open_regular(path, links=True) as file:
             while line := file.readline(MAX_LINE_BYTES):
-                record = parse_json(line)
-                if _is_record(record):
-                    records.append(record)
-    except (FileNotFoundError, json.JSONDecodeError):
+                number, size = number + 1, size + len(line)
+                if number > MAX_METRICS_LINES or size > MAX_METRICS_BYTES:
+                    most = f"{MAX_METRICS_BYTES >> 20} MiB or {MAX_METRICS_LINES:,} lines"
+                    raise ValueError(f"{path}: is longer than {most}; move it away")
+                text = line.decode("utf-8-sig").strip()
+                if _is_record(record := parse_json(text)):
+                    yield text, record
+    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
         pass
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); move it away") from None
-    return records
 
 
 def _is_record(tree: Any) -> bool:
@@ -278,6 +292,6 @@ def plot_losses(run_dir: Path) -> Path:
 def _truncate(path: Path, step: int) -> None:
     """Leave the records up to `step` in a new file; where a link was, nothing behind it changes."""
     try:
-        write_file(path, "".join(json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= step))
+        write_file(path, "".join(f"{line}\n" for line, record in _records(path) if record["step"] <= step))
     except OSError as error:
         raise ValueError(f"{path}: cannot be written ({error.strerror}); put that right") from None

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import difflib
 import json
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +27,8 @@ from megatv.untrusted import json_lines, parse_json
 
 MAX_BYTES = 256 << 20
 """Of a captions file, all of which is in memory."""
+
+_start_seconds = attrgetter("start_seconds")
 
 
 @dataclass(frozen=True)
@@ -124,14 +128,14 @@ def clip_captions(captions: tuple[Caption, ...], start: float, seconds: float) -
     The caption in force when the clip begins (the latest before it, or all that share its time) is carried to
     time 0, so that no clip begins without knowing what goes on. TV2TV trains on 98-frame crops of longer
     captioned clips (section 4.1) and does not say what becomes of a caption that the crop cuts.
+
+    captions  in order of time: those of a long video are searched, not walked through, for each of its clips
     """
-    before = [c.start_seconds for c in captions if c.start_seconds <= start]
-    in_force = max(before, default=start)
-    return tuple(
-        Caption(max(0.0, caption.start_seconds - start), caption.text)
-        for caption in captions
-        if in_force <= caption.start_seconds < start + seconds
-    )
+    begun = bisect_right(captions, start, key=_start_seconds)
+    in_force = captions[begun - 1].start_seconds if begun else start
+    first = bisect_left(captions, in_force, key=_start_seconds)
+    end = bisect_left(captions, start + seconds, key=_start_seconds)
+    return tuple(Caption(max(0.0, c.start_seconds - start), c.text) for c in captions[first:end])
 
 
 _KEYS = ("video", "start", "meta_caption", "captions", "detailed_caption", "quality", "source")

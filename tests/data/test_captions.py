@@ -182,6 +182,27 @@ def test_consecutive_clips_say_everything_and_always_know_what_goes_on(times, le
     assert said == {c.text for c in captions}
 
 
+def test_a_clip_looks_at_few_captions_of_a_long_video():
+    class Watched(tuple):
+        looked = 0
+
+        def __getitem__(self, place):
+            self.looked += len(range(*place.indices(len(self)))) if isinstance(place, slice) else 1
+            return super().__getitem__(place)
+
+        def __iter__(self):
+            self.looked += len(self)
+            return super().__iter__()
+
+    captions = Watched(Caption(float(i), str(i)) for i in range(100_000))
+    assert clip_captions(captions, 70_000.5, 2) == (
+        Caption(0, "70000"),
+        Caption(0.5, "70001"),
+        Caption(1.5, "70002"),
+    )
+    assert captions.looked < 100
+
+
 def test_provenance_takes_no_more_memory_than_its_text(peak_source, tmp_path):
     """As objects of Python it took 24 times as much."""
     source = '{"a": [' + ", ".join(["[]"] * 100_000) + "]}"

@@ -16,8 +16,9 @@ from megatv_kernels import Document, build_record
 from megatv import clock as module
 from megatv.clock import Clock, peak_flops
 from megatv.config import load_config
-from megatv.log import Goodput, RunLog, plot_losses, read_metrics, step_line
+from megatv.log import KEPT, Goodput, RunLog, plot_losses, read_metrics, step_line
 from megatv.model.cost import dense_training_flops, training_flops
+from megatv.objective.validation import ValidationSums
 
 TOY = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml", ["run.steps=10"])
 
@@ -152,11 +153,50 @@ def test_a_start_without_its_times_is_not_counted(tmp_path: Path) -> None:
     assert log.goodput.add(record(2, 2))["run_started"] > 1e9
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe{}\n", b"[" * 100_000 + b"\n", b"1" * (3 << 20)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe{}\n",
+        '{"step": 1, "a": "\xe9"}\n'.encode("utf-16-be"),
+        b"[" * 100_000 + b"\n",
+        b"1" * (3 << 20),
+    ],
+)
 def test_what_is_no_json_ends_the_record(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(json.dumps(record(1, 8)).encode() + b"\n" + content)
     assert read_metrics(path) == [record(1, 8)]
+
+
+def test_a_resumed_record_keeps_every_key_and_reading_it_only_those_of_use(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    told = [record(step, 8, text_loss=1.0, **{f"x{i}": 0.0 for i in range(100)}) for step in (1, 2, 3)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in told))
+    assert read_metrics(path) == [record(step, 8, text_loss=1.0) for step in (1, 2, 3)]
+    RunLog(tmp_path, resume_step=2, total_steps=9).close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == told[:2]
+
+
+def test_every_loss_of_the_average_is_kept() -> None:
+    assert {f"val_ema_{name}" for name in ValidationSums(torch.device("cpu")).means()} <= set(KEPT)
+
+
+@pytest.mark.parametrize("most", ["MAX_METRICS_BYTES", "MAX_METRICS_LINES"])
+@pytest.mark.parametrize("line", [record(1, 8), {}], ids=["records", "others"])
+def test_a_record_has_a_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: str, line: dict
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    content = (json.dumps(line) + "\n") * 1_000
+    path.write_text(content)
+    whole = {"MAX_METRICS_BYTES": len(content), "MAX_METRICS_LINES": 1_000}[most]
+    monkeypatch.setattr(f"megatv.log.{most}", whole)
+    read_metrics(path)
+    monkeypatch.setattr(f"megatv.log.{most}", whole - 1)
+    for read in (read_metrics, lambda _: RunLog(tmp_path, resume_step=1, total_steps=9)):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: is longer than .*; move it away"):
+            read(path)
+    assert path.read_text() == content
 
 
 def test_the_record_is_never_written_through_a_link(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from megatv.eval.human.database import connect, open_database
+from megatv.eval.human.database import bounded, connect, open_database, read_rows
 from megatv.eval.human.questions import questions_of
 from megatv.eval.human.raters import (
     MAX_NAME,
@@ -234,7 +234,7 @@ class Answers:
 
     def _read(self, query: str, values: tuple[object, ...] = ()) -> list[Any]:
         with self._reading:
-            return self._reader.execute(query, values).fetchall()
+            return read_rows(self._reader, self._path, query, values)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -242,7 +242,7 @@ class Answers:
         if not self._writing.acquire(timeout=TURN_SECONDS):
             raise sqlite3.OperationalError("others are writing")
         try:
-            with self._connection:
+            with bounded(self._connection, self._path), self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection
         finally:

@@ -8,6 +8,9 @@ count as the file's own and are looked at with it; SQLite makes the second anew.
 writes `answers.db-journal`, and when it opens a file that has one, it first writes the journal's pages into
 the file and deletes the file that the journal's end names, wherever it lies (https://sqlite.org/fileformat2.html,
 section 3). So a file with a journal is not opened, and none is ever written here.
+
+A page of a table's tree may name the same child many times (section 1.6 there), and ten such pages stand for
+more rows than can ever be read. So statements are bounded in computing time, and rows by the file's length.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ import re
 import sqlite3
 import stat
 import sys
+import time
 from collections import Counter
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,16 @@ BUSY_SECONDS = 2.0
 """How long a write waits for another process that writes."""
 MAX_VALUE_BYTES = 1_000_000
 """The longest text in a file that is read at all."""
+OPENING_SECONDS, STATEMENT_SECONDS = 2.0, 60.0
+"""Computing time to look at a file's tables, which takes a millisecond, and to do anything else with them."""
+MAX_FILE_BYTES = 4 << 30
+"""Of a file and its -wal: MAX_ROWS answers of 4 KiB each."""
+MAX_ROWS, MAX_ROWS_BYTES = 1_000_000, 256 << 20
+"""Of one query, whose rows are all in memory."""
+ROW_BYTES = 8
+"""A row takes at least as many bytes in a file: lengths of row and header, its number, a type a column."""
+STEPS = 1000
+"""Of SQLite's machine between two looks at the clock."""
 
 _SPACES = re.compile("[ \\t\\r\\n\\f]+")
 """Between the words of a statement, as SQLite has them."""
@@ -62,14 +77,16 @@ def open_database(path: Path, *, create: bool) -> sqlite3.Connection:
     """
     try:
         _claim_file(path, create=create)
-        with closing(connect(path, read_only=True)) as looking:  # closing it leaves its -wal as it was
+        looking = connect(path, read_only=True)  # closing it leaves its -wal as it was
+        with closing(looking), bounded(looking, path, OPENING_SECONDS):
             _version(looking, path)
         connection = connect(path)
     except (OSError, sqlite3.Error) as error:
         raise _unusable(path, error) from None
     try:
-        _use_wal(connection)
-        _bring_up_to_date(connection, path)
+        with bounded(connection, path):
+            _use_wal(connection)
+            _bring_up_to_date(connection, path)
     except sqlite3.Error as error:
         connection.close()
         raise _unusable(path, error) from None
@@ -94,6 +111,56 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         connection.setconfig(sqlite3.SQLITE_DBCONFIG_ENABLE_TRIGGER, False)
         connection.setconfig(sqlite3.SQLITE_DBCONFIG_ENABLE_VIEW, False)
     return connection
+
+
+@contextmanager
+def bounded(connection: sqlite3.Connection, path: Path, seconds: float = STATEMENT_SECONDS) -> Iterator[None]:
+    """Statements within it may compute for so long together, in this thread; waiting for others costs none.
+
+    Raises ValueError for longer ones; as after any error, a transaction is to be rolled back.
+    """
+    end = time.thread_time() + seconds
+    connection.set_progress_handler(lambda: time.thread_time() > end, STEPS)
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+            raise
+        raise ValueError(
+            f"{path}: takes more than {seconds:g} s of computing to read, as a damaged database does; name "
+            "another one"
+        ) from None
+    finally:
+        connection.set_progress_handler(None, STEPS)
+
+
+def read_rows(
+    connection: sqlite3.Connection, path: Path, query: str, values: tuple[object, ...] = ()
+) -> list[tuple[Any, ...]]:
+    """All rows of a query. Raises ValueError for more than the file can hold, or than MAX_ROWS."""
+    rows: list[tuple[Any, ...]] = []
+    size = 0
+    with bounded(connection, path), closing(connection.execute(query, values)) as cursor:
+        most = min(_length(path), MAX_ROWS_BYTES)
+        for row in cursor:
+            size += ROW_BYTES + sum(len(value) for value in row if isinstance(value, (str, bytes)))
+            if size > most and size > (most := min(_length(path), MAX_ROWS_BYTES)):  # it may have grown
+                raise ValueError(
+                    f"{path}: has more rows than its length or {MAX_ROWS_BYTES >> 20} MiB can hold, as a "
+                    "damaged database does; name another one"
+                )
+            if len(rows) == MAX_ROWS:
+                raise ValueError(f"{path}: has more than {MAX_ROWS:,} rows; name another database")
+            rows.append(row)
+    return rows
+
+
+def _length(path: Path) -> int:
+    """Bytes of a file and its -wal."""
+    length = path.stat().st_size
+    with suppress(FileNotFoundError):  # whoever closes the file last removes the -wal
+        length += path.with_name(f"{path.name}-wal").stat().st_size
+    return length
 
 
 def refuse_link(path: Path) -> None:
@@ -131,6 +198,11 @@ def _claim_file(path: Path, *, create: bool) -> None:
                 raise ValueError(f"{file}: is no file; name another database")
             if mode & 0o077:
                 file.chmod(0o600)
+    if _length(path) > MAX_FILE_BYTES:
+        raise ValueError(
+            f"{path}: is longer than {MAX_FILE_BYTES >> 30} GiB with its -wal, which no study is; name "
+            "another database"
+        )
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
@@ -142,10 +214,11 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 def _version(connection: sqlite3.Connection, path: Path) -> dict[str, str]:
     """The tables that a file has: TABLES, TABLES_OF_NAMES or none; ValueError for any others."""
+    most = 2 * len(TABLES) + 1  # one more than the tables and the index of each one's key
     found = [
         (kind, name, table, _SPACES.sub(" ", sql) if isinstance(sql, str) else sql)
         for kind, name, table, sql in connection.execute(
-            "SELECT type, name, tbl_name, sql FROM sqlite_master"
+            "SELECT type, name, tbl_name, sql FROM sqlite_master LIMIT ?", (most,)
         )
     ]
     for tables in (TABLES, TABLES_OF_NAMES, {}):

@@ -27,8 +27,12 @@ SIZES: dict[str, tuple[int | None, int]] = {
     "num_res_blocks": (2, 8),
 }
 """Settings that may differ: default of diffusers, and the most that is built."""
-HALVINGS: dict[str, list[Any]] = {"dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
-"""Widths of the levels, and which of the three halvings of rows and columns halve time too."""
+HALVINGS: dict[str, tuple[list[Any], tuple[Any, ...]]] = {
+    "dim_mult": ([1, 2, 4, 4], tuple(range(1, 17))),
+    "temperal_downsample": ([False, True, True], (False, True)),
+}
+"""Widths of the levels, and which of the three halvings of rows and columns halve time too: default of
+diffusers, and what each entry may be."""
 
 
 class WanCodec(Codec):
@@ -79,10 +83,11 @@ def _settings(folder: Path) -> dict[str, Any]:
         most = SIZES[name][1]
         if value != SIZES[name][0] and not (type(value) is int and 1 <= value <= most):
             raise ValueError(f"{file}: {name} is {repr(value)[:80]}; it must be a number from 1 to {most}")
-    for name, default in HALVINGS.items():
+    for name, (default, allowed) in HALVINGS.items():
         value = settings[name] = config.get(name, default)
-        numbers = value if isinstance(value, list) else []
-        if len(numbers) != len(default) or not all(type(n) in (int, bool) and 0 <= n <= 16 for n in numbers):
+        entries = value if isinstance(value, list) else []
+        sound = all(type(entry) is type(allowed[0]) and entry in allowed for entry in entries)
+        if len(entries) != len(default) or not sound:
             raise ValueError(f"{file}: {name} is {repr(value)[:80]}; it must be a list like {default}")
     channels, needed = config.get("z_dim", 16), (TEMPORAL_FACTOR, SPATIAL_FACTOR, LATENT_CHANNELS)
     time, space = (2 ** sum(settings["temperal_downsample"]), 2 ** (len(settings["dim_mult"]) - 1))
