@@ -44,9 +44,10 @@ def _is_private(folder: Path, gid: int) -> bool:
     A group of another name may have members that the system does not list. A list of single users (ACL)
     shows in the mode as the group's right.
     """
-    with contextlib.suppress(OSError):  # most folders have no such list
-        os.getxattr(folder, "system.posix_acl_access")
-        return False
+    if hasattr(os, "getxattr"):  # Linux
+        with contextlib.suppress(OSError):  # most folders have no such list
+            os.getxattr(folder, "system.posix_acl_access")
+            return False
     users = pwd.getpwall()
     ours = {user.pw_name: user.pw_gid for user in users if user.pw_uid in (0, os.geteuid())}
     try:
@@ -62,6 +63,10 @@ def _unmapped_user() -> int:
 
     Everybody whom the namespace does not map appears so: there they cannot be told apart.
     """
-    if Path("/proc/self/uid_map").read_text().split() == EVERYBODY.split():
+    try:
+        mapped = Path("/proc/self/uid_map").read_text()
+    except FileNotFoundError:  # not Linux: there are no such namespaces
+        return 0
+    if mapped.split() == EVERYBODY.split():
         return 0
     return int(Path("/proc/sys/kernel/overflowuid").read_text())

@@ -23,6 +23,9 @@ _KEY_NAME = re.compile(r"[A-Z0-9_]*_API_KEY")
 _KEY = re.compile(r"[!#-&(-\[\]-~]+")
 """Characters that JSON and repr() leave unescaped, so that a key is found in a reply that repeats it."""
 
+KEY_PART = 8
+HIDDEN = "[API key]"
+
 
 def check_url(url: str, where: str) -> str:
     """`url`, when requests may be sent there; ValueError that begins with `where` otherwise.
@@ -74,6 +77,18 @@ def read_key(name: str, where: str) -> str:
             f"{where} names {name}, which holds spaces, quotes or characters that no key has: set it again"
         )
     return key
+
+
+def hide_key(text: str, key: str) -> str:
+    """`text` with HIDDEN in place of the key and of every part of it of at least KEY_PART characters.
+
+    Texts are cut before they are shown, so that a part may be what is left of a key. "" is no key.
+    """
+    if not key:
+        return text
+    size = min(KEY_PART, len(key))
+    parts = "|".join(re.escape(key[begin : begin + size]) for begin in range(len(key) - size + 1))
+    return re.sub(rf"(?:(?={parts}).)+.{{{size - 1}}}", HIDDEN, text.replace(key, HIDDEN), flags=re.DOTALL)
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

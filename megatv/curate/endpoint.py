@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from megatv.curate.address import read_key
+from megatv.curate.address import HIDDEN, hide_key, read_key
 from megatv.curate.answers import json_object
 from megatv.curate.completion import Completion, NotACompletion, read_completion
 from megatv.curate.post import Answer, PostError, post
@@ -192,7 +192,8 @@ class Endpoint:
     def _read(self, answer: Answer) -> Completion:
         """The completion in an answer, counted."""
         s = self.settings
-        completion = read_completion(answer.body, s.max_tokens)
+        key = self._key().encode() or HIDDEN.encode()
+        completion = read_completion(answer.body.replace(key, HIDDEN.encode()), s.max_tokens)
         sent, made = completion.tokens or (0, 0)
         cost = (sent * s.prompt_price + made * s.completion_price) / 1e6
         uncounted = int(completion.tokens is None)
@@ -216,16 +217,15 @@ class Endpoint:
             raise ValueError("it has a lone surrogate, half a character, in it") from None
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
-        if (key := self._key()) and key in words:
+        if (key := self._key()) and (HIDDEN in words or hide_key(words, key) != words):
             raise ValueError("it repeats the API key")
         return tree, answer
 
     def _excerpt(self, words: object) -> str:
         """The beginning of a server's text on one line, the key replaced."""
-        text = str(words)
-        if key := self._key():
-            text = text.replace(key, "[API key]")
-        text = "".join(c if c.isprintable() else " " for c in text[: 2 * ERROR_CHARACTERS])
+        key = self._key()
+        text = hide_key(str(words).replace(key or HIDDEN, HIDDEN)[: 2 * ERROR_CHARACTERS], key)
+        text = "".join(c if c.isprintable() else " " for c in text)
         return " ".join(text.split())[:ERROR_CHARACTERS]
 
     def _key(self) -> str:

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,21 @@ def start_ray(address: str | None) -> None:
     if address:
         ray.init(address=address, **quiet)
     else:
-        # Ray listens on all interfaces and runs code for whoever knows its token. Without this variable
-        # it would write the token to a file.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Ray listens on all interfaces and runs code for whoever knows its token. What the environment says
+        # (no token, or a cluster's) is not for this Ray. Without a mode here it takes "token", also where
+        # an earlier import of Ray read another; without a token here it would write one to a file.
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+            os.environ.pop(name, None)
+        os.environ["RAY_AUTH_TOKEN"] = _token()
         own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         # "local": not a cluster that this machine happens to belong to
         ray.init(address="local", _temp_dir=str(_private_folder() / "ray"), **own, **quiet)
+
+
+@cache
+def _token() -> str:
+    """Of this process's own Ray, which keeps the first that it is told."""
+    return secrets.token_hex(32)
 
 
 def _private_folder() -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -83,6 +84,37 @@ def download(location: str, name: str, local: Path, most: int) -> tuple[str, boo
     return "", False
 
 
+class _HeadInTime:
+    """Of a connection: the head of an answer comes within TIMEOUT_SECONDS, or the connection is ended.
+
+    A single read has a time limit of its own, but a head may come byte by byte, and after as many
+    `100 Continue` as a server likes.
+    """
+
+    sock: socket.socket
+
+    def getresponse(self) -> Any:
+        """The answer, its head read. Raises TimeoutError."""
+        over, sock = threading.Event(), self.sock
+
+        def end() -> None:
+            over.set()
+            with suppress(OSError):  # it has ended meanwhile
+                sock.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(TIMEOUT_SECONDS, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            answer = super().getresponse()  # type: ignore[misc]
+        finally:
+            timer.cancel()
+        if over.is_set():  # what came of the head passes for a whole one
+            answer.close()
+            raise TimeoutError("its head comes too slowly")
+        return answer
+
+
 class _Reply:
     """The body of an answer in place of urllib3's: read as it comes, in time, and only an object to its end.
 
@@ -101,8 +133,8 @@ class _Reply:
         while (left := self._seconds_left()) > 0:
             if self._read.wait(left):
                 return
-        with suppress(OSError, RuntimeError, ValueError):  # it has ended meanwhile
-            self._raw.shutdown()
+        with suppress(OSError, TypeError):  # it has ended meanwhile
+            self._raw._sock_shutdown(socket.SHUT_RDWR)  # its `shutdown` leaves the other side writing
 
     def read(self, size: int | None = None) -> bytes:
         """At most `size` bytes, not waiting until there are so many; b"" at the end. Raises TimeoutError."""
@@ -144,6 +176,10 @@ def _client(endpoint: str | None) -> Any:
     retries = {"mode": "standard", "total_max_attempts": HEAD_TRIES}
     config = Config(read_timeout=TIMEOUT_SECONDS, retries=retries)
     client = Session().client("s3", config=config, endpoint_url=endpoint)
+    pools = client._endpoint.http_session._pool_classes_by_scheme  # of proxies, too
+    for scheme, pool in [*pools.items()]:
+        connection = type("Connection", (_HeadInTime, pool.ConnectionCls), {})
+        pools[scheme] = type("Pool", (pool,), {"ConnectionCls": connection})
 
     def send(request: Any, **_: Any) -> Any:
         request.stream_output = True  # else the body is read before it is replaced

@@ -255,6 +255,33 @@ def test_errors_do_not_repeat_the_key(ask, answer):
     assert "hunter" not in said.replace("[API key]", "")
 
 
+def ended_by(reason):
+    return {"message": {"content": "Yes."}, "finish_reason": reason}
+
+
+LONG_KEY = "sk-" + "".join(f"{n:02d}x" for n in range(20))
+
+
+@pytest.mark.parametrize("left", [1, 2, 4, 10, 50])
+@pytest.mark.parametrize("escaped", [False, True])
+@pytest.mark.parametrize("where", ["reason", "mark", "twice"])
+def test_a_text_that_is_cut_within_the_key_does_not_show_the_rest(ask, monkeypatch, where, left, escaped):
+    monkeypatch.setenv("SEER_API_KEY", LONG_KEY)
+    text = {
+        "reason": "~" * (100 - len(LONG_KEY) + left) + LONG_KEY,
+        "mark": "<" + "a" * left + LONG_KEY + ">" + '{"caption": "A."}',
+        "twice": "~" * (79 - len(LONG_KEY) + left) + LONG_KEY,
+    }[where]
+    choice = {"message": {"content": text}} if where == "mark" else ended_by(text)
+    body = json.dumps({"choices": [choice]})
+    if where == "twice":
+        body = f'{{"{text}": 1, "{text}": 2}}'
+    if escaped:
+        body = body.replace(LONG_KEY, "".join(f"\\u{ord(c):04x}" for c in LONG_KEY))
+    said = refused(ask, "127.0.0.1", http(body.encode()), http(body.encode()))
+    assert not [n for n in range(len(LONG_KEY) - 8) if LONG_KEY[n : n + 8] in said]
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -125,6 +125,32 @@ def test_an_address_without_a_cluster_is_refused(address, fault):
         start_ray(address)
 
 
+AUTHENTICATED = """
+import os
+from megatv.curate.engine import start_ray
+start_ray(None)
+from ray._raylet import get_authentication_mode, AuthenticationMode
+print(get_authentication_mode() == AuthenticationMode.TOKEN, len(os.environ["RAY_AUTH_TOKEN"]))
+"""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN_PATH": "nowhere"},
+        {"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": ""},
+    ],
+    ids=["disabled", "empty"],
+)
+def test_the_local_ray_has_its_own_token_whatever_the_environment_says(tmp_path, said):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"HOME": str(tmp_path), **said}
+    command = [sys.executable, "-c", AUTHENTICATED]
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, timeout=200)
+    assert done.stdout.split() == ["True", "64"]
+    assert not (tmp_path / ".ray").exists()
+
+
 STARTED = """
 import os, signal, sys
 from pathlib import Path

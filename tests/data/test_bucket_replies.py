@@ -155,12 +155,23 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n"
 def test_an_answer_that_drips_is_left_in_time(tmp_path, monkeypatch, store, answer):
     monkeypatch.setattr(bucket, "TIMEOUT_SECONDS", 0.5)
     store["answer"] = answer
+    before = threading.active_count()
     tracemalloc.start()
     began = time.monotonic()
     reason, _ = bucket.download("s3://clips/set", "index.json", tmp_path / "a", 1000)
     assert reason and time.monotonic() - began < 20
     assert tracemalloc.get_traced_memory()[1] < 100 << 20
     tracemalloc.stop()
+    leave(before)
+
+
+def leave(before):
+    """Wait until no thread is left: none that reads, and none of the store's, which end with connections."""
+    for _ in range(1000):
+        if threading.active_count() <= before:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{threading.active_count() - before} threads are left")
 
 
 def test_a_line_that_does_not_end_takes_little_memory(tmp_path, store):

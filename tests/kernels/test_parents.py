@@ -149,6 +149,24 @@ def test_in_a_user_namespace_unmapped_owners_pass_for_root(shared, monkeypatch):
     assert parents.fault_above(path) == ""
 
 
+def test_a_system_without_proc_and_attributes_is_no_fault(shared, accounts, monkeypatch):
+    """As macOS is; the modes and owners of folders are looked at there, too."""
+    real = Path.read_text
+
+    def read_text(path):
+        if path.is_relative_to("/proc"):
+            raise FileNotFoundError(path)
+        return real(path)
+
+    path = shared(0o775)
+    accounts({7: ("me", ())}, [("me", ME, 7)])
+    _as_group(monkeypatch, path.parents[1], 7)
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.delattr(os, "getxattr", raising=False)
+    assert parents.fault_above(path) == ""
+    assert "anybody may put another" in parents.fault_above(shared(0o777))
+
+
 def test_where_a_link_leads_is_settled_once(tmp_path, monkeypatch):
     """Who owns a link may turn it: what is used later is the folder that was looked at."""
     (tmp_path / "real").mkdir()
