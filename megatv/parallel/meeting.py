@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from megatv.log import AloneError
 from megatv.parallel.environment import ALONE
+from megatv.untrusted import printable
 
 WAIT = timedelta(minutes=10)
 """From the first process to the last: imports from a slow shared disk, a node that boots late."""
@@ -55,11 +56,9 @@ def meet() -> tuple[dist.Store, int, int]:
 
 def _tell(what: str) -> None:
     """One line from a process of any rank, once: a variable that was left over looks like a slow start."""
-    print(
-        f"{what}, for {WAIT.total_seconds():.0f} s at most; if no launcher was meant to start others, end "
-        f"this and {ALONE}",
-        flush=True,
-    )
+    seconds = f"{WAIT.total_seconds():.0f} s"
+    line = f"{what}, for {seconds} at most; if no launcher was meant to start others, end this and {ALONE}"
+    print(printable(line, keep=""), flush=True)
 
 
 def _store(host: str, port: int, is_master: bool) -> dist.Store:
