@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,8 +30,25 @@ def parse_json(text: str | bytes) -> Any:
     brackets with RecursionError, bytes that are no text with UnicodeDecodeError, and a number of 5,000 digits
     with a bare ValueError; of a key that is given twice it would keep the last value without a word.
     """
-    try:
+    with _one_kind_of_error():
         return json.loads(text, object_pairs_hook=_no_key_twice)
+
+
+def read_object(text: str, begin: int) -> tuple[Any, int]:
+    """The JSON object that begins at `text[begin]`, and where it ends; what comes after it is not looked at.
+
+    Raises json.JSONDecodeError as `parse_json` does, and when an object has a key twice.
+    """
+    with _one_kind_of_error():
+        return json.JSONDecoder(object_pairs_hook=_no_key_twice).raw_decode(text, begin)
+
+
+@contextmanager
+def _one_kind_of_error() -> Iterator[None]:
+    """Within: every fault of JSON is a json.JSONDecodeError."""
+    try:
+        yield
+        return
     except json.JSONDecodeError:
         raise
     except RecursionError:
@@ -42,24 +60,6 @@ def parse_json(text: str | bytes) -> Any:
     except ValueError:
         reason = "a number with too many digits"
     raise json.JSONDecodeError(reason, "", 0)
-
-
-def read_object(text: str, begin: int) -> tuple[Any, int]:
-    """The JSON object that begins at `text[begin]`, and where it ends; what comes after it is not looked at.
-
-    Raises json.JSONDecodeError as `parse_json` does, and when an object has a key twice.
-    """
-    try:
-        return json.JSONDecoder(object_pairs_hook=_no_key_twice).raw_decode(text, begin)
-    except json.JSONDecodeError:
-        raise
-    except RecursionError:
-        reason = "nested too deeply"
-    except _KeyTwice as error:
-        reason = str(error)
-    except ValueError:
-        reason = "a number with too many digits"
-    raise json.JSONDecodeError(reason, text[begin : begin + 1], 0)
 
 
 class _KeyTwice(ValueError):
