@@ -11,6 +11,7 @@ import io
 import os
 import secrets
 import stat
+import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -62,6 +63,27 @@ def create_file(path: str | Path, *, private: bool = True) -> BinaryIO:
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return open(os.open(path, flags, 0o600 if private else 0o666), "wb")
+
+
+def require_place(out: Path | None) -> None:
+    """Refuse (ValueError) a file of `--out` that could not be written at the end, before any work is done."""
+    if out is None:
+        return
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ValueError(f"--out {out}: cannot be written; name a file in a folder of yours")
+
+
+def partial_folder(out: Path) -> Path:
+    """A new empty folder beside `out`, to be filled and then renamed to it; parents are made. Raises OSError.
+
+    Others may read it, as they may what any program writes.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
+    partial.chmod(0o755)
+    return partial
 
 
 def write_file(path: Path, text: str, *, private: bool = False) -> None:

@@ -30,7 +30,6 @@ import argparse
 import json
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -58,6 +57,7 @@ from megatv.eval.human.study import Study, System, read_study
 from megatv.eval.human.tasks import draw
 from megatv.eval.human.videos import Video, find_videos
 from megatv.log import main_guard, progress, say
+from megatv.regular_file import partial_folder
 from megatv.sample.request import Mode
 from megatv.schema import plain
 from megatv.untrusted import inside, printable
@@ -224,9 +224,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
         raise ValueError(f"--out {out}: exists already; name another one or remove it first")
     partial = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
-        partial.chmod(0o755)
+        partial = partial_folder(out)
         yield partial
         partial.rename(out)
     except OSError as error:

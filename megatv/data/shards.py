@@ -26,7 +26,6 @@ import io
 import os
 import shutil
 import sys
-import tempfile
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -44,6 +43,7 @@ from megatv.data.mds import read_row
 from megatv.data.record import Record
 from megatv.data.stats import LatentStats
 from megatv.data.video import decode_frames
+from megatv.regular_file import partial_folder
 from megatv.types import Caption, Example
 
 Encode = Callable[[torch.Tensor], np.ndarray]
@@ -90,9 +90,7 @@ class ShardWriter:
         self.out, self.info = Path(out), info
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise ValueError(f"{self.out}: is not an empty directory; name another one or remove it first")
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = Path(tempfile.mkdtemp(dir=self.out.parent, prefix=f".{self.out.name}.partial-"))
-        self._partial.chmod(0o755)
+        self._partial = partial_folder(self.out)
         columns = {column.name: column.encoding for column in info.columns}
         self._writer = MDSWriter(
             columns=columns, out=str(self._partial), hashes=[HASH], size_limit=SHARD_BYTES, max_workers=1

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 
 from megatv.data.record import Record
 from megatv.data.shards import Shards, ShardWriter
+from megatv.regular_file import partial_folder
 
 
 def held_out_sources(sources: set[str], share: float, seed: int) -> set[str]:
@@ -38,9 +38,7 @@ def split(shards: Shards, out: Path, *, share: float, seed: int, by: str) -> tup
     held_out = held_out_sources(set(names), share, seed)
     if out.exists():
         raise ValueError(f"{out}: exists already; name another --out or remove it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
-    partial.chmod(0o755)
+    partial = partial_folder(out)
     try:
         with (
             ShardWriter(partial / "train", shards.info) as train,

@@ -37,8 +37,7 @@ def make_all(
 
     Team r of n has every n-th name from the r-th on, so no team waits for another. A video does not depend on
     its neighbours, nor on the number of teams. Folders that are there are left alone, or with `overwrite`
-    replaced. Returns a sentence for each that could not be made; the others
-    are.
+    replaced. Returns a sentence for each that could not be made; the others are.
     """
     mine = sorted(asked)[ranks.team :: ranks.teams]
     todo = ranks.agree([name for name in mine if overwrite or not (out / name).exists()])

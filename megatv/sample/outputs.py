@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from megatv.data.video import write_video
-from megatv.regular_file import write_file
+from megatv.regular_file import partial_folder, write_file
 from megatv.sample.render import Strip, contact_sheet, enlarge
 from megatv.sample.request import Request, Result
 
@@ -35,15 +33,13 @@ def require_out(out: Path, overwrite: bool) -> None:
     elif out.exists() and (out.is_symlink() or not (out / TRANSCRIPT).is_file()):
         raise ValueError(f"--out {out}: holds no earlier result ({TRANSCRIPT}), so it is not replaced")
     with _writable(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        os.rmdir(_partial(out))
+        partial_folder(out).rmdir()
 
 
 def require_folder(out: Path) -> None:
     """Refuse (ValueError) a folder of many results that cannot be made or written to."""
     with _writable(out):
-        out.mkdir(parents=True, exist_ok=True)
-        os.rmdir(_partial(out / "a"))
+        partial_folder(out / "a").rmdir()
 
 
 def write_results(
@@ -55,10 +51,9 @@ def write_results(
     overwrite   replace the result that is there
     Raises ValueError when they cannot be written; nothing is left behind then.
     """
-    partial = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = _partial(out)
+    with _writable(out), ExitStack() as leftovers:
+        partial = partial_folder(out)
+        leftovers.callback(shutil.rmtree, partial, ignore_errors=True)
         runs = []
         for name, result in results.items():
             file = "video.mp4" if len(results) == 1 else f"{name.replace(' ', '_')}.mp4"
@@ -72,23 +67,10 @@ def write_results(
             partial / "contact_sheet.png"
         )
         if overwrite and out.exists():
-            partial.rename(done := partial.with_name(partial.name + "-new"))
-            partial = out.rename(partial)  # the earlier result, which is removed below
-            done.rename(out)
-        else:
-            partial.rename(out)
-    except OSError as error:
-        raise ValueError(f"--out {out}: cannot be written ({error.strerror}); name another one") from None
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _partial(out: Path) -> Path:
-    """A new folder beside `out`, which becomes it."""
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
-    partial.chmod(0o755)
-    return partial
+            earlier = partial_folder(out)
+            leftovers.callback(shutil.rmtree, earlier, ignore_errors=True)
+            out.rename(earlier)
+        partial.rename(out)
 
 
 @contextmanager
