@@ -21,6 +21,7 @@ from megatv.data.video import decode_video
 from megatv.eval.toy_world import read_states, reader_accuracy
 from megatv.log import main_guard, progress, say
 from megatv.model.codec import Codec, load_codec
+from megatv.regular_file import require_place
 from train_codec import count, size  # the tool beside this one
 
 import numpy as np
@@ -92,6 +93,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
+    require_place(options.out)
     if not options.videos and not options.toy:
         parser.error("nothing to report on: name videos, or --toy EPISODES")
 

@@ -23,6 +23,7 @@ from megatv.config import Config
 from megatv.data.sequence import fit
 from megatv.log import main_guard
 from megatv.model.precision import PRECISIONS
+from megatv.regular_file import require_place
 from megatv.sample import Sampler
 from megatv.sample.context import Context
 from megatv.sample.inputs import held_out
@@ -51,6 +52,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     if args.examples < 1:
         raise ValueError(f"--examples {args.examples}: must be at least 1")
+    require_place(args.out)
     found: dict[str, dict[str, Any]] = {}
     exact: tuple[Tensor, Tensor] | None = None
     for name in PRECISIONS:

@@ -17,6 +17,7 @@ from pathlib import Path
 from megatv.checkpoint.trust import Trust
 from megatv.data.sequence import chunk_start_seconds, texts_by_chunk
 from megatv.log import main_guard, progress
+from megatv.regular_file import require_place
 from megatv.sample import Intervention, Request, Sampler
 from megatv.sample.inputs import held_out
 from megatv.sample.solver import SOLVERS
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     Trust.add_options(parser)
     args = parser.parse_args()
+    require_place(args.out)
     if args.starts < 1:
         raise ValueError(f"--starts {args.starts}: must be at least 1")
     # in less than fp32 the rounding of the model would hide how near the solvers come

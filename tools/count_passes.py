@@ -16,6 +16,7 @@ from pathlib import Path
 from megatv.data.tokenizer import Tokenizer, load_tokenizer
 from megatv.data.toy_world import simulate
 from megatv.log import main_guard
+from megatv.regular_file import require_place
 from megatv.sample.grammar import LINES, Walk, action_grammar
 
 EPISODES = 100
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="toy_world", help="as tokenizer.path of a config")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     args = parser.parse_args()
+    require_place(args.out)
     tokenizer = load_tokenizer(args.tokenizer)
     figures = {f"{lines} a chunk": count(tokenizer, lines) for lines in (1, LINES)}
     text = json.dumps(figures, indent=1)

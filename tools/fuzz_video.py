@@ -32,6 +32,7 @@ from megatv.data import video_dali
 from megatv.data.video import decode_frames, iterate_video, probe
 from megatv.data.video_source import read_timeline
 from megatv.log import main_guard, progress
+from megatv.regular_file import require_place
 from video_damage import DAMAGE, make_input, variants
 
 import torch
@@ -241,6 +242,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the report here, too")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="write inputs that failed here")
     args = parser.parse_args()
+    require_place(args.out)
     if min(args.count, args.workers, args.memory_mb) < 1 or args.limit_seconds <= 0:
         parser.error("--count, --workers, --memory-mb and --limit-seconds must be positive")
     for clip in args.clips:

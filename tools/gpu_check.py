@@ -32,11 +32,13 @@ from typing import Any
 from bench_attention import matmul_tflops, measure, milliseconds  # the tools beside this one
 from bench_sample import passes, random_model, random_sampler
 from megatv.config import Config, load_config
+from megatv.log import main_guard
 from megatv.model import cost
 from megatv.model.codec import load_codec
 from megatv.model.precision import PRECISIONS, choose_precision
 from megatv.objective.pretrain import pretrain_loss, weighted
 from megatv.parallel.layers import Layers
+from megatv.regular_file import require_place
 from megatv.sample import Finished, FramesDecoded, Intervention, Request, Sampler, Stream
 from megatv.types import IGNORE, Batch
 from megatv.untrusted import parse_json
@@ -55,6 +57,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=sections, metavar="SECTION")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     arguments = parser.parse_args()
+    require_place(arguments.out)
     config, device = check_setting(arguments.small)
     checks: dict[str, Callable[[], Any]] = {
         "attention": lambda: measure(arguments.small),
@@ -227,4 +230,4 @@ def stream(device: torch.device) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main_guard(main)

@@ -32,6 +32,7 @@ from megatv.eval.toy_scores import (
 )
 from megatv.eval.toy_starts import FIRST_EPISODE, codec_pass, intervened, read, start_requests
 from megatv.log import main_guard, progress
+from megatv.regular_file import require_place, write_file
 from megatv.sample import Request, Result, Sampler
 
 import numpy as np
@@ -40,19 +41,10 @@ import torch
 
 def main() -> None:
     """Sample, score, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint directory, or a run")
-    parser.add_argument("--out", type=Path, help="write the scores here as JSON")
-    parser.add_argument("--starts", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=64, help="videos sampled at a time")
+    parser = scoring_parser(__doc__)
     parser.add_argument("--steps", type=int, help="Euler steps a chunk (default: sample.steps of the config)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling; the starts are always the same")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    Trust.add_options(parser)
     args = parser.parse_args()
-    for key in ("starts", "batch"):
-        if getattr(args, key) < 1:
-            raise ValueError(f"--{key} {getattr(args, key)}: must be at least 1")
+    check_scoring(args)
     sampler = Sampler.from_checkpoint(args.checkpoint, args.device, trust=Trust.given(args))
     settings = sampler.config.sample
     if args.steps is not None:
@@ -71,9 +63,28 @@ def main() -> None:
     }
     print(table(record))
     if args.out:
-        partial = args.out.with_name(f".{args.out.name}.partial")
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-        partial.replace(args.out)
+        write_file(args.out, json.dumps(record, indent=1) + "\n")
+
+
+def scoring_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of whatever scores checkpoints of the toy world."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint directory, or a run")
+    parser.add_argument("--out", type=Path, help="write all scores here as JSON")
+    parser.add_argument("--starts", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64, help="videos sampled at a time")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling; the starts are always the same")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    Trust.add_options(parser)
+    return parser
+
+
+def check_scoring(args: argparse.Namespace) -> None:
+    """Refuse (ValueError) numbers and a place that would fail after the work."""
+    for key in ("starts", "batch"):
+        if getattr(args, key) < 1:
+            raise ValueError(f"--{key} {getattr(args, key)}: must be at least 1")
+    require_place(args.out)
 
 
 def score(sampler: Sampler, starts: int, batch: int, seed: int, settings: SampleConfig) -> dict[str, Any]:

@@ -11,12 +11,10 @@ writes all scores as JSON.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 from experiment import machine  # the tools beside this one
@@ -24,33 +22,20 @@ from megatv.checkpoint.trust import Trust
 from megatv.log import main_guard, say
 from megatv.regular_file import write_file
 from megatv.sample import Sampler
-from score_toy_world import score
-
-import torch
+from score_toy_world import check_scoring, score, scoring_parser
 
 FOLLOWED = ("all", "turn", "move", "jump", "shoot", "reload")
 
 
 def main() -> None:
     """Score at every scale, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint directory, or a run")
-    parser.add_argument("--out", type=Path, help="write all scores here as JSON")
+    parser = scoring_parser(__doc__)
     parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 5.0], help="the scales")
-    parser.add_argument("--starts", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=64, help="videos sampled at a time")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling; the starts are always the same")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    Trust.add_options(parser)
     args = parser.parse_args()
-    for key in ("starts", "batch"):
-        if getattr(args, key) < 1:
-            raise ValueError(f"--{key} {getattr(args, key)}: must be at least 1")
+    check_scoring(args)
     for scale in args.cfg:
         if not (math.isfinite(scale) and scale >= 0):
             raise ValueError(f"--cfg {scale:g}: must be a number of at least 0")
-    if args.out and not args.out.parent.is_dir():
-        raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}; make it first")
     sampler = Sampler.from_checkpoint(args.checkpoint, args.device, trust=Trust.given(args))
     require_guidance(sampler, args.checkpoint)
     record: dict[str, Any] = {
