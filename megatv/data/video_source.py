@@ -166,8 +166,10 @@ def read_timeline(source: str | Path | bytes) -> Timeline:
         earliest = np.inf
         last = (-np.inf, 0.0)  # when the latest is, and how long its frame stays
         packets = hidden = 0
+        torn = False  # whether the last packet with data is a part of one
         for packet in stream_packets(container, stream, clock):
             packets += packet.size > 0
+            torn = packet.is_corrupt if packet.size else torn
             ticks = packet.dts if counted or packet.pts is None else packet.pts
             if packet.size and ticks is not None and packet.time_base and not packet.is_discard:
                 hidden += packet.pts is None
@@ -177,6 +179,9 @@ def read_timeline(source: str | Path | bytes) -> Timeline:
                 _check_count(len(found), last[0] - earliest, name)
         several = "one of several video streams" if len(container.streams.video) > 1 else ""
         header_rate = float(stream.average_rate or 0)
+    if torn:
+        at = f"ends within a frame at {last[0] - earliest:.2f} s"
+        raise ValueError(f"{name}: does not decode ({at}); copy the whole file again or leave it out")
     if counted and found:  # the decoder gives the first frame later than it gets the first packet
         origin = earliest
     seconds = np.sort(found) - origin

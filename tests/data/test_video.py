@@ -154,6 +154,16 @@ def test_damage_is_named(tmp_path, damage, message):
         decode_video(tmp_path / "bad.mp4", width=96, height=48)
 
 
+def test_a_file_cut_off_is_no_short_video(tmp_path):
+    """An mp4 whose index comes first opens when it is half there, and its packets are fewer."""
+    noise = np.random.default_rng(0).integers(0, 255, (40, 48, 96, 3)).astype(np.uint8)
+    write_video(tmp_path / "whole.mp4", noise)
+    data = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: 2 * len(data) // 3])
+    with pytest.raises(ValueError, match=r"cut\.mp4: does not decode \(ends within a frame at \d"):
+        probe(tmp_path / "cut.mp4")
+
+
 def test_missing_file_and_sound_only_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"none\.mp4: does not decode \(No such file"):
         probe(tmp_path / "none.mp4")
