@@ -2,8 +2,8 @@
 
 import os
 
-from megatv.threads import sleep_while_waiting
+from megatv.threads import spin_briefly
 
 __version__ = "0.1.0"
 
-sleep_while_waiting(os.environ)
+spin_briefly(os.environ)
