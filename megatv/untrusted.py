@@ -143,7 +143,7 @@ def _json_line(line: bytes, where: str) -> Any:
     except (UnicodeDecodeError, UnicodeEncodeError):
         raise ValueError(f"{where}: is not UTF-8, or has half a character (a lone \\ud800) in it") from None
     except json.JSONDecodeError as error:
-        reason = f"{error.msg}, column {error.colno}" if error.doc else error.msg  # it is line 1 for the reader
+        reason = f"{error.msg}, column {error.colno}" if error.doc else error.msg
         raise ValueError(f"{where}: is not valid JSON ({reason}); write one object on one line") from None
     return tree
 
