@@ -132,7 +132,7 @@ def json_lines(
 
 def _json_line(line: bytes, where: str) -> Any:
     try:
-        tree = parse_json(line.decode())
+        tree = parse_json(line.decode().rstrip("\r\n"))
         if is_deeper(tree, MAX_LEVELS):
             raise ValueError(
                 f"{where}: is nested too deeply, more than {MAX_LEVELS} levels; write it flatter"
@@ -143,7 +143,7 @@ def _json_line(line: bytes, where: str) -> Any:
     except (UnicodeDecodeError, UnicodeEncodeError):
         raise ValueError(f"{where}: is not UTF-8, or has half a character (a lone \\ud800) in it") from None
     except json.JSONDecodeError as error:
-        reason = error if error.doc else error.msg
+        reason = f"{error.msg}, column {error.colno}" if error.doc else error.msg
         raise ValueError(f"{where}: is not valid JSON ({reason}); write one object on one line") from None
     return tree
 

@@ -11,6 +11,17 @@ from megatv.log import main_guard
 from megatv.untrusted import inside, is_deeper, json_lines, parse_json, plain_name, printable
 
 
+def test_a_fault_of_a_line_has_its_column_and_no_line_of_its_own(tmp_path: Path) -> None:
+    for end in ("\n", "\r\n", ""):
+        (tmp_path / "a.jsonl").write_text('{}\n{"a": 1' + end, newline="")
+        with pytest.raises(ValueError) as caught:
+            list(json_lines(tmp_path / "a.jsonl"))
+        assert str(caught.value) == (
+            f"{tmp_path}/a.jsonl line 2: is not valid JSON (Expecting ',' delimiter, column 8); "
+            "write one object on one line"
+        )
+
+
 def test_json_is_read_as_always() -> None:
     assert parse_json('{"a": [1, null, "é"]}') == {"a": [1, None, "é"]}
     assert parse_json('["é"]'.encode()) == ["é"]

@@ -4,6 +4,9 @@ DIR gets video.mp4, contact_sheet.png (the plan as subtitles) and transcript.jso
 needed to make the same video again). It appears when everything is written, or not at all. With --batch it
 gets such a folder for every line of a file; started by srun, torchrun or deepspeed the ranks share the lines,
 and a second start makes what is missing. With --tp so many of them hold one model together.
+
+A line that cannot be made is named and costs the others nothing; the exit code is then 2 of one process, and
+0 of several, since a launcher would end the others before they are done.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """Whatever a captions file holds: one sentence, or exactly what it says, in a form that shards can hold.
 
-MEGATV_FUZZ_CASES=10000 tries so many inputs instead of 200.
+    pytest --hypothesis-profile many tests/data/test_captions_fuzz.py        # 10,000 files
+
+A file is a function of a number: hypothesis would need most of the time to draw it value by value.
 """
 
 import json
-import os
-import tempfile
-from pathlib import Path
+import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from megatv.config import CodecConfig, config_to_dict
@@ -17,9 +17,9 @@ from megatv.data.captions import CaptionedVideo, clip_captions, read_captions
 from megatv.data.format import DatasetInfo
 from megatv.data.record import Record
 
-CASES = int(os.environ.get("MEGATV_FUZZ_CASES", "200"))
 INFO = DatasetInfo(32, 32, 1, config_to_dict(CodecConfig("dct")), stores="clips")
-ODD = (
+WORDS = ["He serves.", " He returns. ", "🎾 e\u0301 \u2028 \x85"]
+ODD_TEXTS = [
     "",
     " ",
     "NaN",
@@ -30,67 +30,81 @@ ODD = (
     "\x85",
     "\ud83d",
     "🎾",
-    "e\u0301",
     "../a",
     ".",
     "a\\b",
-)
+    "x\n",
+]
+ODD_NUMBERS = [0, -1, 7, 1e308, -0.0, 5e-324, 86400, 86401, 10**400, 1e9, 1.5, float("nan"), float("inf")]
+ODD_NUMBERS += [-1e-9, 2**63]
 KNOWN = {"video", "start", "meta_caption", "captions", "detailed_caption", "quality", "source"}
-numbers = st.one_of(st.floats(), st.integers(), st.sampled_from([1e308, -0.0, 86401, 10**400, 1e9, 1.5]))
-texts = st.one_of(st.sampled_from(ODD), st.text(st.characters(), max_size=6))
-keys = st.one_of(st.sampled_from(sorted(KNOWN | {"text", "frames"})), texts)
-scalars = st.one_of(numbers, texts, st.booleans(), st.none())
-anything = st.recursive(
-    scalars,
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(keys, inner, max_size=3)),
-    max_leaves=6,
-)
+KEYS = [*sorted(KNOWN), "text", "frames", *ODD_TEXTS]
+ODDS_OF_AN_ODD_ONE = 1 / 48
+"""Of each value: about half the files have none."""
 
 
-def mostly(usual, rarely=anything):
-    """The usual value eleven times in twelve."""
-    return st.integers(0, 11).flatmap(lambda n: rarely if n == 11 else usual)
+def odd_text(rng):
+    return rng.choice([*ODD_TEXTS, "".join(chr(rng.randrange(0x110000)) for _ in range(rng.randrange(6)))])
 
 
-def in_order(items):
+def anything(rng, levels=2):
+    """Plain data of at most so many levels."""
+    if levels and rng.random() < 0.4:
+        inner = [anything(rng, levels - 1) for _ in range(rng.randrange(4))]
+        return rng.choice([inner, {rng.choice(KEYS): value for value in inner}])
+    return rng.choice([*ODD_NUMBERS, odd_text(rng), True, False, None])
+
+
+def mostly(rng, usual, rarely=anything):
+    """The usual value, or now and then another."""
+    return rarely(rng) if rng.random() < ODDS_OF_AN_ODD_ONE else usual
+
+
+def words(rng):
+    return mostly(rng, mostly(rng, rng.choice(WORDS), odd_text))
+
+
+def captions(rng):
     """By time, where all have one."""
-    timed = all(isinstance(item, dict) and type(item["start"]) is float for item in items)
-    return sorted(items, key=lambda item: item["start"]) if timed else items
+    times = [mostly(rng, rng.randrange(161) / 16) for _ in range(rng.randrange(5))]
+    if all(type(time) is float for time in times):
+        times.sort()
+    return [mostly(rng, {"start": time, "text": words(rng)}) for time in times]
 
 
-words = mostly(st.sampled_from(["He serves.", " He returns. ", "🎾 e\u0301 \u2028 \x85"]), texts)
-seconds = st.integers(0, 160).map(lambda n: n / 16)
-caption = st.fixed_dictionaries({"start": mostly(seconds), "text": mostly(words)})
-captions = st.lists(caption, max_size=4).map(in_order)
-lines = st.fixed_dictionaries(
-    {
-        "video": mostly(st.sampled_from(["a.mp4", "b c.mp4", "x/é.mp4"])),
-        "meta_caption": mostly(words),
-        "captions": mostly(captions),
-    },
-    optional={
-        "start": mostly(seconds.map(lambda s: 20 * s)),
-        "detailed_caption": mostly(words),
-        "quality": mostly(st.dictionaries(texts, numbers, max_size=2)),
-        "source": mostly(st.dictionaries(texts, anything, max_size=2)),
-    },
-)
+def line(rng):
+    """One video, most of whose values are right."""
+    tree = {
+        "video": mostly(rng, rng.choice(["a.mp4", "b c.mp4", "x/é.mp4"])),
+        "meta_caption": words(rng),
+        "captions": mostly(rng, captions(rng)),
+    }
+    scores = {odd_text(rng): rng.choice(ODD_NUMBERS) for _ in range(rng.randrange(2))}
+    more = {
+        "start": mostly(rng, 20 * rng.randrange(161) / 16),
+        "detailed_caption": words(rng),
+        "quality": mostly(rng, rng.choice([{"motion": 0.7}, {}, scores])),
+        "source": mostly(rng, rng.choice([{"licence": "CC0"}, {odd_text(rng): anything(rng)}])),
+    }
+    tree |= {key: value for key, value in more.items() if rng.random() < 0.4}
+    for key in list(tree) if rng.random() < ODDS_OF_AN_ODD_ONE else ():
+        tree[rng.choice(KEYS)] = tree.pop(key)
+    return tree
 
 
-@st.composite
-def files(draw) -> bytes:
+def file(rng) -> bytes:
     """Lines of JSON, some with faults of their values, some with faults of their bytes."""
-    ends = st.sampled_from(["\n", "\r\n", "\n\n", "\r", ""])
     text = ""
-    for line in draw(st.lists(lines, min_size=1, max_size=3)):
-        text += json.dumps(line, ensure_ascii=draw(st.booleans())) + draw(mostly(st.just("\n"), ends))
-    data = bytearray(text.encode(errors="surrogatepass"))
-    if draw(st.integers(0, 3)) == 3:
-        at, length = draw(st.integers(0, len(data))), draw(st.integers(0, 12))
-        kind = draw(st.sampled_from(["cut", "insert", "repeat"]))
-        piece = draw(st.binary(max_size=8)) if kind == "insert" else bytes(data[at : at + length]) * 2
-        data[at : at + (0 if kind == "insert" else length)] = b"" if kind == "cut" else piece
-    return draw(mostly(st.just(b""), st.sampled_from([b"\xef\xbb\xbf", b"\xff\xfe"]))) + bytes(data)
+    for _ in range(rng.randrange(1, 4)):
+        end = mostly(rng, "\n", lambda rng: rng.choice(["\r\n", "\n\n", "\r", ""]))
+        text += json.dumps(line(rng), ensure_ascii=rng.random() < 0.5) + end
+    data = text.encode(errors="surrogatepass")
+    if rng.random() < 0.25:
+        at = rng.randrange(len(data) + 1)
+        piece = data[at : at + rng.randrange(13)]
+        new = rng.choice([b"", piece * 2, piece + rng.randbytes(rng.randrange(9))])
+        data = data[:at] + new + data[at + len(piece) :]
+    return mostly(rng, b"", lambda rng: rng.choice([b"\xef\xbb\xbf", b"\xff\xfe"])) + data
 
 
 def pairs_once(pairs):
@@ -120,25 +134,29 @@ def storable(video: CaptionedVideo) -> None:
     ).to_sample(INFO)
 
 
-@pytest.mark.timeout(600 + CASES)
-@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
-@given(files())
-def test_a_captions_file_is_one_sentence_or_what_it_says(data):
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "c.jsonl"
-        path.write_bytes(data)
-        try:
-            found = read_captions(path)
-        except ValueError as error:
-            sentence = str(error)
-            assert sentence.startswith(str(path)) and len(sentence) < 700 + 3 * len(str(path))
-            assert "\n" not in sentence and "Error" not in sentence
-            return
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("captions") / "c.jsonl"
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_a_captions_file_is_one_sentence_or_what_it_says(path, number):
+    data = file(random.Random(number))
+    path.write_bytes(data)
+    try:
+        found = read_captions(path)
+    except ValueError as error:
+        sentence = str(error)
+        assert sentence.startswith(str(path)) and len(sentence) < 700 + 3 * len(str(path))
+        assert "\n" not in sentence and "Error" not in sentence
+        event("refused")
+        return
+    event("read")
     text = data.decode("utf-8-sig")
-    told = [json.loads(line, object_pairs_hook=pairs_once) for line in text.split("\n") if line.strip()]
+    told = [json.loads(row, object_pairs_hook=pairs_once) for row in text.split("\n") if row.strip()]
     assert len(told) == len(found)
-    for video, line in zip(found, told, strict=True):
-        same(video, line)
+    for video, row in zip(found, told, strict=True):
+        same(video, row)
         storable(video)
     parts = sorted((v.video, v.start_seconds, v.end_seconds) for v in found if v.end_seconds is not None)
     for name, start, end in parts:  # what one line describes no other one does
