@@ -190,8 +190,8 @@ class WebSocket(_Watched, WebSocketsSansIOProtocol):
 class _Requests(h11.Connection):
     """Reads requests: no head beyond `most` bytes, and no body in very many small pieces.
 
-    h11 alone bounds a head only while the end of it has not come. Of two lengths it believes `chunked`, also in
-    HTTP/1.0: a proxy that believes the other one takes the rest for the next request, which may be another
+    h11 alone bounds a head only while the end of it has not come. Of two lengths it believes `chunked`, in
+    HTTP/1.0 too: a proxy that believes the other takes the rest for the next request, which may be another
     person's (RFC 9112, 6.1 and 11.2).
     """
 
