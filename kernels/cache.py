@@ -56,11 +56,11 @@ def _private_folder() -> Iterator[tuple[Path, int]]:
     path = _path().absolute()
     try:
         _make(path.parent)
+        if fault := fault_above(path):
+            raise _refusal(path, fault)
         path = path.parent.resolve() / path.name
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
-        if fault := fault_above(path):
-            raise _refusal(path, fault)
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except NotADirectoryError:
         raise _refusal(path, "it is a link or a file") from None

@@ -16,18 +16,22 @@ EVERYBODY = "0 0 4294967295"
 def fault_above(path: Path) -> str:
     """Why another user could replace `path`, in words; "" when nobody but root could.
 
-    path   absolute and resolved: a link among its parents could be turned elsewhere later
+    path   absolute; it may lead through links of this user's and of root's
 
     Every parent must belong to root or to this user. Where its group or everybody may write it, it must be
     sticky, so that only owners rename what lies there (/tmp), or the group must be this user's own
     (`_is_private`). Raises OSError for a folder that is not there.
     """
+    os.path.realpath(path.parent, strict=True)  # an OSError for links that lead to each other
     trusted = {0, os.geteuid(), _unmapped_user()}
-    for parent in path.parents:
-        found = parent.stat()
+    for parent in path.parents[::-1]:
+        link = parent.is_symlink()
+        found = parent.lstat() if link else parent.stat()
         mode = stat.S_IMODE(found.st_mode)
         if found.st_uid not in trusted:
             return f"user {found.st_uid} may put another in its place ({parent} belongs to them)"
+        if link:
+            return fault_above(parent.parent / os.readlink(parent) / path.relative_to(parent))
         if mode & stat.S_ISVTX:
             continue
         if mode & 0o002:

@@ -190,7 +190,9 @@ class WebSocket(_Watched, WebSocketsSansIOProtocol):
 class _Requests(h11.Connection):
     """Reads requests: no head beyond `most` bytes, and no body in very many small pieces.
 
-    h11 alone bounds a head only while the end of it has not come.
+    h11 alone bounds a head only while the end of it has not come. Of two lengths it believes `chunked`, in
+    HTTP/1.0 too: a proxy that believes the other takes the rest for the next request, which may be another
+    person's (RFC 9112, 6.1 and 11.2).
     """
 
     def __init__(self, most: int) -> None:
@@ -207,6 +209,9 @@ class _Requests(h11.Connection):
             size = len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers)
             if size > self._most:
                 self._refuse(f"the head of a request has at most {self._most} bytes", 431)
+            names = {name for name, _ in event.headers}
+            if b"transfer-encoding" in names and (b"content-length" in names or event.http_version < b"1.1"):
+                self._refuse("a request says in one way how long it is", 400)
         elif isinstance(event, h11.Data):
             self._pieces += not self._first  # any body may be short, and has one piece then
             self._bytes += len(event.data)

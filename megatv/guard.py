@@ -24,6 +24,8 @@ HEADERS = {
     b"referrer-policy": b"no-referrer",
 }
 """A page loads nothing from other sites, no other site may embed it, and no Referer tells its address."""
+_HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]+))(:[0-9]*)?", re.ASCII)
+"""RFC 9110, 7.2; in lower case."""
 FAULT = "this is a fault of the server: it has printed what went wrong"
 
 
@@ -45,10 +47,10 @@ def refusal(headers: dict[bytes, bytes], names: frozenset[str]) -> str | None:
 
 def _is_ours(host: str, names: frozenset[str]) -> bool:
     """An address cannot be made to point elsewhere; a name can, unless it is one of this machine's."""
-    if host.startswith("["):
-        name = host[1:].partition("]")[0]
-    else:
-        name = host.rpartition(":")[0] if ":" in host else host
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return False
+    name = found["address"] or found["name"]
     try:
         ipaddress.ip_address(name)
         return True

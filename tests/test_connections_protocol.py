@@ -82,6 +82,25 @@ def test_an_upgrade_of_which_no_websocket_is_made_is_refused(server, said):
     settled(server, 0)
 
 
+@pytest.mark.parametrize("length", [b"5", b"0"])
+@pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
+def test_a_request_of_two_lengths_is_refused(server, errors, length, version):
+    """Of which a proxy might believe the other one, and pass the rest on as another person's request."""
+    head = CHUNKED[:-2] + b"content-length: " + length + b"\r\n\r\n"
+    with line(server, head.replace(b"HTTP/1.1", version) + b"0\r\n\r\n" + GET) as found:
+        answer = b""
+        while piece := found.recv(1000):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1") == 1
+    settled(server, 0)
+    assert not errors
+
+
+def test_chunks_are_no_part_of_http_1_0(server):
+    with line(server, CHUNKED.replace(b"HTTP/1.1", b"HTTP/1.0") + b"0\r\n\r\n") as found:
+        assert hear(found).startswith(b"HTTP/1.1 400")
+
+
 @pytest.mark.parametrize(
     ("head", "small"),
     [

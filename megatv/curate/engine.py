@@ -165,15 +165,15 @@ def _private_folder() -> Path:
     """
     from megatv_kernels.parents import fault_above
 
-    place = os.path.realpath(tempfile.gettempdir())
-    if len(os.fsencode(place)) > LONGEST_PLACE:
-        place = os.path.realpath("/tmp")
-    folder = Path(tempfile.mkdtemp(prefix="megatv-", dir=place))
-    atexit.register(_end_ray, folder)
-    if fault := fault_above(folder):
+    place = Path(tempfile.gettempdir())
+    if len(os.fsencode(place.resolve())) > LONGEST_PLACE:
+        place = Path("/tmp")
+    if fault := fault_above(place / "megatv"):
         raise ValueError(
-            f"Ray's files cannot be kept in {folder}: {fault}; set TMPDIR to a folder of your own"
+            f"Ray's files cannot be kept in {place}: {fault}; set TMPDIR to a folder of your own"
         )
+    folder = Path(tempfile.mkdtemp(prefix="megatv-", dir=place.resolve()))
+    atexit.register(_end_ray, folder)
     return folder
 
 

@@ -94,6 +94,7 @@ class Session:
     picture   the first picture of the next video, uint8 [H, W, 3]
     left      when the last viewer left, or it was made (time.monotonic); None while somebody watches
     watched   whether anybody ever has
+    ended     whether the studio has forgotten it: what it would make now, nobody would count or end
     """
 
     def __init__(self, name: str, model: Model, admit: Callable[[int, str], None], network: str = "") -> None:
@@ -103,7 +104,7 @@ class Session:
         self.viewers: set[Viewer] = set()
         self.picture: np.ndarray | None = None
         self.left: float | None = time.monotonic()
-        self.watched = False
+        self.watched = self.ended = False
         self._closed: dict[int, int] = {}
         self._count = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -139,6 +140,8 @@ class Session:
 
     def obey(self, command: AnyCommand) -> None:
         """Do what a page asks. Raises ValueError with one sentence."""
+        if self.ended:
+            raise ValueError("this session has ended: start a new one")
         if isinstance(command, Make):
             self._make(command)
             return

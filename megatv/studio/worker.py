@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from megatv.log import say
 from megatv.studio import limits
@@ -18,21 +19,26 @@ from megatv.studio.take import Take
 BUSY = "the studio is busy: too many wishes wait for it, try again in a moment"
 IDLE_SECONDS = 0.5
 """How often an idle worker looks for sessions that were left."""
+LONGEST_AHEAD = 1.0
+"""After a command of any length, takes go on for so long at most before the next command is heard."""
 
 
 class Worker:
     """Holds the sessions; between two pieces of work it hears commands, in their order.
 
-    Takes that are being made advance in turn, each by one event of its stream.
+    Takes that are being made advance in turn, each by one event of its stream. Commands come first, but while
+    takes are due they get no more time than these: some, such as a start from a picture, take as long as
+    pieces of work do, and who asks without pause would stop everybody's videos.
     """
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self.sessions: dict[str, Session] = {}
-        self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(limits.MAX_WAITING)
+        self._jobs: queue.Queue[Callable[[], None]] = queue.Queue(limits.MAX_WAITING)
         self._thread = threading.Thread(target=self._run, name="studio", daemon=True)
         self._ended: deque[Session] = deque()
         self._turn = 0
+        self._ahead = 0.0  # seconds that commands had more than takes that were due
         self._stopping = False
 
     def start(self) -> None:
@@ -105,27 +111,33 @@ class Worker:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._end_left_sessions()
-            job, take = self._choose()
             try:
+                self._end_left_sessions()
+                job, take = self._choose()
+                began = time.monotonic()
                 if job:
                     job()
+                    self._ahead = min(self._ahead + time.monotonic() - began, LONGEST_AHEAD)
                 elif take:
                     take.advance()
+                    seconds = time.monotonic() - began
+                    self._ahead = max(self._ahead - seconds, -seconds)
             except Exception as error:  # a fault of ours must not end everybody's work
                 say(f"studio: {type(error).__name__}: {error}")
         for session in (*self.sessions.values(), *self._ended):
             session.close()
 
     def _choose(self) -> tuple[Callable[[], None] | None, Take | None]:
-        """The next command; else the next take in turn that is due; else wait for either."""
+        """The next command, unless commands are ahead; else the next take in turn that is due; else wait."""
         takes = [take for session in tuple(self.sessions.values()) for take in session.working()]
         waits = [take.wait() for take in takes]
-        wait = min([IDLE_SECONDS, *waits])
-        try:
-            return (self._jobs.get(timeout=wait) if wait > 0 else self._jobs.get_nowait()), None
-        except queue.Empty:
-            due = [take for take, wait in zip(takes, waits, strict=True) if wait == 0.0]
+        due = [take for take, wait in zip(takes, waits, strict=True) if wait == 0.0]
+        if not due:
+            self._ahead = 0.0
+        if self._ahead <= 0:
+            with suppress(queue.Empty):
+                wait = min([IDLE_SECONDS, *waits])
+                return (self._jobs.get(timeout=wait) if wait > 0 else self._jobs.get_nowait()), None
         if not due:
             return None, None
         self._turn += 1
@@ -134,13 +146,15 @@ class Worker:
     def _end_left_sessions(self) -> None:
         now = time.monotonic()
         for session in tuple(self.sessions.values()):
-            if session.left is not None and now - session.left > limits.KEEP_SECONDS:
+            left = session.left  # the web's thread changes it
+            if left is not None and now - left > limits.KEEP_SECONDS:
                 self._forget(session)
         while self._ended:
             self._ended.popleft().close()
 
     def _forget(self, session: Session) -> None:
         if self.sessions.pop(session.name, None) is not None:
+            session.ended = True
             self._ended.append(session)
 
     def _admit(self, size: int, network: str) -> None:

@@ -188,3 +188,42 @@ def test_folders_that_are_made_on_the_way_are_their_owners_alone(tmp_path, monke
     finally:
         os.umask(before)
     assert {oct((tmp_path / name).stat().st_mode & 0o777) for name in ("a", "a/b", "a/b/cache")} == {"0o700"}
+
+
+def test_links_of_ones_own_are_followed(shared, tmp_path):
+    """What they lead to is looked at like any parent, and so is where they lie."""
+    fine, open_to_all = shared(0o755).parent, tmp_path / "open"
+    open_to_all.mkdir()
+    (tmp_path / "link").symlink_to("shared/../shared")
+    (tmp_path / "second").symlink_to(tmp_path / "link")
+    (open_to_all / "link").symlink_to(fine)
+    assert parents.fault_above(tmp_path / "second/below/cache") == ""
+    open_to_all.chmod(0o777)
+    for path in (open_to_all / "link/cache", open_to_all / "../open/link/cache"):
+        assert "open has mode 777)" in parents.fault_above(path)
+    (tmp_path / "shared").chmod(0o777)
+    assert "shared has mode 777)" in parents.fault_above(tmp_path / "link/below/cache")
+
+
+def test_links_that_lead_to_each_other_are_an_error(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError):
+        parents.fault_above(tmp_path / "a/x")
+
+
+@pytest.mark.skipif(ME != 0, reason="only root gives files away")
+def test_a_link_of_another_user_is_told(shared, tmp_path, monkeypatch):
+    """In a folder like /tmp anybody may make one: it chooses among this user's folders, and later another."""
+    link = shared(0o1777).parents[1] / "link"
+    (tmp_path / "mine").mkdir()
+    link.symlink_to(tmp_path / "mine")
+    (tmp_path / "by way").symlink_to(link)
+    os.lchown(link, 20002, -1)
+    for path in (link / "cache", tmp_path / "by way/cache"):
+        assert f"user 20002 may put another in its place ({link} belongs" in parents.fault_above(path)
+    monkeypatch.setenv("MEGATV_KERNELS_CACHE", str(link / "cache"))
+    # Linux itself may forbid to follow it (fs.protected_symlinks)
+    with pytest.raises(ValueError, match=r"user 20002 may put another in its place|Permission denied"):
+        cache.kept("name", lambda: b"x")
+    assert not any((tmp_path / "mine").iterdir())

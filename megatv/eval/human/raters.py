@@ -54,6 +54,12 @@ def same(a: str, b: str) -> bool:
     return hmac.compare_digest(a.encode(errors="replace"), b.encode(errors="replace"))
 
 
+def read_bearer(authorization: str) -> str:
+    """The token in what a request's header says, `Bearer TOKEN`; "" where there is none."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
 def read_token(token: str) -> tuple[int, str]:
     """Number and secret of a token; 0, which nobody has, when it is none."""
     number, _, secret = token.partition(".")

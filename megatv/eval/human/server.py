@@ -30,7 +30,7 @@ from megatv.eval.human.answers import FullError, UnknownError
 from megatv.eval.human.desk import Desk
 from megatv.eval.human.in_flight import InFlight
 from megatv.eval.human.limit import BodyLimit
-from megatv.eval.human.raters import Rater, UnknownRaterError
+from megatv.eval.human.raters import Rater, UnknownRaterError, read_bearer
 from megatv.guard import Guard
 
 PAGE = Path(__file__).with_name("page")
@@ -63,8 +63,7 @@ def make_app(desk: Desk, names: frozenset[str]) -> FastAPI:
     _refusals(app)
 
     def who(request: Request) -> Rater:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        return desk.answers.rater(token.strip() if scheme.lower() == "bearer" else "")
+        return desk.answers.rater(read_bearer(request.headers.get("authorization", "")))
 
     @app.get("/api/study")
     def tell() -> dict[str, Any]:

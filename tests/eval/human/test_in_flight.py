@@ -4,14 +4,15 @@ import asyncio
 import socket
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
 from megatv.eval.human import in_flight
 from megatv.eval.human.answers import Answers
 from megatv.eval.human.cli import server_of
-from megatv.eval.human.in_flight import MAX_OF_ONE, MAX_REQUESTS, REFUSAL, InFlight
+from megatv.eval.human.desk import Desk
+from megatv.eval.human.in_flight import MAX_OF_ONE, MAX_OF_RATER, MAX_REQUESTS, REFUSAL, InFlight
 from megatv.guard import own_names
 
 pytestmark = pytest.mark.timeout(60)
@@ -91,7 +92,7 @@ def test_a_network_keeps_a_share_when_others_fill_all():
             refused.append(message)
 
         for network in range(210):
-            scope = {"type": "http", "client": (f"192.0.2.{network}", 1)}
+            scope = {"type": "http", "client": (f"192.0.2.{network}", 1), "headers": []}
             tasks += [asyncio.create_task(limit(scope, None, send)) for _ in range(MAX_OF_ONE + 1)]
             await asyncio.sleep(0)
         held = dict(limit.count)
@@ -105,6 +106,42 @@ def test_a_network_keeps_a_share_when_others_fill_all():
     assert not after
 
 
+def test_one_rater_cannot_have_all_threads(desk, monkeypatch):
+    """However the token is written; others of the same network, and those without one, are answered."""
+    gate = threading.Event()
+    following = Desk.next
+    monkeypatch.setattr(Desk, "next", lambda self, rater: (gate.wait(), following(self, rater))[1])
+    study = desk()
+    (_, token), (_, another) = study.answers.invite("one"), study.answers.invite("two")
+    number, _, secret = token.partition(".")
+
+    def asking_as(*authorizations):
+        found = socket.create_connection(server.address, timeout=20)
+        lines = "".join(f"authorization: {value}\r\n" for value in authorizations)
+        found.sendall(f"GET /api/next HTTP/1.1\r\nhost: localhost\r\n{lines}\r\n".encode())
+        return closing(found)
+
+    with serving(study) as server, ExitStack() as stack:
+        stack.callback(gate.set)
+        spellings = [f"bearer {token}", f"BEARER  {token} ", f"Bearer 00{number}.{secret}"]
+        asked = [stack.enter_context(asking_as(spellings[k % 3])) for k in range(MAX_OF_RATER)]
+        while len(server.server_state.tasks) < MAX_OF_RATER:
+            time.sleep(0.01)
+        for spelling in (*spellings, f"Bearer {token}"):
+            with asking_as(spelling) as more:
+                assert more.recv(1 << 16).startswith(b"HTTP/1.1 503")
+        with asking_as(f"Bearer {token}", "Bearer 1.x") as more:  # the first counts
+            assert more.recv(1 << 16).startswith(b"HTTP/1.1 503")
+        other = stack.enter_context(asking_as(f"Bearer {another}"))
+        with asking(server, b"/api/study") as nobody:
+            assert hear(nobody).startswith(b"HTTP/1.1 200")
+        gate.set()
+        for found in (*asked, other):
+            assert found.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        with asking_as(f"Bearer {token}") as again:
+            assert again.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
 def test_who_has_no_address_is_one_network(monkeypatch):
     monkeypatch.setattr(in_flight, "MAX_OF_ONE", 0)
     sent = []
@@ -112,5 +149,5 @@ def test_who_has_no_address_is_one_network(monkeypatch):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(InFlight(None)({"type": "http", "client": None}, None, send))
+    asyncio.run(InFlight(None)({"type": "http", "client": None, "headers": []}, None, send))
     assert sent[0]["status"] == 503
