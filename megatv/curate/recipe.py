@@ -21,7 +21,7 @@ from megatv.curate.settings import (
     SegmentSettings,
     ShotSettings,
 )
-from megatv.data.crop import MAX_CROPS
+from megatv.data.format import MAX_CROPS
 from megatv.schema import Place, build, with_home
 
 

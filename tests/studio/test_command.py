@@ -18,7 +18,8 @@ from websockets.sync.client import connect
 from megatv.data.toy_world import ACTIONS, words
 from megatv.sample import FramesDecoded, Request, Stream
 from megatv.studio.app import describe
-from megatv.studio.cli import main, server_of
+from megatv.studio.cli import main
+from megatv.studio.serve import server_of
 from megatv.studio.session import Model
 
 JUMP = "(space). 0, 0, 0, 0."
