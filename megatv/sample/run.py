@@ -18,6 +18,7 @@ from megatv.log import say
 from megatv.parallel.environment import prepare
 from megatv.sample.batch import foreign_words, make_all, too_short
 from megatv.sample.batch_file import read_batch
+from megatv.sample.grammar import says_actions
 from megatv.sample.inputs import Asked, read_intervention, read_timeline
 from megatv.sample.outputs import require_folder, require_out, write_results
 from megatv.sample.ranks import Ranks, leave
@@ -71,7 +72,7 @@ def make_one(args: argparse.Namespace) -> int:
         if sentence := too_short(result):
             raise ValueError(f"{name}: {sentence}")
     for result in results:
-        for sentence in foreign_words(result):
+        for sentence in foreign_words(result, says_actions(sampler.config)):
             say(sentence)
     if ranks.speaks:
         write_results(out, request, named, _record(args, sampler, asked, settings), args.overwrite)
