@@ -7,6 +7,7 @@ allocation `deepspeed` trains on all of its nodes. launch/slurm/train.sbatch is 
 from __future__ import annotations
 
 import argparse
+import os
 
 from megatv.log import main_guard
 
@@ -31,12 +32,13 @@ def main() -> None:
     from megatv.checkpoint.trust import remember
     from megatv.config import load_config
     from megatv.log import rank
-    from megatv.parallel.environment import prepare
+    from megatv.parallel.environment import complete, prepare
     from megatv.parallel.orphan import stop_without_launcher
 
     stop_without_launcher()
-    device = prepare()  # first, so that of all ranks only rank 0 tells of a bad config
+    complete(os.environ)  # first, so that of all ranks only rank 0 tells of a bad config
     config = load_config(args.config, args.overrides)
+    device = prepare()  # imports torch, which takes seconds
     if rank() == 0:
         remember(config)  # its checkpoints may name what their user has named
     from megatv.train import train  # imports DeepSpeed, which must find its environment complete

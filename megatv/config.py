@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatv.checks import check
+from megatv.choices import Solver
 from megatv.schema import Place, build, plain, with_home
 from megatv.yaml_tree import dump, read_yaml
 
@@ -267,7 +268,7 @@ class SampleConfig:
     steps: int = 50
     temperature: float = 0.7
     cfg: float = 1.0
-    solver: Literal["euler", "heun", "dpmpp"] = "euler"
+    solver: Solver = "euler"
     top_p: float = 1.0
     grammar: Literal["none", "actions"] = "none"
     when_full: Literal["bof", "end"] = "bof"

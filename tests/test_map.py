@@ -19,6 +19,7 @@ LAYERS = [
     (
         "words",
         [
+            "megatv.choices",
             "megatv.config",
             "megatv.yaml_tree",
             "megatv.schema",

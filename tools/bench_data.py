@@ -35,7 +35,7 @@ import bench_data_index
 import bench_data_loader
 import bench_data_video
 from bench_data_timing import Row, Tables, table
-from megatv.data.tokenizer import TOY_WORLD
+from megatv.choices import TOY_WORLD
 from megatv.log import main_guard, read_metrics, say
 
 import torch

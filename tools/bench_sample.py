@@ -24,13 +24,14 @@ from typing import Any
 
 from bench_attention import matmul_tflops, milliseconds  # the tool beside this one
 from megatv.checkpoint.trust import Trust
+from megatv.choices import PRECISION_CHOICES
 from megatv.config import FPS, Config, load_config
 from megatv.data.stats import LatentStats
 from megatv.data.tokenizer import load_tokenizer
 from megatv.log import main_guard
 from megatv.model.codec import Decoder, load_codec
 from megatv.model.mot import MoT
-from megatv.model.precision import CHOICES, Precision, choose_precision, convert, set_weight
+from megatv.model.precision import Precision, choose_precision, convert, set_weight
 from megatv.sample import FramesDecoded, Request, Sampler, Stream
 from megatv.sample.cache import KVCache
 from megatv.sample.graphs import Captured
@@ -47,7 +48,9 @@ def main() -> None:
     add_model(parser)
     parser.add_argument("--prompt", default="", help="of the video")
     parser.add_argument("--steps", type=int, help="solver steps a chunk (default: sample.steps)")
-    parser.add_argument("--precision", choices=CHOICES, default="auto", help="auto: bf16 on a GPU, else fp32")
+    parser.add_argument(
+        "--precision", choices=PRECISION_CHOICES, default="auto", help="auto: bf16 on a GPU, else fp32"
+    )
     args = parser.parse_intermixed_args()
     if args.steps is not None and args.steps < 1:
         raise ValueError(f"--steps {args.steps}: must be at least 1")

@@ -33,19 +33,19 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatv.config import load_config
 from megatv.curate.engine import Summary, run_stage, start_ray
 from megatv.curate.manifest import Item, Manifest, Record, seconds_of
 from megatv.curate.recipe import ShardSettings, load_recipe
-from megatv.curate.report import Result, write_report
-from megatv.curate.steps import Places, list_videos, stages
-from megatv.data.crop import stores_whole_clips
-from megatv.data.shards import Shards
+from megatv.data.format import stores_whole_clips
 from megatv.log import main_guard, say
 from megatv.regular_file import write_file
 from megatv.untrusted import inside, printable
+
+if TYPE_CHECKING:
+    from megatv.curate.report import Result
 
 MAKE_SHARDS = Path(__file__).with_name("make_shards.py")
 WORDS = ("meta_caption", "detailed_caption", "captions")
@@ -71,6 +71,10 @@ def main() -> None:
         raise ValueError(f"--videos {args.videos}: is no folder")
     if recipe.shards:
         check_shard_settings(recipe.shards)
+    # these import torch, which takes seconds
+    from megatv.curate.report import write_report
+    from megatv.curate.steps import Places, list_videos, stages
+
     places = Places(args.videos.resolve(), args.out.resolve())
     _check_links(places.out)
     items, chain = list_videos(places, recipe), stages(places, recipe)
@@ -195,6 +199,8 @@ def check_shard_settings(settings: ShardSettings) -> None:
 
 
 def _shards_summary(shards: Path, items: list[Item], done: int, began: float) -> Summary:
+    from megatv.data.shards import Shards
+
     seconds = sum(map(seconds_of, items)) if done else 0.0
     count, wall = len(Shards(shards)), time.monotonic() - began
     return Summary("shards", len(items), len(items), 0, 0, count, done, seconds, wall)

@@ -24,10 +24,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
-from megatv.checkpoint.compare import diff, faults
-from megatv.checkpoint.convert import DTYPES, average, export, from_llama, to_llama
-from megatv.checkpoint.describe import describe
+from megatv.choices import WeightDtype
 from megatv.config import load_config
 from megatv.log import main_guard, say
 
@@ -35,6 +34,12 @@ from megatv.log import main_guard, say
 def main() -> int:
     """Parse the command line and run one command."""
     args = parse_arguments()
+    config = load_config(args.config, args.set) if args.command == "hf-to-megatv" else None
+    # these import torch, which takes seconds
+    from megatv.checkpoint.compare import diff, faults
+    from megatv.checkpoint.convert import average, export, from_llama, to_llama
+    from megatv.checkpoint.describe import describe
+
     if args.command == "inspect":
         say(describe(args.path))
         return 0
@@ -46,8 +51,8 @@ def main() -> int:
         lines, differ = diff(args.a, args.b)
         say("\n".join(lines))
         return int(differ)
-    if args.command == "hf-to-megatv":
-        from_llama(args.llama, load_config(args.config, args.set), args.out)
+    if config is not None:
+        from_llama(args.llama, config, args.out)
     elif args.command == "average":
         average(args.checkpoints, args.out, weights=args.weights)
     else:
@@ -87,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument(
             "--weights", choices=["auto", "ema", "model"], default="auto", help="auto: averaged ones if saved"
         )
-        command.add_argument("--dtype", choices=DTYPES, default=dtype)
+        command.add_argument("--dtype", choices=get_args(WeightDtype), default=dtype)
         command.add_argument("--part-gb", type=float, default=5.0, help="largest file, in 10^9 bytes")
         if name == "megatv-to-hf":
             command.add_argument("--like", type=Path, help="Llama directory to take token ids and dtype from")

@@ -116,7 +116,7 @@ def drift(scores: dict[str, Any], names: dict[str, str]) -> Any:
 
 
 def _triple(estimate: dict[str, Any], middle: str) -> tuple[float, float, float]:
-    """(middle, low, high), NaN where nothing could be measured."""
-    if estimate[middle] is None:
-        return (float("nan"),) * 3
-    return estimate[middle], estimate["low"], estimate["high"]
+    """(middle, low, high), each NaN where it could not be measured."""
+    middle_low_high = (estimate[key] for key in (middle, "low", "high"))
+    found, low, high = (float("nan") if value is None else value for value in middle_low_high)
+    return found, low, high

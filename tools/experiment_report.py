@@ -110,7 +110,8 @@ def verdicts(scores: dict[str, Any]) -> list[str]:
     for name, claim, sign in CLAIMS:
         known = {m: d for m, d in rows[name]["ahead_of"].items() if d["value"] is not None}
         for rival, apart in known.items():
-            low, high = sorted(sign * apart[side] for side in ("low", "high"))
+            sides = [sign * apart[side] for side in ("low", "high") if apart[side] is not None]
+            low, high = min(sides, default=0), max(sides, default=0)  # one start has no interval
             word = "Yes" if low > 0 else "No, the reverse" if high < 0 else "Cannot be told"
             ours, theirs = (_value(rows[name]["arms"][mode], rows[name]["unit"]) for mode in ("tv2tv", rival))
             lines.append(
@@ -192,6 +193,8 @@ def _scaled(value: float, unit: str) -> str:
 def _value(estimate: dict[str, Any] | None, unit: str) -> str:
     if estimate is None or estimate["value"] is None:
         return "-"
+    if estimate["low"] is None:  # of one start
+        return _scaled(estimate["value"], unit)
     value, low, high = (_scaled(estimate[key], unit) for key in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
 

@@ -18,10 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatv.config import load_config
+from megatv.config import Config, load_config
 from megatv.log import main_guard
-from megatv.model.cost import parameter_counts
-from megatv.parallel.environment import prepare
 
 MAX_GPUS = 1_000_000
 
@@ -42,7 +40,7 @@ def main() -> None:
         raise ValueError(f"--best is {arguments.best}: it must be at least 1")
     if not 1 <= arguments.gpus <= MAX_GPUS:
         raise ValueError(f"--gpus is {arguments.gpus}: it must be from 1 to {MAX_GPUS:,}")
-    report = make_report(arguments)
+    report = make_report(arguments, load_config(arguments.config, arguments.overrides))
     print_report(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -51,14 +49,16 @@ def main() -> None:
         raise ValueError(f"no grid goes on {arguments.gpus:,} GPUs; the nearest numbers that work: {nearest}")
 
 
-def make_report(arguments: argparse.Namespace) -> dict[str, Any]:
+def make_report(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Plain data of the whole plan. ValueError for a config, a GPU or a number that cannot be planned."""
+    from megatv.parallel.environment import prepare  # torch comes with it, and takes seconds
+
     prepare()  # before DeepSpeed, which comes with the planner, looks for an accelerator
+    from megatv.model.cost import parameter_counts
     from megatv.plan.hardware import ASSUMPTIONS, GPUS
     from megatv.plan.search import nearest_counts, plan, search
     from megatv.plan.shapes import built_stage, unsplit
 
-    config = load_config(arguments.config, arguments.overrides)
     if arguments.gpu not in GPUS:
         raise ValueError(f"--gpu {arguments.gpu} is unknown: choose one of {', '.join(GPUS)}")
     gpu, gpus = GPUS[arguments.gpu], arguments.gpus

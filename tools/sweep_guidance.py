@@ -19,10 +19,11 @@ from typing import Any
 
 from experiment import machine  # the tools beside this one
 from megatv.checkpoint.trust import Trust
+from megatv.eval.toy_checkpoint import score
 from megatv.log import main_guard, say
 from megatv.regular_file import write_file
-from megatv.sample import Sampler
-from score_toy_world import check_scoring, score, scoring_parser
+from megatv.sample.sampler import Sampler, some_device
+from score_toy_world import check_scoring, scoring_parser
 
 FOLLOWED = ("all", "turn", "move", "jump", "shoot", "reload")
 
@@ -36,7 +37,8 @@ def main() -> None:
     for scale in args.cfg:
         if not (math.isfinite(scale) and scale >= 0):
             raise ValueError(f"--cfg {scale:g}: must be a number of at least 0")
-    sampler = Sampler.from_checkpoint(args.checkpoint, args.device, trust=Trust.given(args))
+    device = args.device or some_device()
+    sampler = Sampler.from_checkpoint(args.checkpoint, device, trust=Trust.given(args))
     require_guidance(sampler, args.checkpoint)
     record: dict[str, Any] = {
         "checkpoint": args.checkpoint,
@@ -44,7 +46,7 @@ def main() -> None:
         "text_dropout": sampler.config.sequence.text_dropout,
         "starts": args.starts,
         "seed": args.seed,
-        "machine": machine(args.device),
+        "machine": machine(device),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "scales": [],
     }

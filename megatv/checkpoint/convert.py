@@ -19,6 +19,7 @@ from torch import Tensor
 import megatv
 from megatv.checkpoint import store
 from megatv.checkpoint.load import choose_weights, find_checkpoint
+from megatv.choices import WeightDtype
 from megatv.config import Config, config_to_dict
 from megatv.log import progress
 from megatv.model.cost import meta_model
@@ -31,7 +32,11 @@ from megatv.weights import is_finite
 Weights = Literal["auto", "ema", "model"]
 Record = dict[str, int | str]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[WeightDtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 INDEX = "model.safetensors.index.json"
 LIKE = {
     *("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype"),

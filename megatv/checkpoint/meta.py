@@ -24,6 +24,8 @@ from megatv.untrusted import parse_json, plain_name
 
 FORMAT = 1
 META = "meta.json"
+CHECKPOINTS = "checkpoints"
+"""The folder of a run in which they lie."""
 ABSENT = {"updates": None, "skipped": 0, "latent_stats": None}
 """Values of keys that a record may lack: every step was an update, no latents were seen."""
 

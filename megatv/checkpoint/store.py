@@ -26,11 +26,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from megatv.checkpoint.meta import FORMAT, META, OtherFormat, read_json, read_meta
+from megatv.checkpoint.meta import CHECKPOINTS, FORMAT, META, OtherFormat, read_json, read_meta
 from megatv.regular_file import open_regular
 from megatv.weights import is_finite, open_safetensors
 
-CHECKPOINTS = "checkpoints"
 TEMPORARY = ".tmp"
 SAFETENSORS_NAME = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 

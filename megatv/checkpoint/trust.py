@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatv.checkpoint.store import CHECKPOINTS
+from megatv.checkpoint.meta import CHECKPOINTS
+from megatv.choices import TOY_WORLD
 from megatv.config import Config, DataConfig
-from megatv.data.tokenizer import TOY_WORLD
 from megatv.log import say
 from megatv.untrusted import foreign
 

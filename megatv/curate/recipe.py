@@ -21,7 +21,7 @@ from megatv.curate.settings import (
     SegmentSettings,
     ShotSettings,
 )
-from megatv.data.crop import MAX_CROPS
+from megatv.data.format import MAX_CROPS
 from megatv.schema import Place, build, with_home
 
 
@@ -42,6 +42,20 @@ class SourceSettings:
     min_width_pixels: int = 320
     min_height_pixels: int = 192
     min_frames_per_second: float = 15.0
+
+    def __post_init__(self) -> None:
+        for key, most in SOURCE_MOST.items():
+            if not 0 <= (value := getattr(self, key)) <= most:
+                raise ValueError(f"source.{key} is {value:g}: it must be 0 to {most}")
+
+
+SOURCE_MOST = {
+    "min_seconds": 24 * 3600,
+    "min_width_pixels": 1 << 14,
+    "min_height_pixels": 1 << 14,
+    "min_frames_per_second": 1000,
+}
+"""No video that is longer, larger or faster is worth asking for: nothing would be left."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +135,13 @@ class QualitySettings:
     endpoint: QualityEndpointSettings | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_score <= 10 or self.frames < 1 or self.frame_seconds <= 0:
-            raise ValueError("quality needs min_score from 1 to 10, frames >= 1 and frame_seconds > 0")
+        for key, most in {"min_score": 10, "frames": MAX_FRAMES}.items():
+            if not 1 <= (value := getattr(self, key)) <= most:
+                raise ValueError(f"quality.{key} is {value:g}: it must be 1 to {most}")
+        if not 0 < (seconds := self.frame_seconds) <= MAX_FRAME_SECONDS:
+            raise ValueError(
+                f"quality.frame_seconds is {seconds:g}: it must be above 0 and at most {MAX_FRAME_SECONDS}"
+            )
 
 
 @dataclass(frozen=True)
@@ -169,6 +188,10 @@ class CaptionSettings:
 
 
 MAX_FRAMES, MAX_WORDS = 256, 1000
+"""Frames of one request, or of each of a clip's three places; words of one text."""
+MAX_FRAME_SECONDS = 60
+MAX_SIDE = 1 << 14
+"""Pixels, as many as a run's video.width may be."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +205,10 @@ class ExportSettings:
         step = SPATIAL_FACTOR * PATCH
         for key in ("width", "height"):
             size = getattr(self, key)
-            if size < step or size % step:
-                raise ValueError(f"export.{key} is {size}: it must be a multiple of {step}")
+            if not step <= size <= MAX_SIDE or size % step:
+                raise ValueError(
+                    f"export.{key} is {size}: it must be a multiple of {step}, {step} to {MAX_SIDE}"
+                )
 
 
 @dataclass(frozen=True)

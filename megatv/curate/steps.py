@@ -118,7 +118,7 @@ def stages(places: Places, recipe: Recipe) -> list[Stage]:
     if recipe.captions.words_from:
         read_captions(recipe.captions.words_from)  # refuse a faulty file now, not clip by clip
         text = Path(recipe.captions.words_from).read_text(encoding="utf-8")
-        chain.append(stage("captions", _human_captions, {"captions": text}, **captioned))
+        chain.append(stage("captions", _human_captions, {"captions": text}, version=2, **captioned))
     else:
         assert recipe.endpoint is not None
         texts = [prompts.meta, prompts.segments, prompts.repair]

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megatv.config import FPS
 from megatv.curate.answers import LIKE_AN_OBJECT, TAG, quality_score, segment_captions
 from megatv.curate.endpoint import Endpoint, Part, quoted
 from megatv.curate.manifest import Item
@@ -92,16 +94,28 @@ def model_words(
 
 
 def human_words(item: Item, file: str) -> Item:
-    """The same three from a captions file; ValueError when it says nothing of the clip's time."""
-    lines = [v for v in read_captions(file) if v.video == item["video"] and v.start_seconds <= item["start"]]
-    if not lines:
-        raise ValueError(f"{file}: has no line for '{item['video']}' at {item['start']:.2f} s; write one")
-    line = max(lines, key=lambda v: v.start_seconds)
-    captions = clip_captions(line.captions, item["start"] - line.start_seconds, item["end"] - item["start"])
+    """The same three from a captions file; ValueError when it says nothing of the clip's start.
+
+    A clip may span parts of a video, each a line of the file: it then has the captions of each, and their
+    meta-captions, and detailed ones, one after another. A part of which it has no frame says nothing.
+    """
+    start, end = item["start"], item["end"]
+    lines = [line for line in read_captions(file) if line.video == item["video"]]
+    begun = [line for line in lines if line.start_seconds <= start]
+    if not begun:
+        raise ValueError(f"{file}: has no line for '{item['video']}' at {start:.2f} s; write one")
+    later = [line for line in lines if start < line.start_seconds <= end - 1 / FPS]
+    by_start = attrgetter("start_seconds")
+    parts = [max(begun, key=by_start), *sorted(later, key=by_start)]
+    captions = []
+    for part in parts:
+        first = max(start, part.start_seconds)  # of the clip in this part
+        for caption in clip_captions(part.captions, first - part.start_seconds, end - first):
+            captions.append({"start": first - start + caption.start_seconds, "text": caption.text})
     return {
-        "meta_caption": line.meta_caption,
-        "detailed_caption": line.detailed_caption,
-        "captions": [{"start": c.start_seconds, "text": c.text} for c in captions],
+        "meta_caption": " ".join(part.meta_caption for part in parts),
+        "detailed_caption": " ".join(part.detailed_caption for part in parts if part.detailed_caption),
+        "captions": captions,
     }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from megatv.choices import SPLITS
 from megatv.config import FPS, GROUP_FRAMES, Config
 from megatv.data import csgo
 from megatv.data.budget import TextBudget
@@ -32,7 +33,6 @@ from megatv.untrusted import inside
 
 LATE_SECONDS = 0.1
 """How long sound may go before the first picture without a word; it is audible from about there on."""
-SPLITS = {"train": 0, "val": 1}
 EPISODES_PER_SEED = 1 << 32
 
 
@@ -62,7 +62,7 @@ def toy_clips(episodes: int, seed: int, split: str, config: Config) -> Iterator[
         raise ValueError(
             f"the toy world's pictures are {SIZE}x{SIZE}: set video.width and video.height to {SIZE}"
         )
-    first = (2 * seed + SPLITS[split]) * EPISODES_PER_SEED
+    first = (2 * seed + SPLITS.index(split)) * EPISODES_PER_SEED
     for index in range(episodes):
         episode = simulate(first + index, config.video.groups)
         name = f"toy-{split}-{seed}-{index:06d}"

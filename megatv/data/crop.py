@@ -20,40 +20,19 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
 from megatv.config import FPS
 from megatv.data.captions import clip_captions
+from megatv.data.format import Rule
 from megatv.data.noise import Draws
 from megatv.data.sequence import chunk_start_seconds
 from megatv.data.video import whole_latents
 from megatv.types import Example
 
-MAX_CROPS = 1000
-"""Stored crops of one clip; a clip of 16 s has 159 different ones of 98 frames."""
-Rule = Literal["none", "starts", "frames"]
 CLIP_SECONDS = 16
 """Longer videos are stored in clips of about so many seconds, the paper's longest (section 4.1)."""
-
-
-def stores_whole_clips(rule: Rule, stores: str, crops: int | None) -> bool:
-    """Whether shards for `data.crop` hold whole clips, not examples; `stores` as `DatasetInfo` says it.
-
-    crops: how many of each clip are stored. Raises ValueError unless the three agree.
-    """
-    if crops is not None and (rule == "none" or stores == "clips"):
-        raise ValueError(
-            f"{crops} stored crops of a clip are for latents of videos, with data.crop starts or frames: "
-            "leave --crops out, or set these"
-        )
-    if rule != "none" and stores == "latents" and crops is None:
-        raise ValueError(
-            f"data.crop {rule} needs clips that can be cropped: keep them whole (--store clips), or say how "
-            "many crops of each are stored as latents (--crops K)"
-        )
-    return rule != "none" and stores == "clips"
 
 
 def draw_window(frames: int, length: int, rule: Rule, draws: Draws) -> range:

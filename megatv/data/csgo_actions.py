@@ -11,11 +11,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 
-KEYS = ("w", "a", "s", "d", "space", "ctrl", "shift", "1", "2", "3", "r")
+MEANINGS = {
+    **{"w": "forward", "a": "step left", "s": "back", "d": "step right", "space": "jump", "ctrl": "crouch"},
+    **{"shift": "walk", "1": "weapon 1", "2": "weapon 2", "3": "weapon 3", "r": "reload"},
+}
+"""What each key does, as the game has it from the start."""
+KEYS = tuple(MEANINGS)
 MAX_LINE = 100
 """Characters; no line is so long."""
 _X, _Y = (2, 4, 10, 20, 30, 60, 100, 200, 300, 500, 1000), (2, 4, 10, 20, 50, 100, 200)
@@ -47,6 +53,18 @@ class GameAction(NamedTuple):
     def words(self) -> str:
         """One line as the paper prints it: keys, mouse_x, mouse_y, left click, right click."""
         return f"({', '.join(self.keys) or '.'}). {self.mouse_x}, {self.mouse_y}, {self.left}, {self.right}."
+
+    def meaning(self) -> str:
+        """The same for people: `forward, turn right 10`. The studio's page (actions.js) says it likewise."""
+        turn, look = "left" if self.mouse_x < 0 else "right", "up" if self.mouse_y < 0 else "down"
+        said = [
+            *(MEANINGS[key] for key in self.keys),
+            *([f"turn {turn} {abs(self.mouse_x)}"] if self.mouse_x else []),
+            *([f"look {look} {abs(self.mouse_y)}"] if self.mouse_y else []),
+            *(["shoot"] if self.left else []),
+            *(["right click"] if self.right else []),
+        ]
+        return ", ".join(said) or "stand still"
 
 
 def decode_action(vector: np.ndarray) -> GameAction:
@@ -107,3 +125,10 @@ def parse_line(text: str) -> GameAction | None:
 def are_lines(text: str) -> bool:
     """Whether the words of a chunk are action lines and nothing else."""
     return all(parse_line(line) for line in text.split("\n"))
+
+
+def meaning(text: str) -> str | None:
+    """What the action lines of a chunk mean, one after another, without repeats; None for other words."""
+    actions = [parse_line(line) for line in text.split("\n")]
+    said = [action.meaning() for action in actions if action]
+    return "; ".join(key for key, _ in groupby(said)) if len(said) == len(actions) else None

@@ -46,6 +46,10 @@ from megatv.schema import build
 
 VERSION = 3
 STORES = ("latents", "clips")
+MAX_CROPS = 1000
+"""Stored crops of one clip; a clip of 16 s has 159 different ones of 98 frames."""
+Rule = Literal["none", "starts", "frames"]
+"""Of `data.crop`; see `megatv.data.crop`."""
 COLUMN = {"latents": "latents", "clips": "clip"}
 """Name of the column that holds an example's picture, by what the directory stores."""
 ADDED: dict[int, dict[str, Any]] = {
@@ -60,6 +64,24 @@ WEIGHTS = (".jit", ".safetensors", ".pt", ".bin", ".json")
 """Files of a codec's folder that decide what it computes."""
 MAX_WEIGHTS_BYTES = 8 << 30
 """Of one of these files, which is read whole to be hashed: as much as `megatv.weights` reads."""
+
+
+def stores_whole_clips(rule: Rule, stores: str, crops: int | None) -> bool:
+    """Whether shards for `data.crop` hold whole clips, not examples; `stores` as `DatasetInfo` says it.
+
+    crops: how many of each clip are stored. Raises ValueError unless the three agree.
+    """
+    if crops is not None and (rule == "none" or stores == "clips"):
+        raise ValueError(
+            f"{crops} stored crops of a clip are for latents of videos, with data.crop starts or frames: "
+            "leave --crops out, or set these"
+        )
+    if rule != "none" and stores == "latents" and crops is None:
+        raise ValueError(
+            f"data.crop {rule} needs clips that can be cropped: keep them whole (--store clips), or say how "
+            "many crops of each are stored as latents (--crops K)"
+        )
+    return rule != "none" and stores == "clips"
 
 
 @dataclass(frozen=True)

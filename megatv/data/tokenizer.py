@@ -14,10 +14,9 @@ from pathlib import Path
 
 import tiktoken
 
+from megatv.choices import TOY_WORLD
 from megatv.regular_file import read_bytes
 
-TOY_WORLD = "toy_world"
-"""Path that stands for the small BPE shipped with the package."""
 TOY_WORLD_FILE = Path(__file__).parents[1] / "assets" / "toy_world.tiktoken"
 
 LLAMA3_PATTERN = (

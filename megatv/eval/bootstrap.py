@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 Estimate = dict[str, float | None]
-"""{value, low, high}; None where nothing could be measured, since JSON has no NaN."""
+"""{value, low, high}; None where it could be measured, since JSON has no NaN: one start has no interval."""
 
 
 def estimate(
@@ -23,9 +23,12 @@ def estimate(
     statistic takes the rows of the starts to use, int64 [count], and may answer NaN. The same seed draws the
     same starts, so what is a difference between two models must be one statistic, paired by start.
     `basic`: 2 value - quantiles, for statistics that are larger on a resample than on its source, such as
-    distances between distributions; else the quantiles themselves.
+    distances between distributions; else the quantiles themselves. One start says nothing of others: low and
+    high are None.
     """
     value = float(statistic(np.arange(count)))
+    if count < 2:
+        return {"value": value if np.isfinite(value) else None, "low": None, "high": None}
     rng = np.random.default_rng(seed)
     samples = np.array([statistic(rng.integers(0, count, count)) for _ in range(draws)])
     samples = samples[np.isfinite(samples)]

@@ -24,7 +24,7 @@ from megatv.curate.endpoint import Endpoint, NoAnswerError, Part, Usage, quoted
 from megatv.curate.recipe import EndpointSettings
 from megatv.data.video import decode_frames, probe
 from megatv.regular_file import read_bytes
-from megatv.sample.cli import ALONE
+from megatv.sample.run import ALONE
 from megatv.untrusted import parse_json
 
 POINTS = {"yes": 1.0, "partly": 0.5, "no": 0.0}

@@ -75,6 +75,4 @@ def mean_over_videos(per_video: PerVideo, metric: str) -> dict[str, float | None
     """{value, low, high, videos}: the mean of the videos' means; one video has no interval."""
     values = np.array([scores[metric]["mean"] for scores in per_video.values() if metric in scores])
     found = estimate(lambda rows: float(values[rows].mean()), len(values))
-    if len(values) < 2:
-        found = {**found, "low": None, "high": None}
     return {**found, "videos": len(values)}

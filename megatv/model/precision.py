@@ -14,6 +14,8 @@ from megatv_kernels import FP8, fp8_linear, quantize_rows
 from megatv_kernels.fp8 import MULTIPLE
 from torch import Tensor, nn
 
+from megatv.choices import PRECISION_CHOICES, PrecisionName
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -28,13 +30,11 @@ class Precision:
     stored: torch.dtype
 
 
-PRECISIONS = {
+PRECISIONS: dict[PrecisionName, Precision] = {
     "fp32": Precision("fp32", torch.float32, torch.float32),
     "bf16": Precision("bf16", torch.bfloat16, torch.bfloat16),
     "fp8": Precision("fp8", torch.bfloat16, FP8),
 }
-CHOICES = ("auto", *PRECISIONS)
-"""What `--precision` takes."""
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
@@ -46,7 +46,7 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name == "auto":
         name = "bf16" if capability >= (8, 0) else "fp32"
     if name not in PRECISIONS:
-        raise ValueError(f"--precision {name}: is unknown; use {', '.join(CHOICES)}")
+        raise ValueError(f"--precision {name}: is unknown; use {', '.join(PRECISION_CHOICES)}")
     if name == "fp8" and device.type == "cuda":
         gpu = f"{torch.cuda.get_device_name(device)} (compute capability {capability[0]}.{capability[1]})"
         if capability < (8, 9):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, MutableMapping
-
-import torch
+from typing import TYPE_CHECKING
 
 from megatv.log import AloneError, say
 from megatv.parallel import slurm
+
+if TYPE_CHECKING:
+    import torch
 
 NUMBERS = {
     **dict.fromkeys(("RANK", "LOCAL_RANK"), (0, 10**6)),
@@ -21,13 +23,11 @@ ALONE = "`unset RANK WORLD_SIZE` to run one process alone"
 """What to do where no launcher was meant."""
 
 
-def prepare() -> torch.device:
-    """Complete RANK & co., choose this process's device and its share of the CPU's threads.
+def complete(env: MutableMapping[str, str]) -> None:
+    """Complete RANK & co. of `env`, without torch: whoever knows its rank can tell of a bad config at once.
 
-    Call it before DeepSpeed is imported, which reads the accelerator from the environment. Raises ValueError
-    for what no launcher says, such as numbers that do not go together.
+    Raises ValueError for what no launcher says, such as numbers that do not go together.
     """
-    env = os.environ
     for name in (*NUMBERS, "MASTER_ADDR"):
         if env.get(name) == "":  # `RANK= python ...` says nothing
             del env[name]
@@ -47,6 +47,18 @@ def prepare() -> torch.device:
     if env["LOCAL_WORLD_SIZE"] == env["WORLD_SIZE"]:  # all on this machine: gloo need not listen to others
         for loopback in {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}:
             env.setdefault("GLOO_SOCKET_IFNAME", loopback)
+
+
+def prepare() -> torch.device:
+    """`complete` the environment, choose this process's device and its share of the CPU's threads.
+
+    Call it before DeepSpeed is imported, which reads the accelerator from the environment. Raises ValueError
+    as `complete` does.
+    """
+    env = os.environ
+    complete(env)
+    import torch  # which takes seconds
+
     if torch.cuda.is_available():
         device = _gpu(env)
         torch.cuda.set_device(device)
@@ -91,6 +103,8 @@ def _check(env: Mapping[str, str]) -> None:
 
 def _gpu(env: Mapping[str, str]) -> torch.device:
     """This rank's GPU: the LOCAL_RANK-th, or the only one that Slurm lets a task see (--gpus-per-task=1)."""
+    import torch
+
     visible, rank = torch.cuda.device_count(), int(env["LOCAL_RANK"])
     if visible == 1 and slurm.in_step(env):
         rank = 0

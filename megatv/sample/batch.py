@@ -12,6 +12,7 @@ from tqdm import tqdm
 from megatv.config import SampleConfig
 from megatv.data.csgo_actions import are_lines
 from megatv.log import AloneError
+from megatv.sample.grammar import says_actions
 from megatv.sample.inputs import Asked
 from megatv.sample.outputs import write_results
 from megatv.sample.ranks import Ranks
@@ -60,7 +61,7 @@ def make_all(
                 failed.append(f"{name}: {sentence}")
                 continue
             if ranks.speaks:
-                for sentence in foreign_words(result):
+                for sentence in foreign_words(result, says_actions(sampler.config)):
                     print(printable(f"{name}: {sentence}", keep=""), flush=True)
                 record = describe(asked[name], settings)
                 try:
@@ -74,10 +75,13 @@ def make_all(
     return failed
 
 
-def foreign_words(result: Result) -> list[str]:
-    """A sentence for each words of the user that are no action line, of a model that says nothing else."""
+def foreign_words(result: Result, actions: bool) -> list[str]:
+    """A sentence for each words of the user that are no action line, of a model that says nothing else.
+
+    actions  the model is known to (`says_actions`); otherwise its own words must show it
+    """
     own = [said.text for said in result.transcript if said.source == "own" and said.text]
-    if not own or not all(map(are_lines, own)):
+    if not actions and not (own and all(map(are_lines, own))):
         return []
     return [
         f"{short(said.text)} at {said.start_seconds:g} s is not an action line, and this model says nothing "

@@ -17,6 +17,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 
+from megatv.config import Config
 from megatv.data.csgo_actions import KEYS, MOUSE_X, MOUSE_Y
 from megatv.data.sequence import Ids
 from megatv.data.tokenizer import Tokenizer
@@ -112,3 +113,8 @@ def _trie(ways: Mapping[Ids, Node]) -> Node:
             node = node.following.setdefault(token, Node())
         node.following[last] = end
     return root
+
+
+def says_actions(config: Config) -> bool:
+    """Whether a model's words are surely action lines: it plans in one a frame, or samples by them."""
+    return config.sequence.think2v == "frame_actions" or config.sample.grammar == "actions"

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from megatv.config import FPS
+from megatv.data.csgo_actions import meaning
 from megatv.sample.request import ChunkWords, Result
 
 TILE = 168
@@ -117,12 +118,15 @@ def _tile(
     if side := ", ".join(filter(None, ["given" if words.given else "", said])):
         font = _font(11, bold=forced)
         draw.text((x + width - 2, y + height + 4), side, ACCENT if forced else FAINT, font, anchor="ra")
+    readable = len(_wrap(meaning(words.text) or words.text, TILE // 7))
     for i, line in enumerate(_lines(words)):
-        draw.text((x + 2, y + height + HEAD + LINE * i), line, INK, _font(12))
+        colour = INK if i < readable else FAINT
+        draw.text((x + 2, y + height + HEAD + LINE * i), line, colour, _font(12))
 
 
 def _lines(words: ChunkWords) -> list[str]:
-    lines = _wrap(words.text, TILE // 7)
+    """What is written below a tile: what action lines mean and then the lines themselves; or the words."""
+    lines = _wrap("\n".join(filter(None, [meaning(words.text), words.text])), TILE // 7)
     return [*lines[: MAX_LINES - 1], lines[MAX_LINES - 1] + " ..."] if len(lines) > MAX_LINES else lines
 
 

@@ -48,6 +48,11 @@ def usable_device(device: torch.device | str) -> torch.device:
         raise ValueError(f"--device {device}: cannot be used here ({reason}); try cpu") from None
 
 
+def some_device() -> str:
+    """Where nobody names a device: the GPU, or the CPU where there is none."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class Sampler:
     """Makes videos with a model.
 

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatv.choices import Solver
+
 PURPOSES = ("noise", "text")
 
 
@@ -77,7 +79,11 @@ def dpmpp(velocity: Velocity, x: Tensor, steps: int) -> Iterator[Tensor]:
         yield x
 
 
-SOLVERS = {"euler": euler, "heun": heun, "dpmpp": dpmpp}
+SOLVERS: dict[Solver, Callable[[Velocity, Tensor, int], Iterator[Tensor]]] = {
+    "euler": euler,
+    "heun": heun,
+    "dpmpp": dpmpp,
+}
 
 
 def _times(steps: int) -> list[float]:

@@ -1,6 +1,7 @@
 """The studio: a local page that plays a video while it is made, and lets a person change its words.
 
-    cli       the command; loads a checkpoint, says where it listens
+    cli       the command and its options
+    serve     loads a checkpoint, says where it listens
     app       the web side: routes, one WebSocket a viewer
     protocol  what a page may say, and how frames travel
     session   one address that people share: its takes, its log, its viewers

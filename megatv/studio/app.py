@@ -19,6 +19,7 @@ from megatv.config import FPS, GROUP_FRAMES
 from megatv.data.toy_world import META_PROMPT
 from megatv.guard import Guard
 from megatv.network import network_of
+from megatv.sample.grammar import says_actions
 from megatv.studio import limits
 from megatv.studio.downloads import Downloads
 from megatv.studio.protocol import parse
@@ -138,6 +139,7 @@ def describe(model: Model) -> dict[str, Any]:
         "max_takes": limits.MAX_TAKES,
         "prompt": META_PROMPT if toy else "",
         "game": toy,
+        "actions": "toy_world" if toy else "csgo" if says_actions(config) else None,
         "examples": model.examples,
     }
 

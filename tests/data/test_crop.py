@@ -22,9 +22,9 @@ from megatv.data.crop import (
     draw_window,
     longest_clip,
     overlap_of,
-    stores_whole_clips,
     wordiest_crop,
 )
+from megatv.data.format import stores_whole_clips
 from megatv.data.loader import Loader, window_of
 from megatv.data.noise import Draws
 from megatv.data.shards import DatasetInfo, Shards, ShardWriter

@@ -18,6 +18,7 @@ from megatv.data.csgo_actions import (
     chunk_words,
     decode_action,
     encode_action,
+    meaning,
     parse_line,
 )
 from megatv.data.tokenizer import load_tokenizer
@@ -164,3 +165,23 @@ def test_a_line_is_read_as_it_was_written(action):
 )
 def test_any_other_text_is_no_line(text):
     assert parse_line(text) is None and not are_lines(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("(.). 0, 0, 0, 0.", "stand still"),
+        ("(w, d, shift). 10, 0, 0, 0.", "forward, step right, walk, turn right 10"),
+        ("(a, r). -60, -4, 1, 1.", "step left, reload, turn left 60, look up 4, shoot, right click"),
+        (
+            "\n".join(["(w). 0, 0, 0, 0."] * 3 + ["(w, space). 0, 2, 0, 0."]),
+            "forward; forward, jump, look down 2",
+        ),
+        ("(w). 0, 0, 0, 0.\njump", None),
+        ("(w). 3, 0, 0, 0.", None),
+        ("A boy runs.", None),
+        ("", None),
+    ],
+)
+def test_lines_have_a_meaning_for_people(text, said):
+    assert meaning(text) == said

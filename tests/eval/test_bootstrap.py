@@ -41,6 +41,10 @@ def test_the_basic_interval_leans_the_other_way():
     assert basic["high"] == pytest.approx(2 * basic["value"] - quantiles["low"])
 
 
+def test_one_start_says_nothing_of_others():
+    assert estimate(lambda rows: 3.0, 1) == {"value": 3.0, "low": None, "high": None}
+
+
 def test_nothing_to_measure_is_none():
     nothing = {"value": None, "low": None, "high": None}
     assert estimate(lambda rows: float("nan"), 5) == nothing

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from megatv.sample import render
 from megatv.sample.preview import preview
 from megatv.sample.render import ACCENT, COLUMNS, GAP, HEAD, MARGIN, TILE, Strip, contact_sheet, enlarge
 from megatv.sample.request import ChunkWords
@@ -76,3 +77,9 @@ def test_preview_writes_one_picture_of_what_the_model_says_by_itself(make_sample
     preview(sampler.model, sampler.config, sampler.tokenizer, sampler.stats, examples, out, 20)
     assert out.read_bytes().startswith(b"\x89PNG") and list(tmp_path.iterdir()) == [out]
     assert len(asked) == 3 and not any(request.given_words or request.interventions for request in asked)
+
+
+def test_what_action_lines_mean_stands_above_them():
+    said = [ChunkWords(0.0, text, "own") for text in ("(w). 10, 0, 0, 0.", "A boy runs.")]
+    assert render._lines(said[0]) == ["forward, turn right 10", "(w). 10, 0, 0, 0."]
+    assert render._lines(said[1]) == ["A boy runs."]

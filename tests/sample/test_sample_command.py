@@ -493,15 +493,19 @@ def test_command_line_exits_with_2(tmp_path, python):
 
 
 def test_words_that_are_no_action_line_are_named_to_a_model_that_says_nothing_else():
-    def told(*chunks):
+    def told(*chunks, actions=False):
         said = [ChunkWords(k / 4, text, source) for k, (text, source) in enumerate(chunks)]
-        return foreign_words(SimpleNamespace(transcript=said))
+        return foreign_words(SimpleNamespace(transcript=said), actions)
 
     (sentence,) = told((LINE, "own"), ("jump", "forced"), (LINE, "forced"), ("", "forced"))
     assert sentence.startswith("'jump' at 0.25 s is not an action line") and "try '(w)" in sentence
     assert told((LINE, "own"), (LINE, "forced")) == []
     assert told(("A boy runs.", "own"), ("jump", "forced")) == []
     assert told(("jump", "forced")) == []
+    frames = "\n".join(4 * ["(w, shift). -10, 0, 0, 0."])  # of CS:GO: a line for every frame
+    assert told((frames, "own"), (frames, "forced")) == []
+    assert "'jump' at 0.25 s" in told((frames, "own"), ("jump", "forced"))[0]
+    assert "'jump' at 0 s" in told(("jump", "forced"), ("(w). 10", "own"), actions=True)[0]
 
 
 def test_a_file_of_nothing_but_bad_lines_is_no_batch(tmp_path):

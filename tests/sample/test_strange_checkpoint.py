@@ -13,7 +13,7 @@ from megatv.config import config_from_dict
 from megatv.sample.cli import main
 from megatv.sample.inputs import held_out
 from megatv.sample.sampler import Sampler
-from megatv.studio.cli import _examples
+from megatv.studio.serve import _examples
 
 
 @pytest.fixture

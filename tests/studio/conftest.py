@@ -24,8 +24,8 @@ from megatv.guard import own_names
 from megatv.sample import ChunkStarted, ChunkWords, Finished, FramesDecoded, Request, Result, TextToken
 from megatv.sample.timeline import chunk_starts, chunks_within, plan_windows
 from megatv.studio.app import make_app
-from megatv.studio.cli import server_of
 from megatv.studio.protocol import HEADER
+from megatv.studio.serve import server_of
 from megatv.studio.session import Model
 
 TOY = load_config(Path(__file__).parents[2] / "configs/toy_world.yaml")

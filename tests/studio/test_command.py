@@ -10,15 +10,18 @@ import sys
 import time
 import urllib.request
 from functools import partial
+from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from megatv.config import load_config
 from megatv.data.toy_world import ACTIONS, words
 from megatv.sample import FramesDecoded, Request, Stream
 from megatv.studio.app import describe
-from megatv.studio.cli import main, server_of
+from megatv.studio.cli import main
+from megatv.studio.serve import server_of
 from megatv.studio.session import Model
 
 JUMP = "(space). 0, 0, 0, 0."
@@ -111,7 +114,7 @@ def test_a_newcomer_makes_steers_branches_and_plays(address, browser, tmp_path):
 
     # the page writes the same lines as the toy world
     hands = json.dumps([{**action._asdict(), "turn": action.turn // 2} for action in ACTIONS])
-    lines = page.evaluate(f"import('/static/game.js').then(game => {hands}.map(game.lineOf))")
+    lines = page.evaluate(f"import('/static/actions.js').then(game => {hands}.map(game.lineOf))")
     assert lines == [words(action) for action in ACTIONS]
 
     # a plan has a line for every chunk, or for every frame
@@ -197,7 +200,13 @@ def test_only_the_toy_world_is_a_game(make_sampler):
     assert describe(Model(config, Stream, record))["game"]
     other = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, path="llama3"))
     about = describe(Model(other, Stream, record))
-    assert (about["game"], about["prompt"]) == (False, "")
+    assert (about["game"], about["actions"], about["prompt"]) == (False, None, "")
+
+
+def test_csgo_has_action_lines_and_no_keys():
+    config = load_config(Path(__file__).parents[2] / "configs/3b_csgo.yaml")
+    about = describe(Model(config, Stream, {"name": "x", "step": 1}))
+    assert (about["game"], about["actions"]) == (False, "csgo")
 
 
 def test_only_a_proxy_that_is_named_says_who_asks(studio):

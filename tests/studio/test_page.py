@@ -5,6 +5,7 @@ SCREENSHOTS=DIR keeps the pictures that the tests take.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from megatv.data.csgo_actions import meaning
 from megatv.studio.app import STATIC
 
 CSS = (STATIC / "studio.css").read_text()
@@ -180,3 +182,37 @@ def test_a_phone_keeps_the_video_in_view(page, audit):
     keys = "[...document.querySelectorAll('#caps .cap')].map(cap => cap.getBoundingClientRect())"
     stage = "document.querySelector('#stage').getBoundingClientRect().bottom"
     assert page.evaluate(f"{keys}.every(b => b.top >= {stage} && b.bottom <= innerHeight)")  # both at once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "(.). 0, 0, 0, 0.",
+        "(w, d, shift). 10, 0, 0, 0.",
+        "(a, 1, r). -60, -4, 1, 1.",
+        "(w). 0, 0, 0, 0.\n(w). 0, 0, 0, 0.\n(w, space). 0, 2, 0, 0.",
+        "(w). 0, 0, 0, 0.\njump",
+        "(d, w). 0, 0, 0, 0.",
+        "(w). 3, 0, 0, 0.",
+        "",
+    ],
+)
+def test_lines_of_csgo_mean_what_the_sampler_says(page, words):
+    said = f"import('/static/actions.js').then(module => module.meaning({json.dumps(words)}, 'csgo'))"
+    assert page.evaluate(said) == meaning(words)
+
+
+@pytest.mark.slow
+def test_a_model_of_csgo_has_readable_words_and_warnings(page):
+    page.evaluate("import('/static/store.js').then(({ state }) => { state.info.actions = 'csgo'; })")
+    page.evaluate("import('/static/store.js').then(({ state }) => { state.info.game = false; })")
+    make(page)
+    line = f"[...{LINES}[4].querySelectorAll('.gloss, .words')].map(e => e.textContent)"
+    readable, raw = page.evaluate(line)
+    assert raw.startswith("(") and readable == meaning(raw)
+    edit(page, 4)
+    assert page.evaluate(SAYS) == readable and page.evaluate("!document.querySelector('.composer')")
+    page.evaluate("document.activeElement.select()")
+    page.type("jump over it")
+    assert page.evaluate(SAYS) == "This is not an action line; try (w). 0, 0, 0, 0."

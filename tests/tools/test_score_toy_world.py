@@ -1,12 +1,6 @@
 """The scoring tool on players whose scores are known: one that obeys every word, and one that obeys none."""
 
-import importlib.util
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("score_toy_world", ROOT / "tools/score_toy_world.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+from megatv.eval.toy_checkpoint import score, table
 
 STARTS = 24
 INTERVENTIONS = ("jump", "left_click", "reload", "backward")
@@ -15,7 +9,7 @@ RECORD = {"checkpoint": "run", "step": 1, "mode": "tv2tv", "starts": STARTS, "se
 
 def test_an_obedient_player_scores_full_marks(make_player):
     player = make_player(STARTS)
-    scores = tool.score(player, STARTS, 16, 0, player.config.sample)
+    scores = score(player, STARTS, 16, 0, player.config.sample)
     assert scores["ended_early"] == 0 and scores["psnr"] > 50
     assert scores["valid_lines"]["mean"] == 1.0 and scores["valid_lines"]["n"] == 13 * STARTS
     assert scores["impossible_transitions"]["mean"] < 0.002
@@ -31,13 +25,13 @@ def test_an_obedient_player_scores_full_marks(make_player):
     alone = player.asked[:STARTS]
     assert [r.seed for r in alone] == list(range(STARTS)) and not any(r.interventions for r in alone)
     assert not any(request.given_words for request in player.asked)  # the model says the words of t = 0, too
-    table = tool.table({**RECORD, **scores})
-    assert "done: jump at 0.81 s" in table and "100.0 %" in table
+    said = table({**RECORD, **scores})
+    assert "done: jump at 0.81 s" in said and "100.0 %" in said
 
 
 def test_a_player_that_ignores_words_scores_nothing(make_player):
     player = make_player(STARTS, obeys=False)
-    scores = tool.score(player, STARTS, STARTS, 3, player.config.sample)
+    scores = score(player, STARTS, STARTS, 3, player.config.sample)
     assert scores["interventions_done_mean"] == scores["interventions_without_mean"] == 0.0
     assert scores["words_followed"]["turn"]["mean"] == 0.0
     assert scores["impossible_transitions"]["mean"] < 0.002
@@ -46,6 +40,6 @@ def test_a_player_that_ignores_words_scores_nothing(make_player):
 
 def test_t2v_is_scored_by_its_pictures_alone(make_player):
     player = make_player(STARTS, obeys=False, mode="t2v")
-    scores = tool.score(player, STARTS, STARTS, 0, player.config.sample)
+    scores = score(player, STARTS, STARTS, 0, player.config.sample)
     assert len(player.asked) == STARTS and "interventions" not in scores and "valid_lines" not in scores
-    assert "PSNR" in tool.table({**RECORD, **scores})
+    assert "PSNR" in table({**RECORD, **scores})

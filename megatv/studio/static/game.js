@@ -2,6 +2,7 @@
 // into the words of the next chunk.
 
 import { activeTake, emit, isOpen, on, state } from "/static/store.js";
+import { actionOf, gloss, lineOf } from "/static/actions.js";
 import { button, element } from "/static/dom.js";
 import { send } from "/static/socket.js";
 
@@ -28,47 +29,6 @@ const fields = (ids) => {
   for (const { id, field, value } of KEYS) if (ids.has(id)) found[field] = value;
   return found;
 };
-
-/** The line that the toy world's model reads, as megatv.data.toy_world.words writes it. */
-export function lineOf({ move, turn, jump, shoot, reload }) {
-  const keys = [move === 1 && "w", move === -1 && "s", jump && "space", reload && "r"].filter(Boolean);
-  return `(${keys.join(", ") || "."}). ${2 * turn}, 0, ${shoot}, 0.`;
-}
-
-/** The action that a text says, or null unless it is exactly one line of the toy world (its parse_words). */
-export function actionOf(text) {
-  const found = /^\(([^)]*)\)\. (-?\d), 0, ([01]), 0\.$/.exec(text);
-  if (!found) return null;
-  const has = (key) => Number(found[1].split(", ").includes(key));
-  const action = { move: has("w") - has("s"), turn: Number(found[2]) / 2, jump: has("space"), shoot: Number(found[3]), reload: has("r") };
-  return Math.abs(action.turn) <= 1 && lineOf(action) === text ? action : null;
-}
-
-/** What an action line means, for people; other words, and those of other worlds, stay as they are. */
-export function gloss(text) {
-  const action = state.info?.game ? actionOf(text) : null;
-  if (!action) return text;
-  const { move, turn, jump, shoot, reload } = action;
-  const said = [
-    move > 0 && "forward", move < 0 && "back", turn < 0 && "turn left", turn > 0 && "turn right",
-    jump && "jump", shoot && "shoot", reload && "reload",
-  ].filter(Boolean);
-  return said.join(", ") || "stand still";
-}
-
-/** What the words in a text area mean, or that they are no action line. They may be said all the same. */
-export function meaningOf(area) {
-  const made = element("output", { className: "says" });
-  const refresh = () => {
-    const foreign = Boolean(area.value) && !actionOf(area.value);
-    const example = element("code", { textContent: lineOf(fields(new Set(["w"]))) });
-    made.replaceChildren(...(foreign ? ["This is not an action line; try ", example] : [gloss(area.value)]));
-    made.classList.toggle("warning", foreign);
-  };
-  area.addEventListener("input", refresh);
-  refresh();
-  return made;
-}
 
 /** Caps that show the action line in a text area and write it: so nobody has to know the grammar. */
 export function composer(area) {

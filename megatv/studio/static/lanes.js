@@ -2,7 +2,7 @@
 
 import { activeTake, emit, isOpen, letter, on, show, state } from "/static/store.js";
 import { button, element, paint } from "/static/dom.js";
-import { gloss } from "/static/game.js";
+import { gloss } from "/static/actions.js";
 import { seek } from "/static/player.js";
 import { send } from "/static/socket.js";
 

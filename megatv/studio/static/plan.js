@@ -4,7 +4,8 @@
 
 import { activeTake, isOpen, lineOfPlan, on, state } from "/static/store.js";
 import { button, element } from "/static/dom.js";
-import { composer, gloss, meaningOf } from "/static/game.js";
+import { gloss, meaningOf } from "/static/actions.js";
+import { composer } from "/static/game.js";
 import { seek } from "/static/player.js";
 import { send } from "/static/socket.js";
 
@@ -28,7 +29,7 @@ function build() {
   first.hidden = true;
   guide.hidden = Boolean(take);
   hint.hidden = !take;
-  lineHint.hidden = !take || !state.info.game || take.mode === "t2v";
+  lineHint.hidden = !take || !state.info.actions || take.mode === "t2v";
   if (!take) return;
   hint.textContent = take.mode === "t2v"
     ? "This mode draws without words."
@@ -117,7 +118,7 @@ function edit(index) {
     if (event.key === "Escape") stop();
     event.stopPropagation();
   });
-  const parts = [...(state.info.game ? [meaningOf(area), area, composer(area)] : [area]), note, element("div", { className: "row" }, [save, dice, cancel])];
+  const parts = [...(state.info.actions ? [meaningOf(area)] : []), area, ...(state.info.game ? [composer(area)] : []), note, element("div", { className: "row" }, [save, dice, cancel])];
   const box = element("div", { className: "editor" }, parts);
   lines[index].root.append(box);
   lines[index].root.classList.add("editing");

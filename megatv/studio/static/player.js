@@ -2,7 +2,7 @@
 
 import { activeTake, chunkAt, emit, isOpen, letter, madeFrames, on, pictureAt, shownTakes, state, totalFrames } from "/static/store.js";
 import { element, paint } from "/static/dom.js";
-import { gloss } from "/static/game.js";
+import { gloss } from "/static/actions.js";
 
 const screens = document.getElementById("screens");
 const scrub = document.getElementById("scrub");

@@ -1,0 +1,18 @@
+"""Names that a user chooses from and heavy modules implement: here, so that `--help` needs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Solver = Literal["euler", "heun", "dpmpp"]
+"""Of the flow; see `megatv.sample.solver`."""
+PrecisionName = Literal["fp32", "bf16", "fp8"]
+"""What a sampler's model is in; see `megatv.model.precision`."""
+PRECISION_CHOICES: tuple[str, ...] = ("auto", *get_args(PrecisionName))
+"""What `--precision` takes."""
+WeightDtype = Literal["float32", "bfloat16", "float16"]
+"""What weights are exported in; see `megatv.checkpoint.convert`."""
+SPLITS = ("train", "val")
+"""Of the episodes of a game."""
+TOY_WORLD = "toy_world"
+"""The tokenizer.path that stands for the tokenizer which megatv ships."""
