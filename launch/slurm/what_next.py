@@ -15,6 +15,8 @@ from pathlib import Path
 from megatv.checkpoint import store
 from megatv.config import Config, load_config
 from megatv.log import main_guard
+from megatv.regular_file import read_bytes, write_file
+from megatv.untrusted import parse_json
 
 FINISHED, COME_BACK, LOOK = 0, 75, 1
 BAD_INPUT = 2
@@ -59,13 +61,15 @@ def what_next(config: Config, exit_code: int) -> tuple[int, str]:
 def _count(file: Path, step: int) -> int:
     """How many times in a row the run has ended with `step` as its newest checkpoint, this one included."""
     try:
-        before = json.loads(file.read_text())
-    except (OSError, ValueError):  # none yet, or half of one that a killed job left: count anew
-        before = {}
-    ends = before["ends"] + 1 if before.get("step") == step else 1
+        before = parse_json(read_bytes(file))
+    except (OSError, ValueError):  # none yet, or nothing that this program wrote: count anew
+        before = None
+    ends = 1
+    if isinstance(before, dict) and before.get("step") == step and type(before.get("ends")) is int:
+        ends += before["ends"]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"step": step, "ends": ends}))
+        write_file(file, json.dumps({"step": step, "ends": ends}))
     except OSError as error:
         raise ValueError(f"{file}: cannot be written ({error.strerror}); free or mount it") from None
     return ends

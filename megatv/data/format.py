@@ -211,21 +211,26 @@ def codec_fingerprint(codec: CodecConfig) -> str | None:
     """xxh64 of the weights at `codec.path`, names and bytes of its files; None where there are none to read.
 
     Not of the path: the same weights elsewhere are the same codec, others in the same place are not. Raises
-    ValueError for a file that is too long to be one.
+    ValueError for a file that is too long to be one, and for what cannot be read, such as a link to nothing.
     """
     path = Path(codec.path) if codec.path is not None and codec.kind != "dct" else None
     if path is None or not path.exists():
         return None
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in WEIGHTS)
     digest = xxhash.xxh64()
-    for file in files:
-        digest.update(b"" if file == path else file.name.encode() + b"\0")
-        with open_regular(file, links=True) as stream:
-            if os.fstat(stream.fileno()).st_size > MAX_WEIGHTS_BYTES:
-                raise ValueError(
-                    f"{file}: is longer than {MAX_WEIGHTS_BYTES >> 30} GiB; give a codec's weights"
-                )
-            hash_file(stream, digest)
+    try:
+        files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in WEIGHTS)
+        for file in files:
+            digest.update(b"" if file == path else os.fsencode(file.name) + b"\0")
+            with open_regular(file, links=True) as stream:
+                if os.fstat(stream.fileno()).st_size > MAX_WEIGHTS_BYTES:
+                    raise ValueError(
+                        f"{file}: is longer than {MAX_WEIGHTS_BYTES >> 30} GiB; give a codec's weights"
+                    )
+                hash_file(stream, digest)
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename or path}: cannot be read ({error.strerror}); give a codec's weights"
+        ) from None
     return digest.hexdigest()
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from megatv.data.files import REMEDY, open_file
 from megatv.data.format import DatasetInfo
 from megatv.data.mds import MAX_FILE_BYTES, Column, row_bytes
-from megatv.untrusted import parse_json
+from megatv.untrusted import parse_json, read_object
 
 HASH = "xxh64"
 FORMAT = {"version": 2, "format": "mds", "compression": None}
@@ -159,7 +159,6 @@ def _entries(path: Path) -> Iterator[Any]:
     What is left, `{"shards": [null, null, ..], "version": 2}`, is read when all are through, so that JSON's
     own reader judges all of the text. Raises ValueError when that is damaged or lists anything else.
     """
-    decode = json.JSONDecoder().raw_decode
     text, rest, count, edge = "", io.StringIO(), 0, _OPENING
     try:
         with (
@@ -172,11 +171,11 @@ def _entries(path: Path) -> Iterator[Any]:
                     start, end, left = found.start(), found.end(), found[0]
                     if left == "{":
                         try:
-                            element, end = decode(text, start)
-                        except json.JSONDecodeError:
+                            element, end = read_object(text, start)
+                        except json.JSONDecodeError as error:
+                            if not error.doc:  # a fault that no more text mends
+                                raise
                             break  # the piece ends within the element, or it is damaged and stays in the text
-                        except (RecursionError, ValueError):
-                            raise json.JSONDecodeError("nested too deeply or a huge number", "", 0) from None
                         yield element
                         count, left = count + 1, "null"
                     rest.write(text[at:start].strip(" \t\r\n") + left)

@@ -83,7 +83,7 @@ def iterate_video(
 
 
 def decode_frames(
-    source: bytes,
+    source: str | Path | bytes,
     seconds: Sequence[float],
     *,
     width: int,
@@ -93,7 +93,8 @@ def decode_frames(
 ) -> torch.Tensor:
     """uint8 [F, H, W, 3] (RGB) on `device`: the pictures on screen at `seconds` (ascending).
 
-    `source` is a whole video file; on a GPU one that can be trusted (see `video_dali`). "auto" takes DALI
+    `source` is a whole video file, or for the backend "pyav" its path, of which no more is read than is
+    needed; on a GPU a file that can be trusted (see `video_dali`). "auto" takes DALI
     (NVDEC) on a CUDA device, where it is installed, shows this kind of video rightly and has shown a trial of
     this codec as PyAV does, else PyAV; which one and why is said once. The two pick the same frames; their
     pixels differ by less than TOLERANCE. On a CUDA device the pictures are ready for any stream when they are
@@ -103,10 +104,11 @@ def decode_frames(
     import torch  # here, so that processes that only cut videos start without it
 
     assert len(seconds) and seconds[0] >= 0 and all(a <= b for a, b in itertools.pairwise(seconds))
+    assert isinstance(source, bytes) or backend == "pyav"
     name = name_of(source)
     _check_amount(len(seconds), width, height, name)
     device = torch.device(device)
-    if backend == "dali" or (backend == "auto" and device.type == "cuda"):
+    if isinstance(source, bytes) and (backend == "dali" or (backend == "auto" and device.type == "cuda")):
         timeline = read_timeline(source)
         reason = video_dali.obstacle(timeline, device)
         if reason and backend == "dali":

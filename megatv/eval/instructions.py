@@ -86,7 +86,8 @@ def question(orders: Orders, settings: EndpointSettings, frames: int) -> list[Pa
     times = [min(time, last) for time in times]
     width = min(settings.image_width_pixels, info.width)
     height = max(1, round(width * info.height / info.width))
-    shown = decode_frames(orders.video.read_bytes(), times, width=width, height=height).numpy()
+    # by its path: a file with holes is longer than memory
+    shown = decode_frames(orders.video, times, width=width, height=height, backend="pyav").numpy()
     lines = [
         f"order {k}, from {begin:.2f} s: {quoted(text)}" for k, (begin, text) in enumerate(orders.spoken, 1)
     ]
@@ -113,7 +114,10 @@ def ask_all(
 
     def ask(one: Orders) -> tuple[list[str] | str, Usage]:
         endpoint = Endpoint(settings, cache)  # one for each: counters are not shared among threads
-        asked, count = question(one, settings, frames), len(one.spoken)
+        try:
+            asked, count = question(one, settings, frames), len(one.spoken)
+        except (OSError, ValueError) as error:  # of this video alone
+            return str(error), endpoint.usage
         try:
             return endpoint.ask(asked, lambda tree: answers(tree, count)), endpoint.usage
         except NoAnswerError as error:

@@ -221,10 +221,10 @@ def test_sizes_that_no_file_can_have_are_refused(tmp_path, change):
     ("text", "message"),
     [
         (f'{{"version": 2, "shards": [{DEEP}', "nested too deeply"),
-        (f'{{"version": 2, "shards": [{{"a": {DEEP}', "nested too deeply or a huge number, behind 0 shards"),
+        (f'{{"version": 2, "shards": [{{"a": {DEEP}', "nested too deeply, behind 0 shards"),
         (f'{{"version": 2, "a": {DEEP}', "nested too deeply"),
         (f'{{"version": {HUGE}, "shards": []}}', "too many digits"),
-        (f'{{"version": 2, "shards": [{{"samples": {HUGE}}}]}}', "a huge number, behind 0 shards"),
+        (f'{{"version": 2, "shards": [{{"samples": {HUGE}}}]}}', "too many digits, behind 0 shards"),
         (" " * 3_000_000, "too much beside the shards' entries"),
         ('{"a": "' + "x" * 3_000_000, "too much beside the shards' entries"),
         ('{"shards": [{"a": "' + "x" * 3_000_000, "too much beside the shards' entries"),
@@ -249,6 +249,18 @@ def test_texts_made_to_exhaust_a_reader_are_refused(tmp_path, text, message):
     ) as error:
         read_index(tmp_path, CLIPS)
     assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("twice", ['"samples": 1, "samples": 2', '"raw_data": {"bytes": 1, "bytes": 2}'])
+def test_a_key_of_an_entry_that_is_given_twice_is_refused(tmp_path, twice):
+    """Other readers of MDS keep the last value or the first: all must see the same shards."""
+    text = json.dumps(tree_of(entry_of(0), entry_of(1)))
+    (tmp_path / "index.json").write_text(text)
+    assert len(read_index(tmp_path, CLIPS).bytes) == 2
+    place = text.rindex('{"', 0, text.rindex("raw_data")) + 1
+    (tmp_path / "index.json").write_text(f"{text[:place]}{twice}, {text[place:]}")
+    with pytest.raises(ValueError, match=r"is damaged \(the key '\w+' is given twice, behind 1 shards\)"):
+        read_index(tmp_path, CLIPS)
 
 
 def test_a_value_too_long_or_deep_for_a_message_is_cut(tmp_path):

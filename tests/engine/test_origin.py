@@ -1,6 +1,7 @@
 """A checkpoint is used with the codec and the latent statistics that it was trained with, or not at all."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -94,3 +95,21 @@ def test_a_file_that_is_too_long_for_weights_is_not_hashed(tmp_path, monkeypatch
     monkeypatch.setattr(format, "MAX_WEIGHTS_BYTES", 99)
     with pytest.raises(ValueError, match=r"a\.safetensors: is longer than .*; give a codec's weights"):
         codec_fingerprint(config)
+
+
+@pytest.mark.parametrize("kind", ["link to nothing", "link to itself", "folder", "no folder"])
+def test_what_cannot_be_read_as_weights_is_one_sentence(tmp_path, kind):
+    folder = tmp_path / "codec"
+    folder.mkdir()
+    match kind:
+        case "link to nothing":
+            (folder / "config.json").symlink_to("gone")
+        case "link to itself":
+            (folder / "config.json").symlink_to("config.json")
+        case "folder":
+            (folder / "config.json").mkdir()
+        case "no folder":
+            folder.rmdir()
+            os.mkfifo(folder)
+    with pytest.raises(ValueError, match=r"codec[^ ]*: cannot be read \(.*\); give a codec's weights"):
+        codec_fingerprint(CodecConfig("wan", str(folder)))

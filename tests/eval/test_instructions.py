@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -79,6 +80,16 @@ def test_the_question_has_the_words_and_the_frames_before_and_after(tmp_path):
     assert {0.25, 0.75, 1.25, 1.5, 1.75} <= set(seconds)
     for second, picture in zip(seconds, pictures, strict=True):
         assert picture.shape == (32, 48, 3) and abs(picture.mean() - 255 * (second >= 1)) < 3
+
+
+def test_a_video_with_a_hole_longer_than_memory_is_not_read_whole(tmp_path):
+    video = sampled(tmp_path / "a", [(1.0, "Light!")])
+    hole = 1 << 40
+    with video.open("ab") as file:
+        file.write(struct.pack(">I4sQ", 1, b"free", hole))
+        file.truncate(file.tell() - 16 + hole)
+    _, *shown = question(find_orders({"a": video})["a"], SETTINGS, 4)
+    assert len(shown) > 8
 
 
 @pytest.mark.parametrize(
@@ -251,6 +262,18 @@ def test_a_video_without_an_answer_costs_the_others_nothing(seer, orders, tmp_pa
     seer.first += tries
     with pytest.raises(ValueError, match=r"I cannot\."):  # no video is answered
         ask_all({"0": orders["0"]}, settings, tmp_path / "replies", 4)
+
+
+def test_a_video_that_does_not_decode_costs_the_others_nothing(seer, orders, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    orders["0"] = dataclasses.replace(orders["0"], video=bad)
+    orders["1"] = dataclasses.replace(orders["1"], video=tmp_path / "gone.mp4")
+    said, failed, _ = ask_all(orders, seer.settings, tmp_path / "replies", 4)
+    assert len(said) == 10 and {k: failed[k].split("/")[-1].split(":")[0] for k in failed} == {
+        "0": "bad.mp4",
+        "1": "gone.mp4",
+    }
 
 
 def test_replies_that_cannot_be_kept_are_one_sentence(seer, orders, tmp_path):

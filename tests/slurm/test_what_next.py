@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,3 +68,21 @@ def test_the_command_line_is_the_trainings_own(python, config_file: Path, tmp_pa
     done = python(*words, "run.steps=7", "--resume", "auto", check=False)
     assert done.returncode == 75
     assert f"[slurm] {run_dir}: step 0 of 7 is saved; the run stopped and goes back" in done.stdout
+
+
+@pytest.mark.parametrize("text", ["[]", '{"step": 4}', '{"step": 4, "ends": "x"}', '{"step": 4, "ends'])
+def test_a_count_that_is_none_begins_anew(ends, tmp_path: Path, text: str) -> None:
+    assert ends(4, 137) == "come back"
+    (tmp_path / "run/ends.json").write_text(text)
+    assert [ends(4, 137), ends(4, 137), ends(4, 137)] == ["come back", "come back", "look"]
+
+
+def test_a_count_in_the_place_of_a_pipe_or_link_is_not_read_or_written_through(ends, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    os.mkfifo(tmp_path / "run/ends.json")
+    assert ends(4, 137) == "come back"
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "run/ends.json").unlink()
+    (tmp_path / "run/ends.json").symlink_to(tmp_path / "mine")
+    assert ends(4, 137) == "come back"
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -78,8 +78,12 @@ def open_database(path: Path, *, create: bool) -> sqlite3.Connection:
     try:
         _claim_file(path, create=create)
         looking = connect(path, read_only=True)  # closing it leaves its -wal as it was
-        with closing(looking), bounded(looking, path, OPENING_SECONDS):
-            _version(looking, path)
+        with closing(looking):
+            with bounded(looking, path, OPENING_SECONDS):
+                found = _version(looking, path)
+            if found is TABLES_OF_NAMES:  # they will be sorted: SQLite writes the rows into a file meanwhile
+                for table in ("raters", "tasks"):
+                    read_rows(looking, path, f"SELECT * FROM {table}")
         connection = connect(path)
     except (OSError, sqlite3.Error) as error:
         raise _unusable(path, error) from None

@@ -66,12 +66,17 @@ def one_row_many_times(tmp_path):
     with closing(open_database(path, create=True)) as connection:
         connection.execute("INSERT INTO people (id, name) VALUES ('0123456789abcdef', printf('%64d', 1))")
         (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'people'").fetchone()
+    repeat_row(path, page)
+    return path
+
+
+def repeat_row(path: Path, page: int) -> None:
+    """Let the only row of a table, whose tree is this page, stand there 680 times."""
     pages = bytearray(path.read_bytes())
     leaf = pages[(page - 1) * PAGE : page * PAGE]
     (place,) = struct.unpack(">H", leaf[8:10])
     pages[(page - 1) * PAGE : page * PAGE] = many_times(bytes(leaf[place:]), kind=LEAF, count=680)
     path.write_bytes(pages)
-    return path
 
 
 def test_rows_are_no_more_than_the_file_can_hold(one_row_many_times):
@@ -82,6 +87,22 @@ def test_rows_are_no_more_than_the_file_can_hold(one_row_many_times):
         with pytest.raises(ValueError, match=r"answers\.sqlite: has more rows than its length") as error:
             read_rows(connection, one_row_many_times, "SELECT number, name FROM people")
     assert "\n" not in str(error.value)
+
+
+def test_rows_of_an_old_file_are_counted_before_they_are_sorted(tmp_path):
+    """To sort them SQLite writes them into a file of its own, wherever it keeps such: gigabytes a minute."""
+    path = tmp_path / "answers.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        for sql in database.TABLES_OF_NAMES.values():
+            connection.execute(sql)
+        connection.execute("INSERT INTO raters VALUES (printf('%64d', 1), 1.0)")
+        connection.commit()
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'raters'").fetchone()
+    repeat_row(path, page)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"answers\.sqlite: has more rows than its length") as error:
+        open_database(path, create=False)
+    assert "\n" not in str(error.value) and path.read_bytes() == before
 
 
 def test_rows_are_bounded_however_long_the_file_is(one_row_many_times, monkeypatch):
