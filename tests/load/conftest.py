@@ -27,7 +27,7 @@ from megatv.studio import limits
 for name, value in json.loads(sys.argv[1]).items():
     assert hasattr(limits, name)
     setattr(limits, name, value)
-from megatv.studio import cli
+from megatv.studio import cli, serve
 if sys.argv[2]:
     cli.main(["--checkpoint", sys.argv[2], "--port", "0"])
 else:
@@ -35,11 +35,11 @@ else:
     fake = importlib.util.module_from_spec(spec)
     sys.modules["fake"] = fake
     spec.loader.exec_module(fake)
-    listening = cli._listen("127.0.0.1", 0)
+    listening = serve._listen("127.0.0.1", 0)
     print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
     studio = fake.Studio()
     studio.streams = collections.deque(maxlen=1)  # which keep their frames
-    cli.server_of(studio.app).run(sockets=[listening])
+    serve.server_of(studio.app).run(sockets=[listening])
 """
 
 
