@@ -25,8 +25,8 @@ SLOW = {
         for name in (
             *("bench_attention", "bench_data", "bench_fused", "bench_sample", "bench_scaling"),
             *("check_action_lag", "codec_report", "compare_precisions", "compare_solvers", "count_passes"),
-            *("draw_reconstruction", "experiment", "fuzz_video", "gpu_check", "inspect_sequence"),
-            *("make_eval_set", "score_videos", "shards", "sweep_guidance", "train_tokenizer"),
+            *("draw_reconstruction", "fuzz_video", "gpu_check", "inspect_sequence"),
+            *("make_eval_set", "score_videos", "shards", "train_tokenizer"),
         )
     ),
 }
