@@ -26,7 +26,7 @@ SLOW = {
             *("bench_attention", "bench_data", "bench_fused", "bench_sample", "bench_scaling"),
             *("check_action_lag", "codec_report", "compare_precisions", "compare_solvers", "count_passes"),
             *("draw_reconstruction", "fuzz_video", "gpu_check", "inspect_sequence"),
-            *("make_eval_set", "score_videos", "shards", "train_tokenizer"),
+            *("make_eval_set", "train_tokenizer"),
         )
     ),
 }
