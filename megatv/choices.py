@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, get_args
 
 Solver = Literal["euler", "heun", "dpmpp"]
@@ -16,3 +17,7 @@ SPLITS = ("train", "val")
 """Of the episodes of a game."""
 TOY_WORLD = "toy_world"
 """The tokenizer.path that stands for the tokenizer which megatv ships."""
+TOY_WORLD_FILE = Path(__file__).parent / "assets/toy_world.tiktoken"
+"""That tokenizer."""
+WIDTH, HEIGHT = 320, 192
+"""Pixels of the paper's videos (TV2TV sections 3.2 and 4.2.2), which evaluation sets have."""

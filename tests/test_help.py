@@ -17,20 +17,6 @@ SCRIPTS = [
     for path in sorted((ROOT / folder).rglob("*.py"))
     if re.search(r"\.parse_(intermixed_|known_)?args\b", path.read_text())
 ]
-SLOW = {
-    "megatv.eval.human",
-    "launch/slurm/what_next.py",
-    *(
-        f"tools/{name}.py"
-        for name in (
-            *("bench_attention", "bench_data", "bench_fused", "bench_sample", "bench_scaling"),
-            *("check_action_lag", "codec_report", "compare_precisions", "compare_solvers", "count_passes"),
-            *("draw_reconstruction", "experiment", "fuzz_video", "gpu_check", "inspect_sequence"),
-            *("make_eval_set", "score_videos", "shards", "sweep_guidance", "train_tokenizer"),
-        )
-    ),
-}
-"""Commands that import what they work with before they parse."""
 RUN = """
 import runpy, sys
 code, (_, *sys.argv) = 0, sys.argv
@@ -57,12 +43,12 @@ def start(*words: str) -> tuple[int, str, set[str]]:
 
 
 def test_commands_are_found():
-    assert len(SCRIPTS) > 30 and {*MODULES, *SCRIPTS} >= SLOW
+    assert len(SCRIPTS) > 30
     packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "megatv").rglob("__main__.py")}
     assert packages == set(MODULES.values())
 
 
-@pytest.mark.parametrize("command", [name for name in (*MODULES, *SCRIPTS) if name not in SLOW])
+@pytest.mark.parametrize("command", [*MODULES, *SCRIPTS])
 def test_help_imports_nothing_heavy(command):
     code, said, imported = start(command, "--help")
     assert code == 0 and "usage: " in said

@@ -17,7 +17,10 @@ OWN = {
 }
 READERS = [
     f"tools/{name}.py"
-    for name in ("shards", "make_shards", "convert_ckpt", "inspect_sequence", "score_videos", "codec_report")
+    for name in (
+        *("shards", "examine_shards", "make_shards", "convert_ckpt"),
+        *("inspect_sequence", "training_sequence", "score_videos", "codec_report"),
+    )
 ]
 FILES = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "megatv").rglob("*.py"))] + READERS
 

@@ -32,13 +32,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as launchers set it; before torch is imported
 
 import bench_data_index
-import bench_data_loader
-import bench_data_video
 from bench_data_timing import Row, Tables, table
 from megatv.choices import TOY_WORLD
 from megatv.log import main_guard, read_metrics, say
-
-import torch
 
 SECTIONS = ("decode", "stages", "loader", "first", "index", "consumer")
 PACKAGES = (
@@ -61,6 +57,8 @@ def main() -> None:
         raise ValueError(f"--mfu {args.mfu:g}: is a share of the peak, above 0 and at most 1")
     if min(args.index_samples or [1]) < 1:
         raise ValueError("--index-samples: every number must be at least 1")
+    import torch  # which takes seconds
+
     torch.set_num_threads(1)
     machine = _machine()
     report: dict[str, Any] = {"machine": machine}
@@ -81,6 +79,9 @@ def main() -> None:
 
 def measure(section: str, args: argparse.Namespace, work: Path) -> Tables:
     """The tables of one section; what it writes lies in `work`, where later sections find it again."""
+    import bench_data_loader  # these import torch
+    import bench_data_video
+
     small = args.small
     repeats = 1 if small else 5
     if section in ("decode", "stages"):

@@ -25,8 +25,6 @@ from typing import Any
 from megatv.config import load_config
 from megatv.log import main_guard, read_metrics
 
-import torch
-
 ROOT = Path(__file__).parents[1]
 QUIET = ["log.val_every=0", "log.preview_every=0", "log.wandb=false"]
 
@@ -46,6 +44,8 @@ def main() -> None:
         raise ValueError("--processes, --steps and --rounds must be at least 1")
     if args.out and not args.out.parent.is_dir():
         raise ValueError(f"--out {args.out}: give the name of a file in a folder that exists")
+    import torch  # which takes seconds
+
     overrides = {n: [*args.overrides, f"batch.examples={n * args.examples}"] for n in args.processes}
     for words in overrides.values():
         load_config(args.config, words)  # refuses before anything is started

@@ -47,8 +47,8 @@ HALF_A_BODY = (
 )
 SERVE = """
 import sys
-from megatv.eval.human import cli
-cli.WAIT_SECONDS = float(sys.argv.pop(1))
+from megatv.eval.human import cli, run
+run.WAIT_SECONDS = float(sys.argv.pop(1))
 cli.command()
 """
 

@@ -13,7 +13,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatv.data.csgo import find_episodes
 from megatv.data.csgo_episode import HEIGHT, WIDTH, Episode
 from megatv.log import main_guard, progress
 
@@ -29,6 +28,8 @@ CLEAR = 0.3
 def main() -> int:
     """Print the correlation at every lag and the best of them."""
     args = _arguments()
+    from megatv.data.csgo import find_episodes  # imports torch, which takes seconds
+
     mouse, flow = [], []
     for path in progress(find_episodes(args.episodes), desc="episodes"):
         with Episode(path) as episode:

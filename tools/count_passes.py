@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from megatv.data.tokenizer import Tokenizer, load_tokenizer
-from megatv.data.toy_world import simulate
 from megatv.log import main_guard
 from megatv.regular_file import require_place
-from megatv.sample.grammar import LINES, Walk, action_grammar
+
+if TYPE_CHECKING:
+    from megatv.data.tokenizer import Tokenizer
 
 EPISODES = 100
 ENOUGH = 10**6
@@ -31,6 +32,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     args = parser.parse_args()
     require_place(args.out)
+    # these import torch, which takes seconds
+    from megatv.data.tokenizer import load_tokenizer
+    from megatv.sample.grammar import LINES
+
     tokenizer = load_tokenizer(args.tokenizer)
     figures = {f"{lines} a chunk": count(tokenizer, lines) for lines in (1, LINES)}
     text = json.dumps(figures, indent=1)
@@ -41,6 +46,9 @@ def main() -> None:
 
 def count(tokenizer: Tokenizer, lines: int) -> dict[str, float]:
     """Means: tokens of a chunk with `lines` lines, and the passes that pick them and BOF."""
+    from megatv.data.toy_world import simulate
+    from megatv.sample.grammar import LINES, Walk, action_grammar
+
     said = [caption.text for seed in range(EPISODES) for caption in simulate(seed).captions()]
     chunks = ["\n".join(said[at : at + lines]) for at in range(0, len(said) - lines + 1, lines)]
     tokens = picks = 0

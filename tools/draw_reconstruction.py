@@ -11,21 +11,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from codec_report import quality  # the tool beside this one
 from megatv.checkpoint.trust import Trust
 from megatv.config import FPS
-from megatv.data.loader import check_shards
-from megatv.data.remote import open_shards
-from megatv.data.sequence import build_sequence, chunk_start_seconds, texts_by_chunk
-from megatv.eval.reconstruction import reconstruct
 from megatv.log import main_guard, say
-from megatv.model.codec import clip_encoder
-from megatv.sample.render import Strip, contact_sheet
-from megatv.sample.request import ChunkWords
-from megatv.sample.sampler import Sampler
 
 import numpy as np
-import torch
 
 
 def repeated(frames: np.ndarray, starts: list[int]) -> np.ndarray:
@@ -46,6 +36,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
     Trust.add_options(parser)
     args = parser.parse_args()
+    # these import torch, which takes seconds
+    from megatv.data.loader import check_shards
+    from megatv.data.remote import open_shards
+    from megatv.data.sequence import build_sequence, chunk_start_seconds, texts_by_chunk
+    from megatv.eval.codec_quality import quality
+    from megatv.eval.reconstruction import reconstruct
+    from megatv.model.codec import clip_encoder
+    from megatv.sample.render import Strip, contact_sheet
+    from megatv.sample.request import ChunkWords
+    from megatv.sample.sampler import Sampler
+
+    import torch
+
     sampler = Sampler.from_checkpoint(args.checkpoint, trust=Trust.given(args))
     config = sampler.config
     if "data.train" in sampler.refused:

@@ -15,15 +15,15 @@ import dataclasses
 import json
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiment import machine  # the tools beside this one
 from megatv.checkpoint.trust import Trust
-from megatv.eval.toy_checkpoint import score
 from megatv.log import main_guard, say
 from megatv.regular_file import write_file
-from megatv.sample.sampler import Sampler, some_device
-from score_toy_world import check_scoring, scoring_parser
+from score_toy_world import check_scoring, scoring_parser  # the tool beside this one
+
+if TYPE_CHECKING:
+    from megatv.sample.sampler import Sampler
 
 FOLLOWED = ("all", "turn", "move", "jump", "shoot", "reload")
 
@@ -37,6 +37,11 @@ def main() -> None:
     for scale in args.cfg:
         if not (math.isfinite(scale) and scale >= 0):
             raise ValueError(f"--cfg {scale:g}: must be a number of at least 0")
+    # these import torch, which takes seconds
+    from megatv.eval.toy_checkpoint import score
+    from megatv.eval.toy_runs import machine
+    from megatv.sample.sampler import Sampler, some_device
+
     device = args.device or some_device()
     sampler = Sampler.from_checkpoint(args.checkpoint, device, trust=Trust.given(args))
     require_guidance(sampler, args.checkpoint)

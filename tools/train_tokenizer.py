@@ -13,8 +13,7 @@ import base64
 import os
 from pathlib import Path
 
-from megatv.data.tokenizer import TOY_PATTERN, TOY_WORLD_FILE
-from megatv.data.toy_world import ACTIONS, META_PROMPT, words
+from megatv.choices import TOY_WORLD_FILE
 from megatv.log import main_guard
 from megatv.untrusted import parse_json
 
@@ -24,11 +23,15 @@ RANKS = 322
 
 def corpus() -> list[str]:
     """Every action line, and the meta-prompt."""
+    from megatv.data.toy_world import ACTIONS, META_PROMPT, words  # imports torch, which takes seconds
+
     return [*map(words, ACTIONS), META_PROMPT]
 
 
 def train(texts: list[str], ranks: int) -> list[bytes]:
     """Tokens in order of rank: the 256 bytes, then merges learned from `texts`."""
+    from megatv.data.tokenizer import TOY_PATTERN
+
     try:
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     except ImportError:

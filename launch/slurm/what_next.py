@@ -12,7 +12,6 @@ import argparse
 import json
 from pathlib import Path
 
-from megatv.checkpoint import store
 from megatv.config import Config, load_config
 from megatv.log import main_guard
 from megatv.regular_file import read_bytes, write_file
@@ -40,6 +39,8 @@ def main() -> int:
 
 def what_next(config: Config, exit_code: int) -> tuple[int, str]:
     """FINISHED, COME_BACK or LOOK, with the sentence for the log."""
+    from megatv.checkpoint import store  # imports torch, which takes seconds
+
     run = Path(config.run.dir)
     saved = store.steps(run)
     step = int(saved[-1].name.removeprefix("step_")) if saved else 0

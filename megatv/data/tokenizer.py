@@ -14,10 +14,8 @@ from pathlib import Path
 
 import tiktoken
 
-from megatv.choices import TOY_WORLD
+from megatv.choices import TOY_WORLD, TOY_WORLD_FILE
 from megatv.regular_file import read_bytes
-
-TOY_WORLD_FILE = Path(__file__).parents[1] / "assets" / "toy_world.tiktoken"
 
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from megatv.choices import HEIGHT, WIDTH
 from megatv.data.csgo import find_episodes, resize
 from megatv.data.csgo_episode import Episode
 from megatv.data.video import iterate_video, probe
 from megatv.eval.eval_set import frame_order
 from megatv.log import progress, say
 from megatv.untrusted import printable
-
-WIDTH, HEIGHT = 320, 192
-"""Of the paper's videos (sections 3.2 and 4.2.2)."""
 
 
 def different_frames(recordings: list[Path], seed: int) -> Iterator[tuple[str, int, np.ndarray]]:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatv.data.tokenizer import LLAMA3_PATTERN, TOY_WORLD_FILE, Tokenizer, load_tokenizer, read_ranks
+from megatv.choices import TOY_WORLD_FILE
+from megatv.data.tokenizer import LLAMA3_PATTERN, Tokenizer, load_tokenizer, read_ranks
 from megatv.data.toy_world import ACTIONS, META_PROMPT, simulate, words
 
 ROOT = Path(__file__).parents[2]

@@ -157,11 +157,9 @@ def load_tool():
     def load(name: str):
         spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look there
-        sys.path.insert(0, str(ROOT / "tools"))
-        try:
-            spec.loader.exec_module(module)
-        finally:
-            sys.path.remove(str(ROOT / "tools"))
+        spec.loader.exec_module(module)
         return module
 
-    return load
+    with pytest.MonkeyPatch.context() as patch:  # for as long as they run: main() imports others, too
+        patch.syspath_prepend(ROOT / "tools")
+        yield load

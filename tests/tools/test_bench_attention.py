@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def bench(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tools")  # tools import the one beside them
-    return importlib.import_module("bench_attention")
+    return importlib.import_module("time_attention")
 
 
 @pytest.mark.slow

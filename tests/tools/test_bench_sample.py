@@ -41,7 +41,7 @@ def test_one_model_must_be_named(python):
 @pytest.mark.parametrize(("name", "of_matrix", "of_key"), [("fp32", 4, 4), ("bf16", 2, 2), ("fp8", 1, 1)])
 def test_the_floor_reads_what_each_precision_keeps(monkeypatch, name, of_matrix, of_key):
     monkeypatch.syspath_prepend(ROOT / "tools")
-    tool, precision = importlib.import_module("bench_sample"), PRECISIONS[name]
+    tool, precision = importlib.import_module("time_sample"), PRECISIONS[name]
     config = load_config(ROOT / "configs/toy_world.yaml", ["codec={kind: dct}", *MODEL])
     cpu = torch.device("cpu")
     model = tool.random_model(config, cpu, precision)

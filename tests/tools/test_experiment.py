@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from megatv.checkpoint.store import latest
+from megatv.eval import toy_runs
+from megatv.sample.sampler import Sampler
 
 ROOT = Path(__file__).parents[2]
 STARTS = 8
@@ -60,9 +62,9 @@ def test_the_report_on_players_whose_scores_are_known(tool, tmp_path, monkeypatc
 
     monkeypatch.setattr(tool, "prepare", lambda *_: None)
     monkeypatch.setattr(tool, "train", trained)
-    monkeypatch.setattr(tool.Sampler, "from_checkpoint", load)
-    monkeypatch.setattr(tool, "EYE_EPISODES", 8)
-    monkeypatch.setattr(tool, "train_eye", lambda clips, labels: tool.Eye().eval())
+    monkeypatch.setattr(Sampler, "from_checkpoint", load)
+    monkeypatch.setattr(toy_runs, "EYE_EPISODES", 8)
+    monkeypatch.setattr(toy_runs, "train_eye", lambda clips, labels: toy_runs.Eye().eval())
     options = ("--out", tmp_path, "--starts", STARTS, "--seconds", 7)
     call(tool, monkeypatch, "--config", ROOT / "configs/toy_world.yaml", *options)
 

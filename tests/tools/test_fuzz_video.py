@@ -53,6 +53,7 @@ import os, sys, time
 from pathlib import Path
 sys.path.insert(0, TOOLS)
 import fuzz_video
+import video_fuzzer
 
 hoard, calls, marks = [], 0, Path(MARKS)
 
@@ -66,7 +67,7 @@ def attempt(data, way, backend):  # spawned workers run this file, too
         os.abort() if deed == "crash" else time.sleep(600)
     return {"outcome": "wrong exception" if calls == 9 else "decoded", "detail": "KeyError()"}
 
-fuzz_video.attempt = attempt
+video_fuzzer.attempt = attempt
 if __name__ == "__main__":
     sys.exit(fuzz_video.main())
 """

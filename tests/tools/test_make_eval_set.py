@@ -15,10 +15,12 @@ from megatv.data.csgo_actions import GameAction, encode_action
 from megatv.data.csgo_episode import Episode
 from megatv.data.picture import decode_picture
 from megatv.data.video import decode_video, probe, write_video
-from megatv.eval.human.cli import open_desk
+from megatv.eval.human.run import open_desk
 from megatv.eval.human.study import Study, System, read_study
 from megatv.eval.human.videos import find_videos
 from megatv.sample.batch_file import read_batch
+from megatv.schema import plain
+from megatv.yaml_tree import dump
 
 spec = importlib.util.spec_from_file_location(
     "make_eval_set", Path(__file__).parents[2] / "tools/make_eval_set.py"
@@ -247,7 +249,7 @@ def unlike(tmp_path):
     systems = (System("TV2TV", str(tmp_path / "ours")), System("WAN", str(tmp_path / "theirs")))
     study = Study("pairwise", systems, str(tmp_path / "a.sqlite"), checks=0, joins="open", hints="none")
     path = tmp_path / "study.yaml"
-    path.write_text(make_eval_set.dump(make_eval_set.plain(study)))
+    path.write_text(dump(plain(study)))
     return path
 
 
@@ -291,7 +293,7 @@ def test_steered_videos_keep_their_captions_and_times(run, tmp_path):
     line = {"name": "a", "video": "a.mp4", "caption": "The player jumps.", "start": 0.8125, "action": "jump"}
     (tmp_path / "m.jsonl").write_text(json.dumps({**line, "control": True}) + "\n")
     study = Study("pointwise", (System("ours", str(tmp_path / "m.jsonl")),), str(tmp_path / "a.sqlite"))
-    (tmp_path / "s.yaml").write_text(make_eval_set.dump(make_eval_set.plain(study)))
+    (tmp_path / "s.yaml").write_text(dump(plain(study)))
     assert run("normalise", tmp_path / "s.yaml", "--out", tmp_path / "alike") == 0
     (found,) = find_videos(read_study(tmp_path / "alike/study.yaml"))
     assert (found["a"].caption, found["a"].start, found["a"].control) == ("The player jumps.", 0.8125, True)

@@ -50,7 +50,6 @@ def run(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["shards.py", *map(str, args)])
         return tool.main()
 
-    call.tool = tool
     return call
 
 
@@ -285,7 +284,7 @@ def test_verify_names_a_bounded_number_of_faults(run, tmp_path, capsys, monkeypa
     data = bytearray(file.read_bytes())
     data[4:40] = bytes(36)
     file.write_bytes(data)
-    monkeypatch.setattr(run.tool, "MAX_NAMED", 3)
+    monkeypatch.setattr(importlib.import_module("examine_shards"), "MAX_NAMED", 3)
     assert run("verify", path) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4 and errors[-1] == f"error: {path}: 6 more examples are damaged"

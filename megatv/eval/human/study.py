@@ -13,6 +13,8 @@ from megatv.yaml_tree import read_yaml
 Kind = Literal["pairwise", "pointwise"]
 Criterion = Literal["alignment", "fidelity", "quality", "overall"]
 
+PORT = 8420
+"""Of the page, where nobody says another."""
 MAX_LABEL = 200
 MAX_STUDY_BYTES = 200_000
 LEAST = {

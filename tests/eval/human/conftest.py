@@ -11,8 +11,8 @@ import pytest
 
 from megatv.data.toy_world import META_PROMPT, simulate
 from megatv.data.video import write_video
-from megatv.eval.human.cli import open_desk
 from megatv.eval.human.desk import Desk
+from megatv.eval.human.run import open_desk
 from megatv.eval.human.study import Study, System
 
 NAMES = ("duel-0", "duel-1", "duel-2", "duel-3")

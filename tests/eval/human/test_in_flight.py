@@ -10,9 +10,9 @@ import pytest
 
 from megatv.eval.human import in_flight
 from megatv.eval.human.answers import Answers
-from megatv.eval.human.cli import server_of
 from megatv.eval.human.desk import Desk
 from megatv.eval.human.in_flight import MAX_OF_ONE, MAX_OF_RATER, MAX_REQUESTS, REFUSAL, InFlight
+from megatv.eval.human.run import server_of
 from megatv.guard import own_names
 
 pytestmark = pytest.mark.timeout(60)

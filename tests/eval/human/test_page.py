@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from megatv.eval.human.cli import _listen, server_of
 from megatv.eval.human.desk import Desk
+from megatv.eval.human.run import _listen, server_of
 from megatv.guard import own_names
 
 WELCOME = "!document.querySelector('#welcome').hidden"

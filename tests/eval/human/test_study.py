@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megatv.data.video import decode_video, write_video
-from megatv.eval.human.cli import open_desk
+from megatv.eval.human.run import open_desk
 from megatv.eval.human.study import System, read_study
 from megatv.eval.human.videos import find_videos
 
