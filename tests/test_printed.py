@@ -18,7 +18,7 @@ OWN = {
 READERS = [
     f"tools/{name}.py"
     for name in (
-        *("shards", "examine_shards", "make_shards", "convert_ckpt"),
+        *("shards", "examine_shards", "make_shards", "encode_shards", "convert_ckpt"),
         *("inspect_sequence", "training_sequence", "score_videos", "codec_report"),
     )
 ]

@@ -46,7 +46,7 @@ def main() -> int:
             f"data.crop {config.data.crop} is for --videos, and games are cut in a row: set it to none"
         )
     stores_whole_clips(config.data.crop, args.store, args.crops)
-    from megatv.model.codec.to_shards import make_shards  # imports torch, which takes seconds
+    from encode_shards import make_shards  # the tool beside this one; imports torch, which takes seconds
 
     return make_shards(args, config)
 

@@ -55,7 +55,7 @@ SOURCE_MOST = {
     "min_height_pixels": 1 << 14,
     "min_frames_per_second": 1000,
 }
-"""No video that is longer, larger or faster is worth asking for: nothing would be left."""
+"""The largest thresholds: a higher one would drop every video."""
 
 
 @dataclass(frozen=True)

@@ -93,13 +93,14 @@ def decode_frames(
 ) -> torch.Tensor:
     """uint8 [F, H, W, 3] (RGB) on `device`: the pictures on screen at `seconds` (ascending).
 
-    `source` is a whole video file, or for the backend "pyav" its path, of which no more is read than is
-    needed; on a GPU a file that can be trusted (see `video_dali`). "auto" takes DALI
-    (NVDEC) on a CUDA device, where it is installed, shows this kind of video rightly and has shown a trial of
-    this codec as PyAV does, else PyAV; which one and why is said once. The two pick the same frames; their
-    pixels differ by less than TOLERANCE. On a CUDA device the pictures are ready for any stream when they are
-    returned. Raises ValueError when the video does not decode or ends too early, and when a backend asked for
-    by name is missing or cannot show this video.
+    source   the bytes of a whole video file, on a GPU one that can be trusted (see `video_dali`); or, for
+             the backend "pyav" alone, a path: no more of the file is read than is needed
+
+    "auto" takes DALI (NVDEC) on a CUDA device, where it is installed, shows this kind of video rightly and
+    has shown a trial of this codec as PyAV does, else PyAV; which one and why is said once. The two pick the
+    same frames; their pixels differ by less than TOLERANCE. On a CUDA device the pictures are ready for any
+    stream when they are returned. Raises ValueError when the video does not decode or ends too early, and
+    when a backend asked for by name is missing or cannot show this video.
     """
     import torch  # here, so that processes that only cut videos start without it
 

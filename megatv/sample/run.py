@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make_one(args: argparse.Namespace) -> int:
+    """One video into --out, or two of it with --compare; 0."""
     spoken = tuple(read_intervention(text) for text in args.intervene)
     if args.timeline is not None:
         spoken += read_timeline(args.timeline)
@@ -81,6 +82,7 @@ def make_one(args: argparse.Namespace) -> int:
 
 
 def make_batch(args: argparse.Namespace) -> int:
+    """A folder below --out for every line of --batch; 2 of one process when a line could not be made."""
     asked, faults = read_batch(args.batch)
     out = Path(args.out)
     require_folder(out)

@@ -1,6 +1,5 @@
 """The tool end to end; bad input ends in one sentence and leaves nothing behind."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -29,11 +28,6 @@ from megatv.types import Caption
 
 ROOT = Path(__file__).parents[2]
 CLIPS = ROOT / "../shared/clips"
-spec = importlib.util.spec_from_file_location("make_shards", ROOT / "tools/make_shards.py")
-assert spec is not None and spec.loader is not None
-make_shards = importlib.util.module_from_spec(spec)
-sys.modules["make_shards"] = make_shards
-spec.loader.exec_module(make_shards)
 
 CONFIG = """
 run: {dir: unused, steps: 1}
@@ -49,14 +43,14 @@ checkpoint: {every: 1}
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, load_tool):
     """Call the tool's main with arguments; the config is a toy one of 13 latents and 300 text rows."""
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG)
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["make_shards.py", "--config", str(config), *map(str, args)])
-        return make_shards.main()
+        return load_tool("make_shards").main()
 
     return call
 
@@ -526,6 +520,7 @@ import resource, runpy, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond the limit is an error, as on a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
 del sys.argv[0]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])  # as Python does when it starts a script
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -1,6 +1,5 @@
 """CS:GO episodes to shards, and one set of shards as TV2TV, Think2V and T2V."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -19,11 +18,6 @@ from megatv.model.codec import load_codec
 
 ROOT = Path(__file__).parents[2]
 LLAMA3 = ROOT / "../shared/llama3/tokenizer.model"
-spec = importlib.util.spec_from_file_location("make_shards", ROOT / "tools/make_shards.py")
-assert spec is not None and spec.loader is not None
-make_shards = importlib.util.module_from_spec(spec)
-sys.modules["make_shards"] = make_shards
-spec.loader.exec_module(make_shards)
 
 CONFIG = ROOT / "configs/3b_csgo.yaml"
 SMALL = [
@@ -53,11 +47,11 @@ def recordings(write_episode, tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run(monkeypatch, load_tool):
     def call(*args):
         command = ["make_shards.py", "--config", CONFIG, *SMALL, *args]
         monkeypatch.setattr(sys, "argv", [str(word) for word in command])
-        make_shards.main()
+        load_tool("make_shards").main()
 
     return call
 

@@ -9,9 +9,6 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from megatv.config import FPS, Config, config_to_dict
 from megatv.data import csgo
 from megatv.data.budget import TextBudget
@@ -39,6 +36,9 @@ from megatv.data.video import encode_video, whole_latents
 from megatv.log import progress, say
 from megatv.model.codec import Codec, clip_encoder, latents_to_frames, load_codec
 from megatv.untrusted import printable
+
+import numpy as np
+import torch
 
 CLIP_CRF = 12
 """H.264 quality of stored clips: its error in latents is within a tenth of that of 4:2:0 colour alone."""
